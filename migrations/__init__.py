@@ -1,0 +1,1 @@
+"""Alembic environment and schema versions (shipped in the wheel)."""

@@ -1,0 +1,270 @@
+"""Open the database: SQLite with one writer at a time, or PostgreSQL; migrate it; say what is wrong with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
+from storage.settings import Settings, ensure_home
+
+HEAD = "0001"  # the schema that this code works with; a test compares it with migrations/
+CONNECTIONS = 3  # per process, whatever its concurrency
+WRITER_PATIENCE = 60.0  # seconds; a commit takes milliseconds, so this long means that someone is frozen
+
+
+class WriterLock:
+    """One writer per home: a thread lock around a file lock.
+
+    SQLite's own waiting polls with long sleeps and starves writers; a commit of ours takes milliseconds, so
+    whoever waits here is served at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._threads = threading.Lock()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock; UnreachableError if another process keeps it for a minute."""
+        with self._threads:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _flock(descriptor, self._path)
+                yield
+            finally:
+                os.close(descriptor)  # also releases the lock
+
+
+def _flock(descriptor: int, path: Path) -> None:
+    deadline = time.monotonic() + WRITER_PATIENCE
+    pause = 0.001
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UnreachableError(
+                    f"Another process has held {path} for {WRITER_PATIENCE:.0f} s; look for a frozen promptmill process."
+                ) from None
+            time.sleep(pause)
+            pause = min(pause * 2, 0.01)
+        else:
+            return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """An open database: its SQLAlchemy engine, and the lock that orders writers on SQLite."""
+
+    db_engine: Engine
+    writer: WriterLock | None = None
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded default."""
+        return self.writer is not None
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection in a read transaction; errors come out as ours."""
+        with translated(self.db_engine), self.db_engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = False) -> Iterator[Connection]:
+        """Yield a connection in a write transaction, committed at the end.
+
+        Args:
+            durable: on SQLite, survive a power cut from the moment of the commit (submissions do).
+        """
+        with translated(self.db_engine):
+            if self.writer is None:
+                with self.db_engine.begin() as connection:
+                    yield connection
+                return
+            options = {"promptmill_write": "FULL" if durable else "NORMAL"}
+            with self.writer.held(), self.db_engine.connect() as connection:
+                with connection.execution_options(**options).begin():
+                    yield connection
+
+
+@contextmanager
+def translated(db_engine: Engine) -> Iterator[None]:
+    """Turn what the driver raises into one of our sentences; programming errors stay what they are."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except DBAPIError as error:
+        raise _sentence(db_engine, error) from error
+    except (OSError, sqlite3.Error) as error:
+        raise _sentence(db_engine, error) from error
+
+
+def _sentence(db_engine: Engine, error: Exception) -> Exception:
+    where = db_engine.url.render_as_string(hide_password=True)
+    cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    if "disk is full" in cause or "No space left" in cause or "disk I/O error" in cause:
+        return StoreFullError(f"The database {where} cannot write ({cause}): free some space on its disk, then go on.")
+    if "no such table" in cause or "no such column" in cause:
+        return SchemaError(f"The database {where} has no promptmill schema of this version; run `promptmill db upgrade`.")
+    return UnreachableError(f"The database {where} cannot be used: {cause}; see `promptmill doctor`.")
+
+
+def open_database(settings: Settings, *, check: bool = True) -> Database:
+    """Open the database of these settings; an embedded one is made from nothing on first use.
+
+    Raises:
+        UnreachableError: it is down, or its folder cannot be used.
+        SchemaError: its schema is not ours; `promptmill db upgrade` mends that.
+    """
+    database = _connect(settings)
+    if check:
+        current = current_revision(database)
+        if current is None and database.is_sqlite:
+            upgrade(settings)
+        elif current != HEAD:
+            database.db_engine.dispose()
+            raise SchemaError(_schema_sentence(database, current))
+    return database
+
+
+def _schema_sentence(database: Database, current: str | None) -> str:
+    where = database.db_engine.url.render_as_string(hide_password=True)
+    if current is None:
+        return f"The database {where} has no promptmill tables yet; run `promptmill db upgrade`."
+    if current < HEAD:
+        return f"The database {where} has schema {current}, this promptmill needs {HEAD}; run `promptmill db upgrade`."
+    return f"The database {where} has schema {current}, newer than this promptmill's {HEAD}; upgrade promptmill here."
+
+
+def _connect(settings: Settings) -> Database:
+    if settings.database_url is None:
+        ensure_home(settings)
+        return _sqlite(settings.database_path)
+    try:
+        url = make_url(settings.database_url)
+        if url.get_backend_name() == "sqlite":
+            if not url.database or url.database == ":memory:":
+                raise BadInputError("PROMPTMILL_DATABASE_URL names a database in memory; name a file, or PostgreSQL.")
+            return _sqlite(Path(url.database).absolute())
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        db_engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise BadInputError(
+            f"PROMPTMILL_DATABASE_URL cannot be used ({error}); write sqlite:///FILE or postgresql://USER@HOST/NAME."
+        ) from error
+    return Database(db_engine=db_engine)
+
+
+def _sqlite(path: Path) -> Database:
+    # A file that only its owner can read: prompts are private. Made before SQLite makes it.
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        kind = StoreFullError if error.errno == 28 else UnreachableError  # noqa: PLR2004  (ENOSPC)
+        raise kind(f"The database {path} cannot be opened: {error.strerror}; set PROMPTMILL_HOME elsewhere.") from error
+    db_engine = create_engine(
+        f"sqlite:///{path}",
+        pool_size=CONNECTIONS,
+        max_overflow=0,
+        connect_args={"timeout": WRITER_PATIENCE, "check_same_thread": False},
+    )
+    event.listen(db_engine, "connect", _configure_sqlite)
+    event.listen(db_engine, "begin", _begin_sqlite)
+    return Database(db_engine=db_engine, writer=WriterLock(path.with_name(path.name + ".writer")))
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves: pysqlite would begin too late
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    synchronous = connection.get_execution_options().get("promptmill_write")
+    if synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")  # only possible outside a transaction
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if synchronous else "BEGIN")
+
+
+def current_revision(database: Database) -> str | None:
+    """Return the schema's revision, None for an empty database."""
+    with database.read() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def schema_state(settings: Settings) -> tuple[str | None, str]:
+    """Return the database's schema revision (None: no tables) and the one that this code needs."""
+    database = open_database(settings, check=False)
+    try:
+        return current_revision(database), HEAD
+    finally:
+        database.db_engine.dispose()
+
+
+def upgrade(settings: Settings) -> str:
+    """Bring the schema to HEAD and return one sentence that says what was done.
+
+    A SQLite file with an older schema is copied beside itself first.
+    """
+    from alembic import command  # noqa: PLC0415  (takes 0.3 s to import; only upgrades need it)
+    from alembic.config import Config  # noqa: PLC0415
+
+    import migrations  # noqa: PLC0415
+
+    database = open_database(settings, check=False)
+    where = database.db_engine.url.render_as_string(hide_password=True)
+    lock = database.writer.held() if database.writer else _unlocked()
+    try:
+        with lock:
+            before = current_revision(database)
+            if before == HEAD:
+                return f"The database {where} is at schema {HEAD} already."
+            if before is not None and before > HEAD:
+                raise SchemaError(_schema_sentence(database, before))
+            backup = _back_up(database) if before is not None and database.is_sqlite else None
+            config = Config()
+            config.set_main_option("script_location", str(Path(str(migrations.__file__)).parent).replace("%", "%%"))
+            with translated(database.db_engine), database.db_engine.connect() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, HEAD)
+            kept = f" (backup: {backup})" if backup else ""
+            return f"Upgraded {where} from {before or 'nothing'} to schema {HEAD}{kept}."
+    except SQLAlchemyError as error:
+        raise UnreachableError(f"The database {where} cannot be upgraded: {error}.") from error
+    finally:
+        database.db_engine.dispose()
+
+
+@contextmanager
+def _unlocked() -> Iterator[None]:
+    yield
+
+
+def _back_up(database: Database) -> Path:
+    source = Path(str(database.db_engine.url.database))
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    target = source.with_name(f"{source.name}.{stamp}.backup")
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+    target.chmod(0o600)
+    return target

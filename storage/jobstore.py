@@ -1,0 +1,203 @@
+"""The contract of the job store: every change of a job's state goes through one of these methods.
+
+One implementation (`storage.sqljobstore`) serves SQLite and PostgreSQL; `tests/contract/test_job_store.py`
+states each promise below as a test that runs against both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from storage.parameters import JobParameters
+from storage.records import (
+    Claim,
+    Failure,
+    Finish,
+    Image,
+    Job,
+    JobStatus,
+    Refusal,
+    Status,
+    Submission,
+    Worker,
+    WorkerState,
+)
+
+ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writer wait 0.2 s
+MAX_FAILURES = 3
+
+
+class JobStore(Protocol):
+    """Submissions, jobs, images and workers.
+
+    All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and
+    `BadInputError` for a reference that names nothing.
+    """
+
+    # -- producer: submitting -------------------------------------------------------------------------
+
+    def add_submission(
+        self,
+        *,
+        model: str,
+        source: str,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+    ) -> tuple[Submission, bool]:
+        """Insert a submission in state `loading` and commit; return it and whether it is new.
+
+        With a key that exists already the existing submission is returned, in whatever state it is.
+        """
+        ...
+
+    def add_jobs(self, submission: str, jobs: Iterable[JobParameters], *, first_index: int = 0) -> int:
+        """Insert jobs as `waiting` in commits of ADD_CHUNK and return how many the submission has now.
+
+        Jobs whose index is there already are left alone, so that a killed submit can be finished.
+        """
+        ...
+
+    def open_submission(self, submission: str) -> Submission:
+        """Flip `loading` (or `paused`, clearing its note) to `open`: its jobs may be dispatched from now on.
+
+        `total` becomes the number of its jobs; `pass` at least the current pass of the other open ones.
+        """
+        ...
+
+    # -- producer: reading and steering ---------------------------------------------------------------
+
+    def find_submission(self, reference: str) -> Submission:
+        """Find by id, unique id prefix, name (the newest) or `@last`; BadInputError if none or several."""
+        ...
+
+    def submissions(self, *, limit: int = 50) -> list[Submission]:
+        """Return the newest submissions, newest first."""
+        ...
+
+    def find_job(self, reference: str) -> Job:
+        """Find a job by `SUBMISSION:INDEX` (the submission as in `find_submission`), with its image."""
+        ...
+
+    def jobs(
+        self, submission: str, *, statuses: Sequence[JobStatus] = (), after: int = -1, limit: int | None = None
+    ) -> Iterator[Job]:
+        """Yield jobs in the order of their index, with their images, in pages (memory stays flat)."""
+        ...
+
+    def counts(self, submission: str) -> dict[JobStatus, int]:
+        """Count a submission's jobs by status; every status is present."""
+        ...
+
+    def status(self, submission: str, *, lease: float) -> Status:
+        """Counts, recent images/s, time left and why it is waiting, if it is."""
+        ...
+
+    def cancel(self, submission: str) -> Submission:
+        """Set the cancel flag: effective at once in dispatch, claim and heartbeat."""
+        ...
+
+    def sweep_cancelled(self, submission: str | None = None) -> int:
+        """Turn waiting and queued jobs of cancelled submissions into `cancelled`, in chunks; say how many."""
+        ...
+
+    def pause(self, submission: str, *, note: str | None = None) -> Submission:
+        """Pause an open submission: its queued jobs go back to waiting, running ones finish."""
+        ...
+
+    def retry(self, submission: str, *, index: int | None = None) -> int:
+        """Bring failed and cancelled jobs (or only one) back to `waiting` and reopen; say how many."""
+        ...
+
+    # -- dispatch -------------------------------------------------------------------------------------
+
+    def take_for_dispatch(self, model: str, *, window: int) -> list[int]:
+        """Mark waiting jobs `queued` until `window` jobs of open submissions are; return the new ones' ids.
+
+        By priority, then stride scheduling between submissions, then index. Behind a lock that at most
+        one process holds; an empty list when another one does.
+        """
+        ...
+
+    def queued(self, model: str) -> list[int]:
+        """Ids of the model's queued jobs, for reconciliation with the messages in Redis."""
+        ...
+
+    def rendered_since(self, model: str, since: datetime) -> int:
+        """How many pictures of this model were finished since then, for the dispatch window."""
+        ...
+
+    # -- worker ---------------------------------------------------------------------------------------
+
+    def add_worker(self, worker: Worker) -> None:
+        """Insert the row of a new incarnation, or replace what its supervisor inserted for it."""
+        ...
+
+    def claim(
+        self, job: int, incarnation: str, *, defaults: Mapping[str, Any], alone: bool = False
+    ) -> Claim | Refusal:
+        """`queued -> running`, attempt + 1, open parameters filled in from `defaults`; or say why not.
+
+        A suspect job is only granted with `alone`, and only while the incarnation runs nothing else.
+        """
+        ...
+
+    def oldest_worker_version(self) -> str:
+        """Return the oldest promptmill version whose workers this schema allows."""
+        ...
+
+    def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
+        """Advance the beat, store progress, and return the ids of the jobs that are still this incarnation's.
+
+        A running job of this incarnation that is not in the answer was cancelled or taken over: drop it.
+
+        Raises:
+            StaleWorkerError: when the incarnation was expired; the process must exit.
+        """
+        ...
+
+    def finish(self, claim: Claim, image: Image, *, warnings: Sequence[str] = ()) -> Finish:
+        """Set `succeeded` and insert the image row in one transaction, if the claim still holds."""
+        ...
+
+    def fail(
+        self,
+        claim: Claim,
+        *,
+        error_type: str,
+        message: str,
+        traceback: str | None = None,
+        permanent: bool = False,
+        max_failures: int = MAX_FAILURES,
+    ) -> Failure:
+        """Charge a failure to the job: back to `waiting` with exponential backoff, or `failed`."""
+        ...
+
+    def release(self, claim: Claim) -> bool:
+        """Give the job back uncharged: to `waiting`, or `cancelled` if its submission was; False if lost."""
+        ...
+
+    def set_worker_state(self, incarnation: str, state: WorkerState, *, note: str | None = None) -> None:
+        """Record what the incarnation does now; never brings an expired one back."""
+        ...
+
+    # -- reaper ---------------------------------------------------------------------------------------
+
+    def workers(self, *, alive_only: bool = False) -> list[Worker]:
+        """All incarnations, newest first; `alive_only` leaves out stopped and expired ones."""
+        ...
+
+    def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:
+        """End an incarnation and free its running jobs in one transaction; say how many.
+
+        `crashed` makes them suspects, or charges a failure to the one that ran alone; otherwise (an
+        orderly stop) nothing is charged. Jobs of cancelled submissions become `cancelled`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...

@@ -1,0 +1,85 @@
+"""How a model is named: `NAME=REPO_OR_PATH[@REVISION]`, or a bare repo that derives its name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.errors import BadInputError
+
+BUILTIN_MODEL = "demo"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelReference:
+    """A model's name in promptmill and where its files come from.
+
+    Attributes:
+        name: what jobs and queues carry; lower case letters, digits, dot, underscore, dash.
+        source: a folder in diffusers layout, or a hub repo id.
+        revision: a branch, tag or commit of the repo; None for folders and for the default branch.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        """Render back to `NAME=REPO_OR_PATH[@REVISION]`."""
+        return f"{self.name}={self.source}" + (f"@{self.revision}" if self.revision else "")
+
+
+def builtin_model_path() -> Path:
+    """Find the model that comes with the project: in the checkout, else beside the installed packages."""
+    above = Path(__file__).resolve().parent.parent
+    candidates = (above / "models" / BUILTIN_MODEL, above / "promptmill_models" / BUILTIN_MODEL)
+    return next((path for path in candidates if path.is_dir()), candidates[0])
+
+
+def check_model_name(name: str) -> str:
+    """Return `name` if it can name a model and its queue, else raise BadInputError."""
+    if not _NAME.fullmatch(name):
+        raise BadInputError(
+            f"{name!r} cannot name a model; use lower case letters, digits, '.', '_' and '-', at most 63."
+        )
+    return name
+
+
+def parse_model(text: str) -> ModelReference:
+    """Read `NAME=REPO_OR_PATH[@REVISION]`; a bare repo or path derives NAME from its last part.
+
+    `demo` alone is the model that comes with the project.
+
+    Raises:
+        BadInputError: when the text names neither a folder nor a repo id.
+    """
+    name, equals, source = text.strip().partition("=")
+    if not equals:
+        name, source = "", text.strip()
+        if source == BUILTIN_MODEL and not Path(source).is_dir():
+            return ModelReference(name=BUILTIN_MODEL, source=str(builtin_model_path()))
+    if not source:
+        raise BadInputError(f"Model {text!r} names no source; write NAME=REPO_OR_PATH[@REVISION].")
+    if _looks_like_path(source):
+        path = Path(source).expanduser().absolute()
+        return ModelReference(name=check_model_name(name or _derive(path.name)), source=str(path))
+    repo, at, revision = source.partition("@")
+    if not _REPO.fullmatch(repo) or (at and not revision):
+        raise BadInputError(
+            f"Model source {source!r} is neither a folder nor a repo id; write NAME=OWNER/REPO[@REVISION], "
+            f"or a path that starts with './' or '/'."
+        )
+    return ModelReference(
+        name=check_model_name(name or _derive(repo.rsplit("/", 1)[-1])), source=repo, revision=revision or None
+    )
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
+
+
+def _derive(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or text

@@ -1,0 +1,139 @@
+"""What a job asks for: the parameters, their defaults and their limits.
+
+Checked once, where the input enters (command line, prompt file); everything behind it may rely on them.
+A field that is None is not chosen yet: the worker that claims the job fills in its model's own default.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.errors import BadInputError
+from storage.samplers import SAMPLERS, check_schedule
+
+DEFAULT_SAMPLER = "lms"
+DEFAULT_SCHEDULE = "default"
+DEFAULT_STEPS = 30
+DEFAULT_GUIDANCE = 7.5
+
+MAX_PROMPT_LENGTH = 10_000
+MAX_SEED = 2**63 - 1
+MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
+MIN_STEPS, MAX_STEPS = 1, 1000
+MAX_GUIDANCE = 100.0
+MAX_DISTILLED_STEPS = 50  # LCM and TCD: their schedulers know 50 original steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobParameters:
+    """One prompt with one seed and its settings: what becomes one picture.
+
+    Attributes:
+        prompt: the text, white space stripped.
+        negative_prompt: what classifier-free guidance steers away from; "" for none.
+        seed: seed of this picture's own CPU generator, 0..2^63-1.
+        num_inference_steps: denoising steps, 1..1000.
+        guidance_scale: classifier-free guidance, 0..100; no guidance up to 1, as in diffusers.
+        width, height: pixels, multiples of 8 in 64..2048; None for the model's native size.
+        sampler, schedule: names from `storage.samplers`.
+        options: parameters that only some samplers or families read.
+        extra: unknown columns of the prompt file, kept for exports and filters.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int
+    num_inference_steps: int | None = DEFAULT_STEPS
+    guidance_scale: float | None = DEFAULT_GUIDANCE
+    width: int | None = None
+    height: int | None = None
+    sampler: str | None = DEFAULT_SAMPLER
+    schedule: str | None = DEFAULT_SCHEDULE
+    options: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def draw_seed() -> int:
+    """Draw a 32-bit seed for a job whose user named none; it is recorded with the job."""
+    return secrets.randbits(32)
+
+
+def check_prompt(text: str, *, what: str = "prompt") -> str:
+    """Return `text` stripped, or raise BadInputError if it is empty, too long or not storable."""
+    stripped = text.strip()
+    if not stripped and what == "prompt":
+        raise BadInputError("A prompt is empty; give it at least one word.")
+    if len(stripped) > MAX_PROMPT_LENGTH:
+        raise BadInputError(
+            f"A {what} has {len(stripped):,} characters; shorten it to at most {MAX_PROMPT_LENGTH:,}."
+        )
+    if "\0" in stripped:
+        raise BadInputError(f"A {what} holds a NUL character; remove it.")
+    if any("\ud800" <= character <= "\udfff" for character in stripped):
+        raise BadInputError(f"A {what} holds half of a surrogate pair; save it as UTF-8.")
+    return stripped
+
+
+def check_seed(value: int) -> int:
+    """Return `value` if it is a seed in 0..2^63-1, else raise BadInputError."""
+    if not 0 <= value <= MAX_SEED:
+        raise BadInputError(f"Seed {value} is out of range; choose one from 0 to {MAX_SEED}.")
+    return value
+
+
+def check_size(value: int, *, what: str = "width") -> int:
+    """Return `value` (pixels) if it is a multiple of 8 in 64..2048, else raise BadInputError."""
+    if not MIN_SIZE <= value <= MAX_SIZE or value % SIZE_STEP:
+        nearest = min(MAX_SIZE, max(MIN_SIZE, round(value / SIZE_STEP) * SIZE_STEP))
+        raise BadInputError(
+            f"{what.capitalize()} {value} is not a multiple of {SIZE_STEP} from {MIN_SIZE} to {MAX_SIZE}; "
+            f"the nearest is {nearest}."
+        )
+    return value
+
+
+def check_steps(value: int) -> int:
+    """Return `value` if it is a step count in 1..1000, else raise BadInputError."""
+    if not MIN_STEPS <= value <= MAX_STEPS:
+        raise BadInputError(f"{value} steps are out of range; choose {MIN_STEPS} to {MAX_STEPS}.")
+    return value
+
+
+def check_guidance(value: float) -> float:
+    """Return `value` if it is a guidance scale in 0..100, else raise BadInputError."""
+    if not math.isfinite(value) or not 0 <= value <= MAX_GUIDANCE:
+        raise BadInputError(f"Guidance {value} is out of range; choose 0 to {MAX_GUIDANCE:g}.")
+    return float(value)
+
+
+def check_job(job: JobParameters) -> JobParameters:
+    """Check every field and every combination that can be judged without the model.
+
+    Raises:
+        BadInputError: one sentence about the first thing that is wrong.
+    """
+    check_prompt(job.prompt)
+    check_prompt(job.negative_prompt, what="negative prompt")
+    check_seed(job.seed)
+    if job.num_inference_steps is not None:
+        check_steps(job.num_inference_steps)
+    if job.guidance_scale is not None:
+        check_guidance(job.guidance_scale)
+    if job.width is not None:
+        check_size(job.width, what="width")
+    if job.height is not None:
+        check_size(job.height, what="height")
+    if job.sampler is not None:
+        if job.sampler not in SAMPLERS:
+            raise BadInputError(f"There is no sampler {job.sampler!r}; see `promptmill samplers`.")
+        if job.schedule is not None:
+            check_schedule(job.sampler, job.schedule)
+        if job.sampler in ("lcm", "tcd") and (job.num_inference_steps or 0) > MAX_DISTILLED_STEPS:
+            raise BadInputError(
+                f"Sampler {job.sampler} knows at most {MAX_DISTILLED_STEPS} steps, not "
+                f"{job.num_inference_steps}; ask for fewer, or take another sampler."
+            )
+    return job

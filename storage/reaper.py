@@ -1,0 +1,57 @@
+"""Station 10: the reaper declares an incarnation dead whose heart has not beaten for the lease."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from storage.errors import UnreachableError
+from storage.jobstore import JobStore
+
+log = structlog.get_logger()
+
+
+class Reaper:
+    """Watches beats on its own monotonic clock, so that no wall clock can kill a worker.
+
+    Args:
+        jobs: the job store.
+        lease: seconds without a beat until an incarnation is expired.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, jobs: JobStore, *, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._jobs = jobs
+        self._lease = lease
+        self._clock = clock
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def tick(self) -> int:
+        """Expire who is overdue; return how many jobs that freed.
+
+        Raises:
+            UnreachableError: the database is down; all observations start again, so an outage expires nobody.
+        """
+        try:
+            return self._observe()
+        except UnreachableError:
+            self._seen.clear()
+            raise
+
+    def _observe(self) -> int:
+        now = self._clock()
+        alive = self._jobs.workers(alive_only=True)
+        seen = {worker.incarnation: self._seen.get(worker.incarnation, (-1, now)) for worker in alive}
+        self._seen = {
+            worker.incarnation: (worker.beat, now) if seen[worker.incarnation][0] != worker.beat else seen[worker.incarnation]
+            for worker in alive
+        }
+        freed = 0
+        for incarnation, (_, since) in self._seen.items():
+            if now - since >= self._lease:
+                jobs = self._jobs.release_incarnation(incarnation, crashed=True)
+                log.warning("worker expired", action="expire", incarnation=incarnation, jobs=jobs)
+                freed += jobs
+        return freed

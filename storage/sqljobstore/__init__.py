@@ -1,0 +1,20 @@
+"""The job store on SQLAlchemy: SQLite for one host, PostgreSQL for many.
+
+The contract is `storage.jobstore.JobStore`; each file here holds the methods of one station of a job's path,
+in the order of the path.
+"""
+
+from __future__ import annotations
+
+from storage.sqljobstore.claiming import Claiming
+from storage.sqljobstore.dispatching import Dispatching
+from storage.sqljobstore.liveness import Liveness
+from storage.sqljobstore.reading import Reading
+from storage.sqljobstore.steering import Steering
+from storage.sqljobstore.submitting import Submitting
+
+__all__ = ["SqlJobStore"]
+
+
+class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness):
+    """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""

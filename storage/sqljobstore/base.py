@@ -1,0 +1,84 @@
+"""What all parts of the SQL job store share: the tables, rows to records, the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Table, literal_column
+
+from storage.database import Database
+from storage.parameters import JobParameters
+from storage.records import Image, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
+from storage.rows import ImageRow, JobRow, MetaRow, SubmissionRow, WorkerRow
+
+JOBS = cast("Table", JobRow.__table__)
+SUBMISSIONS = cast("Table", SubmissionRow.__table__)
+IMAGES = cast("Table", ImageRow.__table__)
+WORKERS = cast("Table", WorkerRow.__table__)
+META = cast("Table", MetaRow.__table__)
+
+CHOSEN_LATER = ("num_inference_steps", "guidance_scale", "width", "height", "sampler", "schedule")
+
+
+class SqlBase:
+    """Holds the open database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.db_engine.dispose()
+
+
+def now() -> datetime:
+    """The time that goes into rows."""
+    return datetime.now(UTC)
+
+
+def status_is(*statuses: JobStatus) -> ColumnElement[bool]:
+    """Compare with literals, not parameters: only so does SQLite use the partial indices."""
+    literals: list[ColumnElement[str]] = [literal_column(f"'{status.value}'") for status in statuses]
+    return JOBS.c.status == literals[0] if len(literals) == 1 else JOBS.c.status.in_(literals)
+
+
+def to_submission(row: Mapping[str, Any]) -> Submission:
+    """Make a record of a submissions row."""
+    fields = ("id", "seq", "name", "created_at", "source", "model", "priority", "weight", "total", "idempotency_key", "note")
+    return Submission(**{name: row[name] for name in fields}, state=SubmissionState(row["state"]))
+
+
+def to_parameters(row: Mapping[str, Any]) -> JobParameters:
+    """Make the parameters of a jobs row."""
+    fields = ("prompt", "negative_prompt", "seed", "options", "extra", *CHOSEN_LATER)
+    return JobParameters(**{name: row[name] for name in fields})
+
+
+def to_job(row: Mapping[str, Any], image: Image | None = None, progress: float | None = None) -> Job:
+    """Make a record of a jobs row."""
+    fields = (
+        "id", "submission", "index", "attempt", "failures", "suspect", "incarnation", "not_before", "created_at",
+        "queued_at", "started_at", "finished_at", "warnings", "error_type", "error_message", "traceback",
+    )  # fmt: skip
+    return Job(
+        **{name: row[name] for name in fields},
+        status=JobStatus(row["status"]),
+        parameters=to_parameters(row),
+        image=image,
+        progress=progress,
+    )
+
+
+def to_image(row: Mapping[str, Any]) -> Image:
+    """Make a record of an images row."""
+    fields = ("key", "file_sha256", "pixel_sha256", "bytes", "format", "seconds", "numerics")
+    return Image(**{name: row[name] for name in fields})
+
+
+def to_worker(row: Mapping[str, Any]) -> Worker:
+    """Make a record of a workers row."""
+    values = dict(row)
+    values["state"] = WorkerState(values["state"])
+    return Worker(**values)

@@ -1,0 +1,149 @@
+"""Stations 5 to 9: claim, finish, fail, release. The fencing token is (job, running, attempt, incarnation)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, case, func, insert, literal, literal_column, select, update
+
+from storage.jobstore import MAX_FAILURES
+from storage.records import Claim, Failure, Finish, Image, JobStatus, Refusal, SubmissionState, WorkerState
+from storage.sqljobstore.base import CHOSEN_LATER, IMAGES, JOBS, SUBMISSIONS, WORKERS, SqlBase, now, status_is, to_parameters
+
+BACKOFF_BASE, BACKOFF_LIMIT = 1.0, 60.0  # seconds before a failed job is tried again: 1, 2, 4 … 60
+GLOBAL_DEFAULTS: dict[str, Any] = {
+    "num_inference_steps": 30, "guidance_scale": 7.5, "width": 512, "height": 512, "sampler": "lms", "schedule": "default",
+}  # fmt: skip
+
+
+class Claiming(SqlBase):
+    """Hand a job to one incarnation under one attempt, and take back what became of it."""
+
+    def claim(self, job: int, incarnation: str, *, defaults: Mapping[str, Any], alone: bool = False) -> Claim | Refusal:
+        """See `JobStore.claim`."""
+        known = {**GLOBAL_DEFAULTS, **defaults}
+        grant = (
+            update(JOBS)
+            .where(JOBS.c.id == job, status_is(JobStatus.QUEUED), JOBS.c.suspect == alone, _open(), _may_claim(incarnation))
+            .values(
+                {name: func.coalesce(JOBS.c[name], literal(known[name], JOBS.c[name].type)) for name in CHOSEN_LATER}
+            )
+            .values(
+                status=JobStatus.RUNNING.value, attempt=JOBS.c.attempt + 1, incarnation=incarnation, started_at=now()
+            )
+            .returning(JOBS)
+        )
+        if alone:
+            grant = grant.where(~_runs_something(incarnation))
+        with self.database.write() as connection:
+            row = connection.execute(grant).mappings().one_or_none()
+            if row is None:
+                return _refuse(connection, job, alone=alone)
+            model = connection.execute(select(SUBMISSIONS.c.model).filter_by(id=row["submission"])).scalar_one()
+            return Claim(
+                job=row["id"],
+                **{name: row[name] for name in ("submission", "index", "attempt", "failures", "incarnation")},
+                model=model,
+                parameters=to_parameters(row),
+            )
+
+    def finish(self, claim: Claim, image: Image, *, warnings: Sequence[str] = ()) -> Finish:
+        """See `JobStore.finish`."""
+        done = {"status": JobStatus.SUCCEEDED.value, "finished_at": now(), "warnings": list(warnings), "suspect": False}
+        with self.database.write() as connection:
+            cleared = {"error_type": None, "error_message": None, "traceback": None, "not_before": None}
+            if connection.execute(update(JOBS).where(*_held(claim)).values({**done, **cleared})).rowcount:
+                connection.execute(insert(IMAGES).values(job=claim.job, created_at=now(), **asdict(image)))
+                return Finish.SAVED
+            row = connection.execute(select(JOBS.c.status, JOBS.c.attempt).filter_by(id=claim.job)).one()
+            ours = row.status == JobStatus.SUCCEEDED and row.attempt == claim.attempt
+            return Finish.OURS if ours else Finish.LOST
+
+    def fail(
+        self,
+        claim: Claim,
+        *,
+        error_type: str,
+        message: str,
+        traceback: str | None = None,
+        permanent: bool = False,
+        max_failures: int = MAX_FAILURES,
+    ) -> Failure:
+        """See `JobStore.fail`."""
+        failures = claim.failures + 1
+        ends = permanent or failures >= max_failures
+        backoff = min(BACKOFF_LIMIT, BACKOFF_BASE * 2 ** (failures - 1))
+        values = {
+            "failures": failures, "suspect": False, "error_type": error_type, "error_message": message,
+            "traceback": traceback, "status": JobStatus.FAILED.value if ends else JobStatus.WAITING.value,
+            "finished_at": now() if ends else None, "not_before": None if ends else now() + timedelta(seconds=backoff),
+        }  # fmt: skip
+        with self.database.write() as connection:
+            if not connection.execute(update(JOBS).where(*_held(claim)).values(values)).rowcount:
+                return Failure.LOST
+        return Failure.FAILED if ends else Failure.WAITING
+
+    def release(self, claim: Claim) -> bool:
+        """See `JobStore.release`."""
+        with self.database.write() as connection:
+            return bool(connection.execute(update(JOBS).where(*_held(claim)).values(given_back())).rowcount)
+
+
+def given_back() -> dict[str, Any]:
+    """Values of a running job that is given back: `cancelled` if its submission was, else `waiting`."""
+    cancelled = _in_state(SubmissionState.CANCELLED)
+    return {
+        "status": case((cancelled, JobStatus.CANCELLED.value), else_=JobStatus.WAITING.value),
+        "finished_at": case((cancelled, literal(now(), JOBS.c.finished_at.type)), else_=None),
+        "queued_at": None,
+    }
+
+
+def _held(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    return (
+        JOBS.c.id == claim.job,
+        status_is(JobStatus.RUNNING),
+        JOBS.c.attempt == claim.attempt,
+        JOBS.c.incarnation == claim.incarnation,
+    )
+
+
+def _in_state(state: SubmissionState) -> ColumnElement[bool]:
+    query = select(SUBMISSIONS.c.seq).where(SUBMISSIONS.c.id == JOBS.c.submission, SUBMISSIONS.c.state == state)
+    return query.correlate(JOBS).exists()
+
+
+def _open() -> ColumnElement[bool]:
+    return _in_state(SubmissionState.OPEN)
+
+
+def _may_claim(incarnation: str) -> ColumnElement[bool]:
+    """Only a ready worker claims: what an expired one claimed would never be released again."""
+    query = select(WORKERS.c.incarnation).where(
+        WORKERS.c.incarnation == incarnation, WORKERS.c.state == WorkerState.READY
+    )
+    return query.exists()
+
+
+def _runs_something(incarnation: str) -> ColumnElement[bool]:
+    other = JOBS.alias("other")
+    running = other.c.status == literal_column(f"'{JobStatus.RUNNING.value}'")  # as in status_is
+    return select(other.c.id).where(other.c.incarnation == incarnation, running).exists()
+
+
+def _refuse(connection: Connection, job: int, *, alone: bool) -> Refusal:
+    row = connection.execute(select(JOBS.c.status, JOBS.c.suspect).filter_by(id=job)).one_or_none()
+    if row is None or row.status != JobStatus.QUEUED:
+        return Refusal.GONE
+    if row.suspect and not alone:
+        return Refusal.SUSPECT
+    if not alone:
+        return Refusal.GONE  # its submission is paused or cancelled, or this worker drains
+    back = update(JOBS).where(JOBS.c.id == job, status_is(JobStatus.QUEUED))
+    connection.execute(
+        back.values(status=JobStatus.WAITING.value, queued_at=None, not_before=now() + timedelta(seconds=1))
+    )
+    return Refusal.COMPANY

@@ -1,0 +1,115 @@
+"""Station 3: which waiting jobs are queued next. Priority first, then stride scheduling, then index.
+
+Stride scheduling (Waldspurger and Weihl, 1995): every pick adds `cost / weight` to its submission's `pass`,
+and the lowest pass is picked next, so that a small list overtakes a huge one without stopping it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, func, or_, select, text, update
+
+from storage.parameters import DEFAULT_STEPS
+from storage.records import JobStatus, SubmissionState
+from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, now, status_is
+
+DISPATCH_LOCK = 0x70726F6D  # PostgreSQL's advisory lock for dispatch: "prom"
+_NATIVE_PIXELS = 512 * 512  # for a job whose size its worker will choose
+
+
+class Dispatching(SqlBase):
+    """Move jobs from waiting to queued."""
+
+    def take_for_dispatch(self, model: str, *, window: int) -> list[int]:
+        """See `JobStore.take_for_dispatch`."""
+        moment = now()
+        with self.database.read() as connection:
+            if window <= _queued_count(connection, model) or not _candidates(connection, model, moment):
+                return []  # most ticks end here, without the writer's lock
+        with self.database.write() as connection:
+            if not self._locked(connection):
+                return []
+            room = window - _queued_count(connection, model)
+            picked = list(_picks(connection, model, moment, room)) if room > 0 else []
+            if picked:
+                queue = update(JOBS).where(JOBS.c.id.in_(picked), status_is(JobStatus.WAITING))
+                connection.execute(queue.values(status=JobStatus.QUEUED.value, queued_at=moment))
+            return picked
+
+    def queued(self, model: str) -> list[int]:
+        """See `JobStore.queued`."""
+        query = select(JOBS.c.id).join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+        open_ones = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN)
+        with self.database.read() as connection:
+            return list(connection.execute(query.where(*open_ones, status_is(JobStatus.QUEUED))).scalars())
+
+    def _locked(self, connection: Connection) -> bool:
+        if self.database.is_sqlite:
+            return True  # the writer's lock is held already
+        return bool(connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": DISPATCH_LOCK}).scalar())
+
+
+def _queued_count(connection: Connection, model: str) -> int:
+    query = (
+        select(func.count())
+        .select_from(JOBS.join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission))
+        .where(SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, status_is(JobStatus.QUEUED))
+    )
+    return connection.execute(query).scalar_one()
+
+
+def _candidates(connection: Connection, model: str, moment: datetime) -> list[RowMapping]:
+    ready = (
+        select(JOBS.c.id)
+        .where(JOBS.c.submission == SUBMISSIONS.c.id, *_ready(moment))
+        .correlate(SUBMISSIONS)
+        .exists()
+    )
+    query = select(SUBMISSIONS.c.id, SUBMISSIONS.c.seq, SUBMISSIONS.c.priority, SUBMISSIONS.c.weight, SUBMISSIONS.c["pass"])
+    where = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, ready)
+    return list(connection.execute(query.where(*where)).mappings())
+
+
+def _ready(moment: datetime) -> tuple[Any, Any]:
+    return status_is(JobStatus.WAITING), or_(JOBS.c.not_before.is_(None), JOBS.c.not_before <= moment)
+
+
+def _picks(connection: Connection, model: str, moment: datetime, room: int) -> Iterator[int]:
+    """Yield the ids of the next `room` jobs and store the passes that they leave behind."""
+    heap = [
+        (-row["priority"], row["pass"], row["seq"], row["id"], row["weight"])
+        for row in _candidates(connection, model, moment)
+    ]
+    heapq.heapify(heap)
+    jobs: dict[str, Iterator[RowMapping]] = {}
+    passes: dict[str, float] = {}
+    while heap and room > 0:
+        priority, position, seq, submission, weight = heapq.heappop(heap)
+        if submission not in jobs:
+            jobs[submission] = _next_jobs(connection, submission, moment, room)
+        job = next(jobs[submission], None)
+        if job is None:
+            continue
+        yield job["id"]
+        room -= 1
+        passes[submission] = position + _cost(job) / weight
+        heapq.heappush(heap, (priority, passes[submission], seq, submission, weight))
+    for submission, position in passes.items():
+        connection.execute(update(SUBMISSIONS).where(SUBMISSIONS.c.id == submission).values({"pass": position}))
+
+
+def _next_jobs(connection: Connection, submission: str, moment: datetime, limit: int) -> Iterator[RowMapping]:
+    columns = (JOBS.c.id, JOBS.c.num_inference_steps, JOBS.c.guidance_scale, JOBS.c.width, JOBS.c.height)
+    query = select(*columns).where(JOBS.c.submission == submission, *_ready(moment)).order_by(JOBS.c.index).limit(limit)
+    return iter(connection.execute(query).mappings().all())
+
+
+def _cost(job: RowMapping) -> float:
+    """Estimate a job's cost: UNet evaluations x pixels, in units of one 512 x 512 evaluation."""
+    lanes = 2 if job["guidance_scale"] is None or job["guidance_scale"] > 1 else 1
+    pixels = job["width"] * job["height"] if job["width"] and job["height"] else _NATIVE_PIXELS
+    return float(lanes * (job["num_inference_steps"] or DEFAULT_STEPS) * pixels / _NATIVE_PIXELS)

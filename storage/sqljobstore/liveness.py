@@ -1,0 +1,92 @@
+"""Stations 10 and 11: workers, their heartbeats, and what happens to the jobs of one that died."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import delete, insert, select, text, update
+
+from storage.errors import StaleWorkerError
+from storage.jobstore import MAX_FAILURES
+from storage.records import JobStatus, SubmissionState, Worker, WorkerState
+from storage.sqljobstore.base import JOBS, META, SUBMISSIONS, WORKERS, SqlBase, now, status_is
+from storage.sqljobstore.claiming import given_back
+from storage.sqljobstore.reading import ALIVE
+
+
+class Liveness(SqlBase):
+    """Keep track of incarnations."""
+
+    def add_worker(self, worker: Worker) -> None:
+        """See `JobStore.add_worker`."""
+        with self.database.write() as connection:
+            connection.execute(delete(WORKERS).where(WORKERS.c.incarnation == worker.incarnation))
+            connection.execute(insert(WORKERS).values({**asdict(worker), "state": worker.state.value}))
+
+    def oldest_worker_version(self) -> str:
+        """Return the oldest promptmill version whose workers this schema allows."""
+        with self.database.read() as connection:
+            return connection.execute(select(META.c.value).filter_by(key="oldest_worker")).scalar_one()
+
+    def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
+        """See `JobStore.heartbeat`."""
+        beat: dict[str, Any] = {
+            "beat": WORKERS.c.beat + 1,
+            "beat_at": now(),
+            "progress": {str(job): round(value, 4) for job, value in progress.items()},
+        }
+        with self.database.write() as connection:
+            if not self.database.is_sqlite:
+                # A beat lost in a power cut is replaced a second later: not worth a disk flush.
+                connection.execute(text("SET LOCAL synchronous_commit = off"))
+            alive = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
+            if not connection.execute(alive.values(beat)).rowcount:
+                raise StaleWorkerError(
+                    f"This worker ({incarnation}) was declared dead while it was silent; it stops, and its jobs "
+                    f"are rendered elsewhere."
+                )
+            ours = (
+                select(JOBS.c.id)
+                .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+                .where(JOBS.c.incarnation == incarnation, status_is(JobStatus.RUNNING))
+                .where(SUBMISSIONS.c.state != SubmissionState.CANCELLED)
+            )
+            return set(connection.execute(ours).scalars())
+
+    def set_worker_state(self, incarnation: str, state: WorkerState, *, note: str | None = None) -> None:
+        """See `JobStore.set_worker_state`."""
+        alive = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
+        with self.database.write() as connection:
+            connection.execute(alive.values(state=state.value, note=note))
+
+    def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:
+        """See `JobStore.release_incarnation`."""
+        mine = (JOBS.c.incarnation == incarnation, status_is(JobStatus.RUNNING))
+        state = WorkerState.EXPIRED if crashed else WorkerState.STOPPED
+        with self.database.write() as connection:
+            end = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
+            connection.execute(end.values(state=state.value, progress={}))
+            freed = 0
+            if crashed:
+                alone = (*mine, JOBS.c.suspect.is_(True))
+                freed += connection.execute(_condemned(update(JOBS).where(*alone))).rowcount
+                charged = update(JOBS).where(*alone).values(failures=JOBS.c.failures + 1, **given_back())
+                freed += connection.execute(charged).rowcount
+            suspicion = {"suspect": True} if crashed else {}
+            return freed + connection.execute(update(JOBS).where(*mine).values(**given_back(), **suspicion)).rowcount
+
+
+def _condemned(jobs: Any) -> Any:
+    """End a job that crashed its worker process while it ran alone, for the last time that it may."""
+    return jobs.where(JOBS.c.failures >= MAX_FAILURES - 1).values(
+        status=JobStatus.FAILED.value,
+        failures=JOBS.c.failures + 1,
+        finished_at=now(),
+        error_type="WorkerCrash",
+        error_message=(
+            f"The worker process died {MAX_FAILURES} times while it rendered only this job; "
+            f"see the worker's log, then `promptmill retry` it."
+        ),
+    )

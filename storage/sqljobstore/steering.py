@@ -1,0 +1,94 @@
+"""Cancel, pause, retry: each changes one row at once and sweeps the jobs in chunks behind it."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Connection, Update, select, update
+
+from storage.errors import BadInputError
+from storage.jobstore import ADD_CHUNK
+from storage.records import JobStatus, Submission, SubmissionState
+from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, now, status_is, to_submission
+from storage.sqljobstore.submitting import reopen
+
+
+class Steering(SqlBase):
+    """Change what becomes of a submission."""
+
+    def cancel(self, submission: str) -> Submission:
+        """See `JobStore.cancel`."""
+        with self.database.write(durable=True) as connection:
+            return _set_state(connection, submission, SubmissionState.CANCELLED, note=None)
+
+    def sweep_cancelled(self, submission: str | None = None) -> int:
+        """See `JobStore.sweep_cancelled`."""
+        return sum(self._sweep(one) for one in ([submission] if submission else self._cancelled_with_jobs()))
+
+    def pause(self, submission: str, *, note: str | None = None) -> Submission:
+        """See `JobStore.pause`."""
+        with self.database.write(durable=True) as connection:
+            state = connection.execute(select(SUBMISSIONS.c.state).filter_by(id=submission)).scalar_one()
+            if state not in (SubmissionState.OPEN, SubmissionState.PAUSED):
+                raise BadInputError(f"Submission {submission} is {state} and cannot be paused.")
+            paused = _set_state(connection, submission, SubmissionState.PAUSED, note=note)
+            back = update(JOBS).where(JOBS.c.submission == submission, status_is(JobStatus.QUEUED))
+            connection.execute(back.values(status=JobStatus.WAITING.value, queued_at=None))
+            return paused
+
+    def retry(self, submission: str, *, index: int | None = None) -> int:
+        """See `JobStore.retry`."""
+        self.sweep_cancelled(submission)  # jobs that a killed cancel left behind come back as well
+        ended = [JOBS.c.submission == submission, status_is(JobStatus.FAILED, JobStatus.CANCELLED)]
+        if index is not None:
+            ended.append(JOBS.c.index == index)
+        again = update(JOBS).values(
+            status=JobStatus.WAITING.value, failures=0, suspect=False, not_before=None, finished_at=None,
+            error_type=None, error_message=None, traceback=None,
+        )  # fmt: skip
+        count = self._in_chunks(again, ended)
+        with self.database.write(durable=True) as connection:
+            row = connection.execute(select(SUBMISSIONS).filter_by(id=submission)).mappings().one()
+            if row["state"] != SubmissionState.LOADING and (count or row["state"] == SubmissionState.CANCELLED):
+                reopen(connection, row)
+        return count
+
+    def _cancelled_with_jobs(self) -> list[str]:
+        pending = (
+            select(JOBS.c.id)
+            .where(JOBS.c.submission == SUBMISSIONS.c.id, status_is(JobStatus.WAITING, JobStatus.QUEUED))
+            .correlate(SUBMISSIONS)
+            .exists()
+        )
+        query = select(SUBMISSIONS.c.id).where(SUBMISSIONS.c.state == SubmissionState.CANCELLED, pending)
+        with self.database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def _sweep(self, submission: str) -> int:
+        cancelled = (
+            select(SUBMISSIONS.c.id)
+            .where(SUBMISSIONS.c.id == submission, SUBMISSIONS.c.state == SubmissionState.CANCELLED)
+            .exists()
+        )  # checked in each chunk: a retry may reopen the submission half-way
+        end = update(JOBS).values(status=JobStatus.CANCELLED.value, finished_at=now())
+        where = [JOBS.c.submission == submission, status_is(JobStatus.WAITING, JobStatus.QUEUED), cancelled]
+        return self._in_chunks(end, where)
+
+    def _in_chunks(self, change: Update, where: list[ColumnElement[bool]]) -> int:
+        """Apply `change` to the jobs that match, ADD_CHUNK a commit, and count them."""
+        total = 0
+        while True:
+            with self.database.write() as connection:
+                chunk = select(JOBS.c.id).where(*where).limit(ADD_CHUNK)
+                changed = connection.execute(change.where(JOBS.c.id.in_(chunk))).rowcount
+            total += changed
+            if changed < ADD_CHUNK:
+                return total
+
+
+def _set_state(connection: Connection, submission: str, state: SubmissionState, *, note: str | None) -> Submission:
+    changed = connection.execute(
+        update(SUBMISSIONS).where(SUBMISSIONS.c.id == submission).values(state=state.value, note=note).returning(SUBMISSIONS)
+    )  # fmt: skip
+    row = changed.mappings().one_or_none()
+    if row is None:
+        raise BadInputError(f"There is no submission {submission!r}; see `promptmill list`.")
+    return to_submission(row)

@@ -1,0 +1,142 @@
+"""Station 2 of a job's path: a prompt list becomes rows, in commits small enough that nobody waits."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from storage.errors import BadInputError
+from storage.jobstore import ADD_CHUNK
+from storage.parameters import JobParameters
+from storage.records import UNFINISHED, JobStatus, Submission, SubmissionState
+from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, now, status_is, to_submission
+
+# Crockford's base32: no i, l, o, u, so that an id can be read aloud.
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_FIELDS = tuple(field.name for field in fields(JobParameters))
+
+
+def new_submission_id() -> str:
+    """Draw 8 base32 characters, the first a letter so that no tool takes an id for a number."""
+    return secrets.choice(_ALPHABET[10:]) + "".join(secrets.choice(_ALPHABET) for _ in range(7))
+
+
+class Submitting(SqlBase):
+    """Insert submissions and their jobs."""
+
+    def add_submission(
+        self,
+        *,
+        model: str,
+        source: str,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+    ) -> tuple[Submission, bool]:
+        """See `JobStore.add_submission`."""
+        values = {
+            "id": new_submission_id(), "name": name, "created_at": now(), "source": source, "model": model,
+            "state": SubmissionState.LOADING.value, "priority": priority, "weight": weight, "pass": 0.0,
+            "max_running": None, "total": 0, "idempotency_key": idempotency_key, "note": None,
+        }  # fmt: skip
+        try:
+            with self.database.write(durable=True) as connection:
+                found = _by_key(connection, idempotency_key)
+                if found is not None:
+                    return found, False
+                row = connection.execute(insert(SUBMISSIONS).values(values).returning(SUBMISSIONS)).mappings().one()
+                return to_submission(row), True
+        except IntegrityError:
+            # Another submit with the same key committed first (only PostgreSQL lets two come this far).
+            with self.database.read() as connection:
+                found = _by_key(connection, idempotency_key)
+            if found is None:
+                raise
+            return found, False
+
+    def add_jobs(self, submission: str, jobs: Iterable[JobParameters], *, first_index: int = 0) -> int:
+        """See `JobStore.add_jobs`."""
+        remaining = enumerate(jobs, start=first_index)
+        while chunk := list(islice(remaining, ADD_CHUNK)):
+            with self.database.write(durable=True) as connection:
+                state = connection.execute(select(SUBMISSIONS.c.state).filter_by(id=submission)).scalar_one()
+                if state != SubmissionState.LOADING:
+                    raise BadInputError(f"Submission {submission} is {state}; jobs are only added while it is loading.")
+                first, last = chunk[0][0], chunk[-1][0]
+                there = set(
+                    connection.execute(
+                        select(JOBS.c.index).where(JOBS.c.submission == submission, JOBS.c.index.between(first, last))
+                    ).scalars()
+                )
+                rows = [row for row in _job_rows(submission, chunk) if row["index"] not in there]
+                if rows:
+                    connection.execute(insert(JOBS), rows)
+        with self.database.read() as connection:
+            return _job_count(connection, submission)
+
+    def open_submission(self, submission: str) -> Submission:
+        """See `JobStore.open_submission`."""
+        with self.database.write(durable=True) as connection:
+            row = connection.execute(select(SUBMISSIONS).filter_by(id=submission)).mappings().one()
+            if row["state"] == SubmissionState.CANCELLED:
+                raise BadInputError(f"Submission {submission} is cancelled; `promptmill retry {submission}` reopens it.")
+            if row["state"] == SubmissionState.OPEN:
+                return to_submission(row)
+            return reopen(connection, row)
+
+
+def reopen(connection: Connection, row: Any) -> Submission:
+    """Set a submission `open`, counted, without note, and not ahead of those that waited their turn."""
+    others = (
+        select(func.min(SUBMISSIONS.c["pass"]))
+        .where(SUBMISSIONS.c.model == row["model"], SUBMISSIONS.c.state == SubmissionState.OPEN, SUBMISSIONS.c.id != row["id"])
+        .where(
+            select(JOBS.c.id)
+            .where(JOBS.c.submission == SUBMISSIONS.c.id, status_is(*UNFINISHED))
+            .correlate(SUBMISSIONS)
+            .exists()
+        )
+    )  # fmt: skip
+    current_pass = connection.execute(others).scalar() or 0.0
+    changed = connection.execute(
+        update(SUBMISSIONS)
+        .where(SUBMISSIONS.c.id == row["id"])
+        .values(
+            {
+                "state": SubmissionState.OPEN.value,
+                "pass": max(row["pass"], current_pass),
+                "total": _job_count(connection, row["id"]),
+                "note": None,
+            }
+        )
+        .returning(SUBMISSIONS)
+    )
+    return to_submission(changed.mappings().one())
+
+
+def _by_key(connection: Connection, key: str | None) -> Submission | None:
+    if key is None:
+        return None
+    row = connection.execute(select(SUBMISSIONS).filter_by(idempotency_key=key)).mappings().one_or_none()
+    return to_submission(row) if row else None
+
+
+def _job_count(connection: Connection, submission: str) -> int:
+    return connection.execute(select(func.count()).select_from(JOBS).filter_by(submission=submission)).scalar_one()
+
+
+def _job_rows(submission: str, chunk: list[tuple[int, JobParameters]]) -> Iterator[dict[str, Any]]:
+    created_at = now()
+    for index, job in chunk:
+        yield {
+            "submission": submission, "index": index, "status": JobStatus.WAITING.value,
+            **{name: getattr(job, name) for name in _FIELDS},
+            "attempt": 0, "failures": 0, "suspect": False, "created_at": created_at, "warnings": [],
+        }  # fmt: skip

@@ -1,0 +1,71 @@
+"""What `worker start` and `render` tell a worker process: one record, passed as JSON on its command line.
+
+The command line starts `python -m worker` as a process of its own, so that it never imports torch itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from storage.errors import BadInputError
+
+DEVICES = ("auto", "cpu", "mps", "all")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+MODES = ("exact", "throughput", "reference")
+MAX_LANES = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerOptions:
+    """Options of one `worker start`.
+
+    Attributes:
+        model: `NAME=REPO_OR_PATH[@REVISION]`, resolved (absolute path).
+        devices: auto, cpu, mps, all, or GPU numbers joined by commas.
+        dtype, mode: see `promptmill worker start --help`.
+        lanes: rows of a forward pass; None for the worker's own choice.
+        name: prefix of the worker's name; None derives it from model and host.
+        drain_timeout: seconds that running jobs get to finish after the first signal.
+        parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
+            on standard output.
+    """
+
+    model: str
+    devices: str = "auto"
+    dtype: str = "auto"
+    lanes: int | None = None
+    mode: str = "exact"
+    name: str | None = None
+    drain_timeout: float = 300.0
+    parent_pipe: bool = False
+
+    def command(self) -> list[str]:
+        """Return the command line that starts a supervisor with these options."""
+        return [sys.executable, "-m", "worker", "supervise", json.dumps(dataclasses.asdict(self))]
+
+
+def check_devices(text: str) -> str:
+    """Return `text` if it is auto, cpu, mps, all or numbers like `0,1`; else raise BadInputError."""
+    if text not in DEVICES and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", text):
+        raise BadInputError(f"There is no device {text!r}; choose {', '.join(DEVICES)}, or GPU numbers like 0,1.")
+    return text
+
+
+def check_lanes(text: str) -> int | None:
+    """Read `auto` (None) or a number of lanes from 1 to 256; else raise BadInputError."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LANES:
+        raise BadInputError(f"Lanes {text!r} is neither auto nor a number from 1 to {MAX_LANES}.")
+    return int(text)
+
+
+def parse_options(text: str) -> WorkerOptions:
+    """Read back what `WorkerOptions.command` wrote."""
+    values: dict[str, Any] = json.loads(text)
+    return WorkerOptions(**values)
