@@ -1,0 +1,1 @@
+"""What a GPU does: supervisor, Celery task, heartbeat, engine, stages, models."""

@@ -1,0 +1,102 @@
+"""`python -m worker.child ORDER`: one device's worker process, as its supervisor starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import structlog
+from celery import signals
+from celery.worker import WorkController, state
+
+from storage.errors import PromptmillError
+from storage.queue import broker_url, make_app, queue_name
+from worker.exits import Exit
+from worker.logs import configure_logs
+from worker.orders import DRAIN, STOP, parse_order, report
+from worker.process import WorkerProcess
+from worker.tasks import add_render_task
+
+log = structlog.get_logger()
+
+
+def main(arguments: list[str]) -> int:
+    """Load the model, consume the queue until told otherwise, end in order; return the exit code."""
+    configure_logs()
+    process: WorkerProcess | None = None
+    try:
+        process = WorkerProcess(parse_order(arguments[0]))
+        _obey(process)
+        process.load()
+        _consume(process)
+    except PromptmillError as error:
+        report("failed", message=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    finally:
+        if process is not None:
+            process.close()
+    if process.gave_up:
+        report("failed", message=process.gave_up, exit_code=int(Exit.SURROUNDINGS))
+        return Exit.SURROUNDINGS
+    return Exit.DONE
+
+
+def _consume(process: WorkerProcess) -> None:
+    """Be a Celery worker on the model's queue: threads pool, prefetch 1."""
+    app = make_app(broker_url(process.settings))
+    add_render_task(app, process)
+    app.set_current()
+    celery = WorkController(
+        app=app,
+        hostname=f"{process.name}.{process.incarnation[:8]}" if "@" in process.name else f"{process.name}@{process.incarnation[:8]}",
+        pool_cls="threads",
+        concurrency=process.concurrency,
+        queues=[queue_name(process.model_name)],
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=False,
+    )
+    threading.Thread(target=_stop_when_told, args=(process,), name="stopper", daemon=True).start()
+    signals.worker_ready.connect(lambda **_: report("ready", incarnation=process.incarnation), weak=False)
+    celery.start()
+
+
+def _stop_when_told(process: WorkerProcess) -> None:
+    """Once the process stops, tell Celery; its loop looks at this at least every second."""
+    process.stopping.wait()
+    state.should_stop = Exit.DONE
+
+
+def _obey(process: WorkerProcess) -> None:
+    """Take orders from the supervisor's pipe; signals sent to this process alone mean drain."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        threading.Thread(target=_drain, args=(process,), name="drain", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_listen, args=(process,), name="orders", daemon=True).start()
+
+
+def _listen(process: WorkerProcess) -> None:
+    for line in sys.stdin:
+        if line.strip() == DRAIN:
+            _drain(process)
+        elif line.strip() == STOP:
+            process.leave(Exit.DONE)
+    log.warning("the supervisor is gone", action="orphan", pid=os.getpid())
+    process.leave(Exit.ORPHAN)
+
+
+def _drain(process: WorkerProcess) -> None:
+    if not hasattr(process, "engine"):
+        process.leave(Exit.DONE)  # still loading: there is nothing to finish
+    process.drain()
+    state.should_stop = Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

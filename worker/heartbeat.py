@@ -1,0 +1,76 @@
+"""Station 10: one beat a second says that this process lives, how far its jobs are, and hears which are its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from storage.errors import StaleWorkerError, UnreachableError
+from storage.jobstore import JobStore
+
+log = structlog.get_logger()
+
+BEAT = 1.0  # seconds
+
+
+class Heartbeat:
+    """A thread that beats until it is stopped.
+
+    Args:
+        jobs: the job store.
+        incarnation: whose heart it is.
+        progress: returns the share done of each job that the process holds, by job id.
+        drop: told the id of each job that was cancelled or taken over.
+        stale: called once when a reaper declared this process dead.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        incarnation: str,
+        *,
+        progress: Callable[[], Mapping[int, float]],
+        drop: Callable[[int], None],
+        stale: Callable[[StaleWorkerError], None],
+    ) -> None:
+        self._jobs = jobs
+        self._incarnation = incarnation
+        self._progress = progress
+        self._drop = drop
+        self._stale = stale
+        self._stopped = threading.Event()
+        self._ailing = False
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop; no beat follows."""
+        self._stopped.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(BEAT):
+            try:
+                self.beat()
+            except StaleWorkerError as error:
+                self._stale(error)
+                return
+            except UnreachableError as error:
+                # The lease runs on the reaper's side, which forgets its observations in an outage.
+                if not self._ailing:
+                    log.warning("heartbeat failed, trying again", action="heartbeat", reason=str(error))
+                self._ailing = True
+
+    def beat(self) -> None:
+        """Beat once, and drop what is no longer ours."""
+        # Taken before the question: what is claimed after it cannot be in the answer.
+        held = dict(self._progress())
+        ours = self._jobs.heartbeat(self._incarnation, held)
+        self._ailing = False
+        for job in held.keys() - ours:
+            self._drop(job)

@@ -1,0 +1,195 @@
+"""The supervisor's children: start them, hear them, start them again with backoff, release what they held."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import IO, Any
+
+import structlog
+
+from storage.errors import UnreachableError
+from storage.jobstore import JobStore
+from storage.worker_options import WorkerOptions
+from worker.devices import Device
+from worker.exits import FINAL, ORDERLY, Exit
+from worker.orders import STOP, ChildOrder
+
+log = structlog.get_logger()
+
+BACKOFF_BASE, BACKOFF_LIMIT = 0.5, 30.0  # seconds before a crashed process is started again
+STEADY_AFTER = 60.0  # seconds of life after which a crash counts as the first one again
+STOP_TIMEOUT = 15.0  # seconds between `stop` and SIGKILL
+
+
+class Child:
+    """One device's worker process through all its incarnations."""
+
+    def __init__(self, options: WorkerOptions, device: Device, name: str) -> None:
+        self._options = options
+        self._device = device
+        self._name = name
+        self._process: subprocess.Popen[str] | None = None
+        self._born = 0.0
+        self._told: str | None = None
+        self._told_at = 0.0
+        self.incarnation = ""
+        self.crashes = 0
+        self.not_before = 0.0
+        self.was_ready = False
+        self.message = ""
+
+    def start(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+        """Start another incarnation."""
+        self.incarnation = uuid.uuid4().hex
+        order = ChildOrder(
+            options=self._options, device=self._device.kind, incarnation=self.incarnation, name=self._name
+        )
+        # mps falls back to the CPU for what it lacks, if this is set before torch is imported.
+        environment = {**os.environ, "PYTORCH_ENABLE_MPS_FALLBACK": "1", **self._device.environment}
+        self._process = subprocess.Popen(  # noqa: S603  (our own command line)
+            order.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        self._born = time.monotonic()
+        self._told = None
+        assert self._process.stdout is not None  # noqa: S101  (we asked for the pipe)
+        threading.Thread(target=self._hear, args=(self._process.stdout, on_event), daemon=True).start()
+
+    def _hear(self, lines: IO[str], on_event: Callable[[dict[str, Any]], None]) -> None:
+        for line in lines:
+            try:
+                event: dict[str, Any] = json.loads(line)
+            except ValueError:
+                log.warning("unexpected output of a worker process", action="hear", line=line.strip()[:200])
+                continue
+            if event.get("event") == "ready":
+                self.was_ready = True
+            if event.get("event") == "failed":
+                self.message = str(event.get("message"))
+            else:
+                on_event(event)
+        lines.close()
+
+    def tell(self, order: str) -> None:
+        """Send `drain` or `stop`; a repeated order is sent once."""
+        if self._process is None or self._process.stdin is None or self._told in (order, STOP):
+            return
+        self._told, self._told_at = order, time.monotonic()
+        try:
+            self._process.stdin.write(order + "\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # it is going already
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process is there."""
+        return self._process is not None
+
+    def ended(self) -> int | None:
+        """Return the exit code if the process has ended, once; SIGKILL one that does not stop."""
+        if self._process is None:
+            return None
+        if self._told == STOP and time.monotonic() - self._told_at > STOP_TIMEOUT:
+            self._process.kill()
+        code = self._process.poll()
+        if code is None:
+            return None
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                pass  # what was not read is of no use any more
+        self._process = None
+        if time.monotonic() - self._born > STEADY_AFTER:
+            self.crashes = 0
+        return code
+
+    def back_off(self) -> float:
+        """Count a crash and return the seconds until the next start."""
+        pause = min(BACKOFF_LIMIT, BACKOFF_BASE * 2.0**self.crashes)
+        self.crashes += 1
+        self.not_before = time.monotonic() + pause
+        return pause
+
+
+class Nursery:
+    """All worker processes of one supervisor.
+
+    Attributes:
+        failure: the sentence and exit code of what made the supervisor give up; None after an orderly end.
+    """
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        devices: list[Device],
+        jobs: JobStore,
+        *,
+        name: str,
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> None:
+        names = [name] if len(devices) == 1 else [f"{name}-{number}" for number in range(len(devices))]
+        self._children = [Child(options, device, own) for device, own in zip(devices, names, strict=True)]
+        self._jobs = jobs
+        self._on_event = on_event
+        self._leaving = False
+        self._unreleased: dict[str, bool] = {}
+        self.failure: tuple[str, int] | None = None
+
+    def start(self) -> None:
+        """Start every device's first incarnation."""
+        for child in self._children:
+            child.start(self._on_event)
+
+    @property
+    def over(self) -> bool:
+        """Whether all children are gone and none will be started again."""
+        return self._leaving and not any(child.alive for child in self._children)
+
+    def tell(self, order: str) -> None:
+        """Send an order to all; nobody is started again after it."""
+        self._leaving = True
+        for child in self._children:
+            child.tell(order)
+
+    def look(self) -> None:
+        """See who has ended, free their jobs at once, and start again whose time has come."""
+        for child in self._children:
+            code = child.ended()
+            if code is not None:
+                self._unreleased[child.incarnation] = code not in ORDERLY
+                self._judge(child, code)
+            elif not child.alive and not self._leaving and time.monotonic() >= child.not_before:
+                child.start(self._on_event)
+        self._release()
+
+    def _judge(self, child: Child, code: int) -> None:
+        if self._leaving:
+            return
+        fatal = code in FINAL and (code != Exit.MODEL or not child.was_ready)
+        if fatal:
+            self.failure = (child.message or f"A worker process ended by itself with exit code {code}.", code)
+            self.tell(STOP)
+            return
+        pause = child.back_off()
+        log.error("worker process died", action="restart", code=code, reason=child.message, seconds=pause)
+        self._on_event({"event": "restarting", "exit_code": code, "seconds": pause})
+
+    def _release(self) -> None:
+        """Free the jobs of the dead; what the database cannot take now, the next look or a reaper does."""
+        for incarnation, crashed in list(self._unreleased.items()):
+            try:
+                freed = self._jobs.release_incarnation(incarnation, crashed=crashed)
+            except UnreachableError as error:
+                log.warning("cannot release jobs yet", action="release", incarnation=incarnation, reason=str(error))
+                return
+            del self._unreleased[incarnation]
+            if freed:
+                log.info("released jobs", action="release", incarnation=incarnation, jobs=freed)

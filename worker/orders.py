@@ -1,0 +1,53 @@
+"""What a supervisor and its worker process say to each other.
+
+Down the child's standard input: `drain`, `stop`, one a line; its end means that the supervisor is gone.
+Up the child's standard output: one JSON object a line, `{"event": "ready" | "failed", …}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from storage.worker_options import WorkerOptions
+
+DRAIN, STOP = "drain", "stop"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChildOrder:
+    """What a supervisor tells a new worker process on its command line.
+
+    Attributes:
+        options: what the user asked for.
+        device: auto, cpu, mps or cuda.
+        incarnation: the id of this life, drawn by the supervisor so that it can release its jobs.
+        name: the worker's name, `MODEL-N@HOST`.
+    """
+
+    options: WorkerOptions
+    device: str
+    incarnation: str
+    name: str
+
+    def command(self) -> list[str]:
+        """Return the command line that starts this worker process."""
+        return [sys.executable, "-m", "worker.child", json.dumps(dataclasses.asdict(self))]
+
+
+def parse_order(text: str) -> ChildOrder:
+    """Read back what `ChildOrder.command` wrote."""
+    values: dict[str, Any] = json.loads(text)
+    return ChildOrder(**{**values, "options": WorkerOptions(**values["options"])})
+
+
+def report(event: str, **facts: Any) -> None:
+    """Write one event line to whoever started this process; nothing happens if nobody reads any more."""
+    try:
+        sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        pass

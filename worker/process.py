@@ -1,0 +1,268 @@
+"""One worker process: its model and engine, its row and heartbeat, the jobs it holds.
+
+`worker.tasks` works with it; `worker.child` starts it under a supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import structlog
+
+from storage.embedded_redis import EmbeddedRedis
+from storage.errors import SchemaError, StaleWorkerError, UnreachableError
+from storage.imagestore import ImageStore
+from storage.jobstore import JobStore
+from storage.models import parse_model
+from storage.records import Claim, Refusal, Worker, WorkerState
+from storage.settings import Settings, load_settings
+from storage.stores import open_image_store, open_job_store
+from storage.version import promptmill_version
+from worker.company import Company
+from worker.engine.engine import Engine
+from worker.engine.request import RenderResult, Ticket
+from worker.exits import Exit
+from worker.heartbeat import Heartbeat
+from worker.models.device import choose_device, choose_dtype, device_facts, make_repeatable
+from worker.models.load import LoadedModel, load_model
+from worker.orders import ChildOrder
+from worker.surroundings import Surroundings
+
+log = structlog.get_logger()
+
+SAVING = 2  # jobs that may be encoded and written while the engine renders others
+LOOK_AHEAD = 2  # jobs that wait in the engine, so that freed lanes are filled at once
+
+
+class WorkerProcess:
+    """Everything that a task needs, in one place.
+
+    Attributes:
+        jobs, images: the stores.
+        engine: set by `load`.
+        company: lets suspects render alone.
+        surroundings: patience with stores.
+        incarnation: id of this life.
+    """
+
+    engine: Engine
+    model: LoadedModel
+
+    def __init__(self, order: ChildOrder) -> None:
+        self._order = order
+        self._reference = parse_model(order.options.model)
+        self._settings: Settings = load_settings()
+        self.incarnation = order.incarnation
+        self.jobs: JobStore = open_job_store(self._settings)
+        self.images: ImageStore = open_image_store(self._settings)
+        self.company = Company()
+        self.stopping = threading.Event()
+        self.surroundings = Surroundings(self.stopping, self._note)
+        self.gave_up: str | None = None
+        self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
+        self._held: dict[int, Ticket | None] = {}
+        self._held_lock = threading.Lock()
+        self._heartbeat = Heartbeat(
+            self.jobs, self.incarnation, progress=self._progress, drop=self._drop, stale=self._stale
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that this process started with."""
+        return self._settings
+
+    @property
+    def model_name(self) -> str:
+        """The name that jobs and the queue carry."""
+        return self._reference.name
+
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        return self._order.name
+
+    @property
+    def concurrency(self) -> int:
+        """How many jobs this process holds at once: in lanes, waiting for lanes, and being saved."""
+        return max(1, self.engine.lanes // 2) + LOOK_AHEAD + SAVING
+
+    # From start to end
+
+    def load(self) -> None:
+        """Say that we are here, load the model, start the engine, say that we are ready.
+
+        Raises:
+            ModelLoadError: the model cannot be loaded.
+            BadInputError: the options cannot be used with this device or model.
+            SchemaError: this worker is too old for the database.
+        """
+        check_version(self.jobs)
+        if self._redis is not None:
+            self._redis.acquire()
+        options = self._order.options
+        self.jobs.add_worker(self._row(WorkerState.STARTING))
+        self._heartbeat.start()
+        make_repeatable()
+        device = choose_device(self._order.device)
+        dtype = choose_dtype(options.dtype, device, mode=options.mode)
+        self.model = load_model(self._reference, device=device, dtype=dtype)
+        self.engine = Engine(self.model, lanes=options.lanes, mode=options.mode, on_death=self._engine_died)
+        self.engine.start()
+        self.jobs.add_worker(self._row(WorkerState.READY, self.model))
+        log.info(
+            "worker ready", action="ready", model=self._reference.name, revision=self.model.revision[:12],
+            device=str(device), dtype=options.dtype, lanes=self.engine.lanes, mode=options.mode,
+        )  # fmt: skip
+
+    def drain(self) -> None:
+        """Take nothing new, give back what has not begun, finish the rest."""
+        self.jobs.set_worker_state(self.incarnation, WorkerState.DRAINING)
+        self.engine.release_waiting()
+
+    def close(self) -> None:
+        """End in order: every job is given back, the row says stopped, Redis loses a user."""
+        self.stopping.set()
+        self._heartbeat.stop()
+        try:
+            self.jobs.release_incarnation(self.incarnation, crashed=False)
+        except UnreachableError as error:
+            log.warning("cannot release jobs, the reaper will", action="release", reason=str(error))
+        if self._redis is not None:
+            self._redis.release()
+
+    def leave(self, code: Exit) -> NoReturn:
+        """End now, whatever other threads do: give every job back in one UPDATE, then exit."""
+        self.close()
+        os._exit(code)
+
+    def give_up(self, reason: str) -> None:
+        """Remember why this process cannot go on; `worker.child` stops it."""
+        self.gave_up = self.gave_up or reason
+        self.stopping.set()
+
+    # What tasks do
+
+    @contextmanager
+    def claimed(self, job: int) -> Iterator[Claim | None]:
+        """Claim a job for the length of a `with`; None if there is nothing to do.
+
+        Suspects are claimed alone, all others in company.
+        """
+        self.surroundings.wait_until_well()
+        with self.company.together():
+            claim = self._claim(job, alone=False)
+            if isinstance(claim, Claim):
+                with self._holding(claim):
+                    yield claim
+                return
+        if claim is not Refusal.SUSPECT:
+            yield None
+            return
+        with self.company.alone():
+            claim = self._claim(job, alone=True)
+            if not isinstance(claim, Claim):
+                yield None
+                return
+            with self._holding(claim):
+                yield claim
+
+    def render(self, claim: Claim) -> Future[RenderResult]:
+        """Hand a claimed job to the engine; a job that was cancelled meanwhile is dropped at its next step."""
+        ticket = self.engine.submit(claim.parameters)
+        with self._held_lock:
+            dropped = claim.job not in self._held
+            if not dropped:
+                self._held[claim.job] = ticket
+        if dropped:
+            ticket.cancel()
+        return ticket.future
+
+    def _claim(self, job: int, *, alone: bool) -> Claim | Refusal:
+        if self.stopping.is_set():
+            return Refusal.GONE
+        return self.surroundings.patiently(
+            lambda: self.jobs.claim(job, self.incarnation, defaults=self.model.defaults, alone=alone),
+            what="claim",
+            forever=True,
+        )
+
+    @contextmanager
+    def _holding(self, claim: Claim) -> Iterator[None]:
+        with self._held_lock:
+            self._held[claim.job] = None
+        try:
+            yield
+        finally:
+            with self._held_lock:
+                self._held.pop(claim.job, None)
+
+    # What the heartbeat asks and says
+
+    def _progress(self) -> dict[int, float]:
+        with self._held_lock:
+            return {job: ticket.progress if ticket else 0.0 for job, ticket in self._held.items()}
+
+    def _drop(self, job: int) -> None:
+        with self._held_lock:
+            ticket = self._held.pop(job, None)
+        if ticket is not None:
+            log.info("dropped", action="drop", job=job)
+            ticket.cancel()
+
+    def _stale(self, error: StaleWorkerError) -> None:
+        log.error(str(error), action="stale", incarnation=self.incarnation)
+        self.leave(Exit.STALE)
+
+    def _engine_died(self, error: BaseException) -> None:
+        log.error("engine died", action="engine_died", reason=str(error))
+        os._exit(Exit.ENGINE)  # no release: the supervisor makes these jobs suspects
+
+    def _note(self, note: str | None) -> None:
+        try:
+            self.jobs.set_worker_state(self.incarnation, WorkerState.READY, note=note)
+        except UnreachableError as error:
+            log.debug("note lost", action="note", reason=str(error))
+
+    def _row(self, state: WorkerState, model: LoadedModel | None = None) -> Worker:
+        facts: dict[str, Any] = device_facts(model.device) if model else {"name": self._order.device, "uuid": None}
+        now = datetime.now(UTC)
+        return Worker(
+            incarnation=self.incarnation,
+            name=self._order.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=facts["name"],
+            device_uuid=facts["uuid"],
+            model=self._reference.name,
+            revision=model.revision if model else None,
+            family=model.family if model else None,
+            defaults=dict(model.defaults) if model else {},
+            mode=self._order.options.mode,
+            dtype=str(model.dtype).removeprefix("torch.") if model else self._order.options.dtype,
+            lanes=self.engine.lanes if model else self._order.options.lanes or 0,
+            concurrency=self.concurrency if model else 0,
+            version=promptmill_version(),
+            state=state,
+            beat=0,
+            beat_at=now,
+            started_at=now,
+        )
+
+
+def check_version(jobs: JobStore) -> None:
+    """Refuse to work on a schema that wants a newer worker, with SchemaError."""
+    ours, oldest = promptmill_version(), jobs.oldest_worker_version()
+    if _numbers(ours) < _numbers(oldest):
+        raise SchemaError(f"This worker is promptmill {ours}; the database asks for {oldest} or newer: upgrade it.")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    release = version.split("+", maxsplit=1)[0].split(".")
+    return tuple(int(part) for part in release if part.isdecimal())

@@ -1,0 +1,148 @@
+"""The supervisor: one worker process per device, kept alive; the tick; the signals. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType
+
+import structlog
+
+from storage.dispatch import TICK, Dispatcher
+from storage.embedded_redis import EmbeddedRedis
+from storage.errors import BadInputError, UnreachableError
+from storage.jobstore import JobStore
+from storage.models import parse_model
+from storage.queue import JobQueue, broker_url
+from storage.reaper import Reaper
+from storage.settings import Settings, load_settings
+from storage.stores import open_job_store
+from storage.worker_options import WorkerOptions
+from worker.devices import list_devices
+from worker.nursery import Nursery
+from worker.orders import DRAIN, STOP, report
+
+log = structlog.get_logger()
+
+SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` left behind
+FAST_TICK = 0.1  # seconds, while the queue's window was more than half empty
+
+
+class Supervisor:
+    """Starts worker processes for one model and looks after them, the queue and the leases.
+
+    The first signal drains: running jobs finish within `--drain-timeout`. The second stops at once: running
+    jobs go back to waiting. With `parent_pipe`, the end of standard input counts as the second.
+    """
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        self._model = parse_model(options.model)
+        self._settings: Settings = load_settings()
+        self._drain = threading.Event()
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+
+    def run(self) -> int:
+        """Work until told to stop or until nothing can be done; return the exit code."""
+        jobs = open_job_store(self._settings)
+        redis = None if self._settings.redis_url else EmbeddedRedis(self._settings)
+        try:
+            if redis is not None:
+                redis.acquire()
+            self._listen()
+            return self._supervise(jobs, redis)
+        finally:
+            if redis is not None:
+                redis.release()
+            jobs.close()
+
+    def _supervise(self, jobs: JobStore, redis: EmbeddedRedis | None) -> int:
+        name = self._options.name or f"{self._model.name}@{socket.gethostname()}"
+        nursery = Nursery(self._options, list_devices(self._options.devices), jobs, name=name, on_event=self._tell)
+        nursery.start()
+        log.info("supervisor started", action="start", model=str(self._model), name=name, pid=os.getpid())
+        ticking = threading.Thread(target=self._tick_forever, args=(jobs, redis), name="tick", daemon=True)
+        ticking.start()
+        deadline: float | None = None
+        while not nursery.over:
+            if self._drain.is_set() and deadline is None:
+                deadline = time.monotonic() + self._options.drain_timeout
+                nursery.tell(DRAIN)
+            if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
+                nursery.tell(STOP)
+            nursery.look()
+            self._wake.wait(0.1)
+        self._stop.set()
+        ticking.join(timeout=10)
+        return self._farewell(nursery)
+
+    def _farewell(self, nursery: Nursery) -> int:
+        if nursery.failure is None:
+            log.info("supervisor stopped", action="stop", model=self._model.name)
+            return 0
+        message, code = nursery.failure
+        if self._options.parent_pipe:
+            report("failed", message=message, exit_code=code)
+        else:
+            sys.stderr.write(f"Error: {message}\n")
+        return code
+
+    def _tell(self, event: dict[str, object]) -> None:
+        if self._options.parent_pipe:
+            report(**event)  # type: ignore[arg-type]  # an event's facts are keyword arguments by construction
+
+    def _listen(self) -> None:
+        """Take over the signals, and the pipe from whoever started us."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        if self._options.parent_pipe:
+            threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._drain.is_set():
+            self._stop.set()
+        self._drain.set()
+        self._wake.set()
+        if not self._options.parent_pipe:
+            again = "" if self._stop.is_set() else "; once more to stop at once"
+            os.write(2, f"{signal.Signals(number).name}: {'stopping' if not again else 'finishing running jobs'}{again}\n".encode())
+
+    def _watch_parent(self) -> None:
+        while os.read(0, 4096):
+            pass
+        self._drain.set()
+        self._stop.set()
+        self._wake.set()
+
+    def _tick_forever(self, jobs: JobStore, redis: EmbeddedRedis | None) -> None:
+        queue = JobQueue(broker_url(self._settings), self._model.name)
+        dispatcher = Dispatcher(jobs, queue, self._model.name)
+        reaper = Reaper(jobs, lease=self._settings.lease)
+        ticks, ailing = 0, ""
+        while not self._stop.is_set():
+            pause = TICK
+            try:
+                if redis is not None:
+                    redis.ensure_running()
+                reaper.tick()
+                if ticks % SWEEP_EVERY == 0:
+                    jobs.sweep_cancelled()
+                if not self._drain.is_set() and dispatcher.tick():
+                    pause = FAST_TICK
+                if ailing:
+                    log.info("recovered", action="tick")
+                ailing = ""
+            except (UnreachableError, BadInputError) as error:
+                if str(error) != ailing:  # say it once, not twice a second
+                    log.warning("tick failed, trying again", action="tick", reason=str(error))
+                ailing = str(error)
+            ticks += 1
+            self._stop.wait(pause)
+        queue.close()
+
+

@@ -1,0 +1,123 @@
+"""The task: claim -> engine -> save -> finish."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+
+import structlog
+from celery import Celery
+
+from storage.errors import BadInputError, PromptmillError
+from storage.imagestore import picture_key
+from storage.infotext import write_infotext
+from storage.queue import TASK
+from storage.records import Claim, Finish, Image
+from storage.version import MESSAGE_VERSION, promptmill_version
+from worker.engine.errors import Cancelled, EngineDeadError, Released, RenderError
+from worker.engine.request import RenderResult
+from worker.process import WorkerProcess
+from worker.stages.picture import encode_png, pixel_sha256
+from worker.surroundings import GaveUpError
+
+log = structlog.get_logger()
+
+
+def add_render_task(app: Celery, process: WorkerProcess) -> None:
+    """Register the task `promptmill.render` of this process."""
+
+    @app.task(name=TASK, ignore_result=True, acks_late=True)  # type: ignore[untyped-decorator]  # celery has no types
+    def render(job: int, *, version: int = MESSAGE_VERSION) -> None:
+        """Render one job; a message that is not ours is logged and dropped, the rows stay true."""
+        if version != MESSAGE_VERSION or not isinstance(job, int):
+            log.error("message rejected", action="reject", version=version, job=str(job)[:80])
+            return
+        render_job(process, job)
+
+
+def render_job(process: WorkerProcess, job: int) -> None:
+    """Render one job from claim to image row; whatever happens, the row says it."""
+    with process.claimed(job) as claim:
+        if claim is None:
+            return
+        with structlog.contextvars.bound_contextvars(job=claim.label, attempt=claim.attempt):
+            try:
+                result = process.render(claim).result()
+                image = save(process, claim, result)
+                finish(process, claim, image, result.warnings)
+            except (Cancelled, Released):
+                give_back(process, claim)
+            except GaveUpError as error:
+                pause(process, claim, str(error))
+            except EngineDeadError:
+                return  # the process is going down; its supervisor releases the job
+            except (RenderError, BadInputError) as error:
+                fail(process, claim, error, permanent=getattr(error, "permanent", True))
+            except Exception as error:  # noqa: BLE001 - the job's own error, whatever it is: charged to it
+                fail(process, claim, error, permanent=False)
+
+
+def save(process: WorkerProcess, claim: Claim, result: RenderResult) -> Image:
+    """Encode the picture with its infotext and store it: the file first, then the row."""
+    began = time.perf_counter()
+    infotext = write_infotext(
+        claim.parameters, model=claim.model, model_hash=process.model.revision[:10], version=promptmill_version()
+    )
+    data = encode_png(result.pixels, {"parameters": infotext})
+    key = picture_key(claim.submission, claim.index, claim.attempt)
+    process.surroundings.patiently(lambda: process.images.write(key, data), what="save", forever=False)
+    return Image(
+        key=key,
+        file_sha256=hashlib.sha256(data).hexdigest(),
+        pixel_sha256=pixel_sha256(result.pixels),
+        bytes=len(data),
+        format="png",
+        seconds={**result.seconds, "save": time.perf_counter() - began},
+        numerics=result.numerics,
+    )
+
+
+def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[str]) -> None:
+    """Write `succeeded` and the image row; a loser deletes only its own file."""
+    outcome = process.surroundings.patiently(
+        lambda: process.jobs.finish(claim, image, warnings=warnings), what="finish", forever=True
+    )
+    if outcome is Finish.LOST:
+        log.info("lost to another attempt", action="lost", key=image.key)
+        process.images.delete(image.key)
+        return
+    log.info("rendered", action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
+
+
+def give_back(process: WorkerProcess, claim: Claim) -> None:
+    """Return the job uncharged: cancelled, taken over, or this process drains."""
+    process.surroundings.patiently(lambda: process.jobs.release(claim), what="release", forever=True)
+
+
+def pause(process: WorkerProcess, claim: Claim, reason: str) -> None:
+    """Give up: pause the submission with the reason, give the job back, stop the process."""
+    log.error("giving up", action="give_up", reason=reason)
+    try:
+        if not process.stopping.is_set():
+            process.jobs.pause(claim.submission, note=reason)
+        process.jobs.release(claim)
+    except PromptmillError as error:
+        log.warning("cannot pause", action="pause", reason=str(error))
+    process.give_up(reason)
+
+
+def fail(process: WorkerProcess, claim: Claim, error: Exception, *, permanent: bool) -> None:
+    """Charge the failure to the job."""
+    outcome = process.surroundings.patiently(
+        lambda: process.jobs.fail(
+            claim,
+            error_type=type(error).__name__,
+            message=str(error) or type(error).__name__,
+            traceback="".join(traceback.format_exception(error)),
+            permanent=permanent,
+        ),
+        what="fail",
+        forever=True,
+    )
+    log.warning("failed", action="fail", outcome=outcome.value, error=str(error))
