@@ -1,4 +1,4 @@
-"""The supervisor's children: start them, hear them, start them again with backoff, release what they held."""
+"""The supervisor's children: start them, hear them, restart them with backoff, release what they held."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Any
 
 import structlog
@@ -17,7 +18,7 @@ from storage.errors import UnreachableError
 from storage.jobstore import JobStore
 from storage.worker_options import WorkerOptions
 from worker.devices import Device
-from worker.exits import FINAL, ORDERLY, Exit
+from worker.exits import FINAL, ORDERLY
 from worker.orders import STOP, ChildOrder
 
 log = structlog.get_logger()
@@ -25,10 +26,24 @@ log = structlog.get_logger()
 BACKOFF_BASE, BACKOFF_LIMIT = 0.5, 30.0  # seconds before a crashed process is started again
 STEADY_AFTER = 60.0  # seconds of life after which a crash counts as the first one again
 STOP_TIMEOUT = 15.0  # seconds between `stop` and SIGKILL
+HEARING_TIMEOUT = 2.0  # seconds for the rest of the output of a process that has ended
+
+
+# Read when torch is loaded; what the user has set stands.
+ENVIRONMENT = {
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # mps falls back to the CPU for what it lacks
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost 20 times the speed beside other work (decision 0003)
+}
 
 
 class Child:
-    """One device's worker process through all its incarnations."""
+    """One device's worker process through all its incarnations.
+
+    Attributes:
+        ready, was_ready: whether this incarnation, or any, has loaded its model.
+        killed: whether this incarnation did not stop when told, and was killed.
+        message: what this incarnation said about its end.
+    """
 
     def __init__(self, options: WorkerOptions, device: Device, name: str) -> None:
         self._options = options
@@ -38,10 +53,13 @@ class Child:
         self._born = 0.0
         self._told: str | None = None
         self._told_at = 0.0
+        self._hearing: threading.Thread | None = None
         self.incarnation = ""
         self.crashes = 0
         self.not_before = 0.0
+        self.ready = False
         self.was_ready = False
+        self.killed = False
         self.message = ""
 
     def start(self, on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -50,31 +68,40 @@ class Child:
         order = ChildOrder(
             options=self._options, device=self._device.kind, incarnation=self.incarnation, name=self._name
         )
-        # mps falls back to the CPU for what it lacks, if this is set before torch is imported.
-        environment = {**os.environ, "PYTORCH_ENABLE_MPS_FALLBACK": "1", **self._device.environment}
+        environment = {**ENVIRONMENT, **os.environ, **self._device.environment}
         self._process = subprocess.Popen(  # noqa: S603  (our own command line)
-            order.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
+            order.command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            errors="replace",
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._born = time.monotonic()
         self._told = None
+        self.ready = False
+        self.killed = False
+        self.message = ""
         assert self._process.stdout is not None  # noqa: S101  (we asked for the pipe)
-        threading.Thread(target=self._hear, args=(self._process.stdout, on_event), daemon=True).start()
+        self._hearing = threading.Thread(
+            target=self._hear, args=(self._process.stdout, on_event), daemon=True
+        )
+        self._hearing.start()
 
     def _hear(self, lines: IO[str], on_event: Callable[[dict[str, Any]], None]) -> None:
-        for line in lines:
-            try:
-                event: dict[str, Any] = json.loads(line)
-            except ValueError:
-                log.warning("unexpected output of a worker process", action="hear", line=line.strip()[:200])
-                continue
-            if event.get("event") == "ready":
-                self.was_ready = True
-            if event.get("event") == "failed":
-                self.message = str(event.get("message"))
-            else:
-                on_event(event)
-        lines.close()
+        with lines:
+            for line in lines:
+                event = _event(line)
+                if event is None:
+                    log.warning("unexpected output", action="hear", line=line.strip()[:200])
+                    continue
+                if event["event"] == "ready":
+                    self.ready = self.was_ready = True
+                if event["event"] == "failed":
+                    self.message = str(event.get("message"))
+                else:
+                    on_event(event)
 
     def tell(self, order: str) -> None:
         """Send `drain` or `stop`; a repeated order is sent once."""
@@ -97,15 +124,16 @@ class Child:
         if self._process is None:
             return None
         if self._told == STOP and time.monotonic() - self._told_at > STOP_TIMEOUT:
+            self.killed = True
             self._process.kill()
         code = self._process.poll()
         if code is None:
             return None
         if self._process.stdin is not None:
-            try:
+            with suppress(BrokenPipeError):  # what was not read is of no use any more
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass  # what was not read is of no use any more
+        if self._hearing is not None:
+            self._hearing.join(timeout=HEARING_TIMEOUT)  # its last words say why it ended
         self._process = None
         if time.monotonic() - self._born > STEADY_AFTER:
             self.crashes = 0
@@ -113,10 +141,19 @@ class Child:
 
     def back_off(self) -> float:
         """Count a crash and return the seconds until the next start."""
-        pause = min(BACKOFF_LIMIT, BACKOFF_BASE * 2.0**self.crashes)
+        pause = min(BACKOFF_LIMIT, BACKOFF_BASE * 2.0 ** min(self.crashes, 16))
         self.crashes += 1
         self.not_before = time.monotonic() + pause
         return pause
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """Read an event line; None for whatever else a library printed."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 class Nursery:
@@ -164,7 +201,8 @@ class Nursery:
         for child in self._children:
             code = child.ended()
             if code is not None:
-                self._unreleased[child.incarnation] = code not in ORDERLY
+                # One that we had to kill did not crash: its jobs are above suspicion.
+                self._unreleased[child.incarnation] = code not in ORDERLY and not child.killed
                 self._judge(child, code)
             elif not child.alive and not self._leaving and time.monotonic() >= child.not_before:
                 child.start(self._on_event)
@@ -173,8 +211,8 @@ class Nursery:
     def _judge(self, child: Child, code: int) -> None:
         if self._leaving:
             return
-        fatal = code in FINAL and (code != Exit.MODEL or not child.was_ready)
-        if fatal:
+        # One that was ready before and now cannot even load meets a passing fault, e.g. of the database.
+        if code in FINAL and (child.ready or not child.was_ready):
             self.failure = (child.message or f"A worker process ended by itself with exit code {code}.", code)
             self.tell(STOP)
             return
@@ -188,7 +226,9 @@ class Nursery:
             try:
                 freed = self._jobs.release_incarnation(incarnation, crashed=crashed)
             except UnreachableError as error:
-                log.warning("cannot release jobs yet", action="release", incarnation=incarnation, reason=str(error))
+                log.warning(
+                    "cannot release jobs yet", action="release", incarnation=incarnation, reason=str(error)
+                )
                 return
             del self._unreleased[incarnation]
             if freed:

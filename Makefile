@@ -1,0 +1,49 @@
+# What can be done here. `make` alone lists it.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUT := out/demo
+
+.PHONY: help demo test lint types format bench docs clean
+
+help:  ## list what can be done
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# Made again whenever a dependency or a pin changes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "promptmill needs Python 3.11 or newer; say which: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## render examples/prompts.txt end to end into out/demo
+	@rm -rf $(DEMO_OUT)
+	@PROMPTMILL_HOME=$(CURDIR)/out/home $(BIN)/promptmill render examples/prompts.txt \
+		--model demo --schedule karras --guidance 5 --size 64x64 --seed 32 --out $(DEMO_OUT)
+
+test: $(VENV)/.installed  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## ruff, formatting and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed  ## mypy, strict
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## format and sort
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## run a benchmark: make bench NAME=commands
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=..., one of:"; ls benchmarks/*.py | xargs -n1 basename -s .py; exit 2; }
+	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+docs: $(VENV)/.installed  ## write docs/cli.md anew from --help
+	$(BIN)/python docs/generate_cli.py
+
+clean:  ## remove the virtual environment and everything rendered here
+	rm -rf $(VENV) out

@@ -1,0 +1,1 @@
+"""Tests with real processes: the command line, supervisors, Celery workers, Redis."""

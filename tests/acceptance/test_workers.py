@@ -1,0 +1,72 @@
+"""Starting, sharing, draining and steering workers."""
+
+from __future__ import annotations
+
+import signal
+
+from storage.records import JobStatus
+from tests.acceptance.farm import PATIENCE, Farm, wait_until
+
+ENDED = (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
+
+
+def test_cancel_stops_running_jobs_and_retry_brings_them_back(farm: Farm) -> None:
+    """Jobs of a thousand steps are cancelled in the middle; a retry queues and renders them again."""
+    submission = farm.submit(12, "--steps", "1000", "--sampler", "euler", "--guidance", "1", "--schedule", "default")
+    supervisor = farm.start_worker()
+    farm.wait_for(submission, 1, JobStatus.RUNNING)
+    cancelled = farm.run("cancel", submission)
+    assert cancelled.returncode == 0, cancelled.stderr
+    farm.wait_for(submission, 12, *ENDED)
+    assert farm.count(submission, JobStatus.CANCELLED) > 0
+    assert farm.status(submission)["submission"]["state"] == "cancelled"
+    retried = farm.run("retry", submission)
+    assert retried.returncode == 0, retried.stderr
+    farm.wait_for(submission, 1, JobStatus.RUNNING)
+    assert farm.count(submission, JobStatus.CANCELLED) == 0
+    supervisor.send_signal(signal.SIGTERM)
+    supervisor.send_signal(signal.SIGTERM)
+    supervisor.wait(timeout=PATIENCE)
+
+
+def test_the_first_signal_drains(farm: Farm) -> None:
+    """What has begun is finished, what has not goes back to waiting, nothing is charged."""
+    submission = farm.submit(16, "--steps", "40")
+    supervisor = farm.start_worker()
+    farm.wait_for(submission, 5, JobStatus.RUNNING)
+    assert farm.stop(supervisor) == 0
+    assert farm.count(submission, JobStatus.RUNNING) == 0
+    assert farm.count(submission, JobStatus.SUCCEEDED) > 0
+    assert farm.count(submission, JobStatus.WAITING, JobStatus.QUEUED) > 0
+    assert {job.failures for job in farm.jobs(submission)} == {0}
+    assert farm.processes() == {}
+
+
+def test_two_workers_share_one_redis_and_the_last_one_out_stops_it(farm: Farm) -> None:
+    """Redis belongs to the home, not to the worker that happened to start it."""
+    first = farm.start_worker()
+    redis = farm.redis_pid()
+    second = farm.start_worker()
+    assert farm.redis_pid() == redis
+    assert farm.stop(first) == 0
+    assert farm.redis_pid() == redis
+    submission = farm.submit(3, "--steps", "4")
+    farm.wait_for(submission, 3)
+    assert farm.stop(second) == 0
+    assert farm.processes() == {}
+    assert not list(farm.home.glob("redis/*.sock"))
+
+
+def test_a_second_signal_stops_at_once_and_gives_running_jobs_back(farm: Farm) -> None:
+    """Running jobs of a worker that was told twice are waiting again, uncharged."""
+    submission = farm.submit(4, "--steps", "1000", "--sampler", "euler", "--schedule", "default")
+    supervisor = farm.start_worker()
+    farm.wait_for(submission, 1, JobStatus.RUNNING)
+    supervisor.send_signal(signal.SIGINT)
+    wait_until(lambda: "once more" in farm.output(supervisor), what="the first signal was heard")
+    supervisor.send_signal(signal.SIGINT)
+    supervisor.wait(timeout=PATIENCE)
+    assert farm.count(submission, JobStatus.RUNNING) == 0
+    assert {job.failures for job in farm.jobs(submission)} == {0}
+    assert not any(job.suspect for job in farm.jobs(submission))
+    assert farm.processes() == {}
