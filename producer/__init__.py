@@ -1,0 +1,1 @@
+"""What a person types: the command line, prompt-file readers, submit and status. Never imports torch."""

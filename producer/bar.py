@@ -1,0 +1,58 @@
+"""The live progress bar, on stderr of a terminal."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
+
+from producer.output import duration, printable
+from storage.records import JobStatus, Status
+
+
+class Bar:
+    """Finished of all jobs, images a second, time left, failures, and why nothing moves."""
+
+    def __init__(self, *, title: str | None = None) -> None:
+        self._title = title
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[remark]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            console=Console(stderr=True),  # obeys NO_COLOR
+            expand=True,
+        )
+        self._bar = self._progress.add_task(title or "", total=None, remark="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._progress.stop()
+
+    def update(self, status: Status) -> None:
+        """See `producer.follow.Display.update`."""
+        submission = status.submission
+        self._progress.update(
+            self._bar,
+            description=self._title or submission.name or submission.id,
+            total=submission.total or None,
+            completed=submission.total - status.unfinished,
+            remark=_remark(status),
+        )
+
+
+def _remark(status: Status) -> str:
+    failed = status.counts.get(JobStatus.FAILED, 0)
+    parts = [f"{failed} failed"] if failed else []
+    if status.images_per_second:
+        parts.append(f"{status.images_per_second:.2f} images/s")
+    if status.eta_seconds is not None and status.unfinished:
+        parts.append(f"{duration(status.eta_seconds)} left")
+    elif status.waiting_because:
+        parts.append(status.waiting_because)
+    return printable(", ".join(parts))

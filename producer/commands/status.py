@@ -1,0 +1,168 @@
+"""`promptmill status`, `list` and `show`: what the rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from producer.follow import derived_state, status_fields, submission_fields
+from producer.options import LAST, SubmissionReference
+from producer.output import listing, print_fields, print_json, record, timestamp
+from producer.session import Session, pass_session
+from storage.errors import BadInputError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill status
+  promptmill status otters
+  promptmill status @last --json | jq .submission.counts
+"""
+)
+@click.argument("submission", metavar="[ID]", default=LAST, type=SubmissionReference())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@pass_session
+def status(session: Session, *, submission: str, as_json: bool) -> None:
+    """Show how far a submission is: the newest one, where no ID is given.
+
+    `waiting because` explains why nothing moves: no live worker serves the model, the submission is paused,
+    or its jobs back off after a failure.
+    """
+    found = session.jobs.find_submission(submission)
+    current = session.jobs.status(found.id, lease=session.settings.lease)
+    fields = status_fields(current)
+    if as_json:
+        print_json({"submission": fields})
+    else:
+        counts = {name: number for name, number in fields.pop("counts").items() if number}
+        speed = {"images_per_second": fields.pop("images_per_second") or None}
+        print_fields(fields | {"counts": counts} | speed | submission_fields(current))
+
+
+@click.command(
+    name="list",
+    epilog="""\b
+Examples:
+  promptmill list
+  promptmill list --limit 5 --json
+""",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="At most so many.",
+)
+@listing(
+    "submissions",
+    {
+        "id": "ID",
+        "name": "NAME",
+        "model": "MODEL",
+        "state": "STATE",
+        "total": "JOBS",
+        "succeeded": "SUCCEEDED",
+        "failed": "FAILED",
+        "created": "CREATED",
+        "source": "SOURCE",
+    },
+    empty="There are no submissions yet; make one with `promptmill submit`.",
+)
+@pass_session
+def list_submissions(session: Session, *, limit: int) -> Iterator[dict[str, Any]]:
+    """List the newest submissions, newest first."""
+    for submission in session.jobs.submissions(limit=limit):
+        current = session.jobs.status(submission.id, lease=session.settings.lease)
+        yield {
+            "id": submission.id,
+            "name": submission.name,
+            "model": submission.model,
+            "state": derived_state(current),
+            "total": submission.total,
+            **{str(name): number for name, number in current.counts.items()},
+            "created": timestamp(submission.created_at),
+            "source": submission.source,
+            "priority": submission.priority,
+            "weight": submission.weight,
+            "note": submission.note,
+        }
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill show @last:0
+  promptmill show otters:17 --json
+"""
+)
+@click.argument("job", metavar="JOB")
+@record("job")
+@pass_session
+def show(session: Session, *, job: str) -> dict[str, Any]:
+    """Show everything known about one job, written as ID:INDEX; the first job has index 0."""
+    reference, colon, index = job.rpartition(":")
+    if not colon:
+        found = session.jobs.find_submission(job)  # says so itself where there is none
+        raise BadInputError(
+            f"{job} is a submission; name one of its {found.total} jobs, like {job}:0, or see "
+            f"`promptmill status {job}`."
+        )
+    if not index.isdecimal():
+        raise BadInputError(f"{job!r} is no job; write ID:INDEX, like {reference or LAST}:0.")
+    return _fields(session, job)
+
+
+def _fields(session: Session, reference: str) -> dict[str, Any]:
+    job = session.jobs.find_job(reference)
+    parameters, image = job.parameters, job.image
+    fields = {
+        "job": job.label,
+        "status": str(job.status),
+        "prompt": parameters.prompt,
+        "negative_prompt": parameters.negative_prompt,
+        "seed": parameters.seed,
+        "num_inference_steps": parameters.num_inference_steps,
+        "guidance_scale": parameters.guidance_scale,
+        "width": parameters.width,
+        "height": parameters.height,
+        "sampler": parameters.sampler,
+        "schedule": parameters.schedule,
+        "options": parameters.options,
+        "extra": parameters.extra,
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "progress": job.progress,
+        "incarnation": job.incarnation,
+        "created": timestamp(job.created_at),
+        "queued": timestamp(job.queued_at),
+        "started": timestamp(job.started_at),
+        "finished": timestamp(job.finished_at),
+        "not_before": timestamp(job.not_before),
+        "warnings": job.warnings,
+        "error_type": job.error_type,
+        "error_message": job.error_message,
+        "traceback": job.traceback,
+    }
+    if image is None:
+        return fields | {"image": None}
+    return fields | {
+        "image": image.key,
+        "image_path": _path(session, image.key),
+        "format": image.format,
+        "bytes": image.bytes,
+        "file_sha256": image.file_sha256,
+        "pixel_sha256": image.pixel_sha256,
+        "seconds": image.seconds,
+        "numerics": image.numerics,
+    }
+
+
+def _path(session: Session, key: str) -> str:
+    if session.settings.store_url:
+        return f"{session.settings.store_url.rstrip('/')}/{key}"
+    return str(session.settings.images_path / key)

@@ -1,0 +1,108 @@
+"""`promptmill submit`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from producer.follow import check_all_succeeded, display, follow
+from producer.jobs import check_seeds, job_options
+from producer.models import KnownModel, choose_model, known_models
+from producer.options import check_submission_flags, job_flags, prompt_options, submission_flags
+from producer.output import count_of, remark
+from producer.prompts import read_prompts
+from producer.session import Session, pass_session
+from producer.submitting import Order, submit_order, with_native_size
+from storage.records import Submission, SubmissionState
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill submit prompts.txt
+  promptmill submit -p "A watercolor painting of an otter" --images 4 --seed 42
+  promptmill submit prompts.txt --sampler "DPM++ 2M Karras" --steps 20 --cfg 5 --size 512x768
+  grep otter prompts.txt | promptmill submit - --name otters --wait
+  id=$(promptmill submit prompts.txt --key nightly-2026-01-31)
+"""
+)
+@prompt_options
+@click.option("--model", metavar="NAME", help="Default: the only known one; see `promptmill models`.")
+@job_flags
+@submission_flags
+@click.option("--wait", is_flag=True, help="Wait until all pictures are there.")
+@pass_session
+def submit(
+    session: Session,
+    /,
+    *,
+    files: tuple[str, ...],
+    texts: tuple[str, ...],
+    model: str | None,
+    name: str | None,
+    priority: int,
+    weight: float,
+    key: str | None,
+    wait: bool,
+    **flags: Any,
+) -> None:
+    """Submit prompts to be rendered by workers, and print the submission's id.
+
+    A FILE is text, one prompt a line; blank lines and lines that start with # are skipped; - is standard
+    input. Everything is checked before anything is written. The id is printed as soon as the submission
+    is safe in the database; no worker and no Redis is needed for that.
+    """
+    check_submission_flags(name=name, priority=priority, weight=weight, key=key)
+    options = job_options(**flags)
+    prompts = read_prompts(files, texts)
+    check_seeds(options, prompts.count)
+    chosen = known_model(session, model)
+    order = Order(
+        prompts=prompts,
+        options=with_native_size(options, chosen),
+        model=chosen.name,
+        name=name,
+        priority=priority,
+        weight=weight,
+        key=key,
+    )
+    submission = submit_order(session.jobs, order, committed=_print_id)
+    # Workers look for new jobs twice a second, so nobody has to be told.
+    if submission.state is SubmissionState.OPEN:
+        remark_workers(submission, chosen)
+    if wait:
+        wait_for(session, submission)
+
+
+def known_model(session: Session, asked: str | None) -> KnownModel:
+    """Return the model that was asked for, or the only one there is; BadInputError otherwise."""
+    return choose_model(known_models(session.settings, session.jobs.workers()), asked)
+
+
+def wait_for(session: Session, submission: Submission, *, timeout: float | None = None) -> None:
+    """Follow a submission to its end; SomeFailedError when not every job has its picture."""
+    with display() as shown:
+        for status in follow(session.jobs, submission.id, lease=session.settings.lease, timeout=timeout):
+            shown.update(status)
+    check_all_succeeded(session.jobs, status)
+
+
+def remark_workers(submission: Submission, model: KnownModel) -> None:
+    """Say on stderr what was submitted, and how to start a worker where none is running."""
+    said = f"Submitted {count_of(submission.total, 'job')} for model {model.name}"
+    if model.live_workers:
+        remark(f"{said}; {count_of(model.live_workers, 'worker')} will render them.")
+    elif model.reference is not None:
+        remark(
+            f"{said}; no worker is running yet; start one: `promptmill worker start --model {model.name}`."
+        )
+    else:
+        remark(
+            f"{said}; no worker is running: start one with "
+            f"`promptmill worker start --model {model.name}=REPO_OR_PATH`."
+        )
+
+
+def _print_id(submission: Submission) -> None:
+    click.echo(submission.id)  # click flushes: the id is out before the jobs are in

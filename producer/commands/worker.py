@@ -1,0 +1,139 @@
+"""`promptmill worker start` and `worker list`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from producer.background_worker import check_worker_extra
+from producer.cli import LazyGroup
+from producer.models import configured_models, is_alive, resolve_model
+from producer.options import check_worker_flags, worker_flags
+from producer.output import duration, listing, timestamp
+from producer.session import Session, pass_session
+from storage.errors import BadInputError
+from storage.models import BUILTIN_MODEL, check_model_name
+from storage.records import Worker
+
+_COMMANDS = {
+    "start": ("producer.commands.worker:start", "Start a worker in the foreground."),
+    "list": ("producer.commands.worker:list_workers", "List the workers."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS)
+def worker() -> None:
+    """Start and list workers: the processes that hold a model and render."""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill worker start
+  promptmill worker start --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5
+  promptmill worker start --model mine=./my-model --devices 0,1 --dtype float16
+"""
+)
+@click.option(
+    "--model",
+    metavar="NAME=REPO_OR_PATH[@REVISION]",
+    help=f"A known name, or a repo or folder. Default: the only configured one, else {BUILTIN_MODEL}.",
+)
+@worker_flags
+@click.option("--name", metavar="TEXT", help="Beginning of the worker's name. Default: model and host.")
+@click.option(
+    "--drain-timeout", type=float, default=300.0, show_default=True, metavar="SECONDS",
+    help="What running jobs get to finish after the first Ctrl-C.",
+)  # fmt: skip
+@pass_session
+def start(session: Session, /, *, model: str | None, name: str | None, **flags: Any) -> None:
+    """Start a worker in the foreground, with one process for each device.
+
+    The first Ctrl-C (or SIGTERM) takes no new jobs and finishes the running ones; the second gives them back
+    and ends at once. With nothing configured, the first worker starts a private Redis and the last one
+    stops it.
+    """
+    reference = resolve_model(session.settings, model or _only_model(session))
+    if name is not None:
+        check_model_name(name)
+    options = check_worker_flags(reference, name=name, **flags)
+    check_worker_extra()
+    session.close()
+    sys.stdout.flush()
+    command = options.command()
+    # From here on signals and the exit code are the supervisor's own.
+    os.execv(command[0], command)  # noqa: S606  (our own interpreter)
+
+
+def _only_model(session: Session) -> str:
+    configured = [name for name in configured_models(session.settings) if name != BUILTIN_MODEL]
+    if len(configured) > 1:
+        raise BadInputError(
+            f"Several models are configured; choose one with --model: {', '.join(configured)}."
+        )
+    return configured[0] if configured else BUILTIN_MODEL
+
+
+@click.command(
+    name="list",
+    epilog="""\b
+Examples:
+  promptmill worker list
+  promptmill worker list --all --json
+""",
+)
+@click.option("--all", "everyone", is_flag=True, help="Also those that have stopped or died.")
+@listing(
+    "workers",
+    {
+        "name": "NAME",
+        "model": "MODEL",
+        "device": "DEVICE",
+        "dtype": "DTYPE",
+        "mode": "MODE",
+        "lanes": "LANES",
+        "state": "STATE",
+        "heartbeat": "HEARTBEAT",
+        "version": "VERSION",
+    },
+    empty="No worker is running; start one with `promptmill worker start`.",
+)
+@pass_session
+def list_workers(session: Session, *, everyone: bool) -> Iterator[dict[str, Any]]:
+    """List the workers, newest first."""
+    for found in session.jobs.workers(alive_only=not everyone):
+        alive = is_alive(found, lease=session.settings.lease)
+        if alive or everyone:
+            yield _fields(found, alive=alive)
+
+
+def _fields(found: Worker, *, alive: bool) -> dict[str, Any]:
+    age = max(0.0, (datetime.now(UTC) - found.beat_at).total_seconds())
+    return {
+        "incarnation": found.incarnation,
+        "name": found.name,
+        "host": found.host,
+        "pid": found.pid,
+        "model": found.model,
+        "revision": found.revision,
+        "family": found.family,
+        "device": found.device,
+        "device_uuid": found.device_uuid,
+        "dtype": found.dtype,
+        "mode": found.mode,
+        "lanes": found.lanes,
+        "concurrency": found.concurrency,
+        "state": str(found.state),
+        "alive": alive,
+        "heartbeat": f"{duration(age)} ago",
+        "heartbeat_age_seconds": round(age, 1),
+        "started": timestamp(found.started_at),
+        "running": len(found.progress),
+        "version": found.version,
+        "note": found.note,
+    }

@@ -1,0 +1,182 @@
+"""Follow a submission until it is done: what `watch`, `wait`, `submit --wait` and `render` have in common."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from producer.output import count_of, duration, printable, remark, shorten, timestamp
+from storage.errors import PromptmillError, WaitTimeoutError
+from storage.jobstore import JobStore
+from storage.records import JobStatus, Status, SubmissionState
+
+POLL_INTERVAL = 0.5  # seconds; heartbeats write once a second
+PLAIN_INTERVAL = 5.0  # seconds between two lines where no terminal shows a bar
+SHOWN_REASONS = 3
+
+
+class SomeFailedError(PromptmillError):
+    """A submission is done, and some of its jobs have no picture."""
+
+    exit_code = 1
+
+
+class Display(Protocol):
+    """Shows progress on stderr."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def update(self, status: Status) -> None:
+        """Show where the submission is now."""
+        ...
+
+
+def follow(
+    store: JobStore,
+    submission: str,
+    *,
+    lease: float,
+    timeout: float | None = None,
+) -> Iterator[Status]:
+    """Yield a submission's status twice a second until it is done.
+
+    Args:
+        store: the job store.
+        submission: its id.
+        lease: seconds without a heartbeat until a worker counts as dead.
+        timeout: seconds until WaitTimeoutError.
+
+    Raises:
+        WaitTimeoutError: when `timeout` runs out first.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        began = time.monotonic()
+        status = store.status(submission, lease=lease)
+        yield status
+        if status.done:
+            return
+        now = time.monotonic()
+        # Counting a million rows takes a moment: never keep the database busy with being watched.
+        rest = max(POLL_INTERVAL, 5 * (now - began))
+        if deadline is not None:
+            if now >= deadline:
+                raise WaitTimeoutError(
+                    f"Submission {submission} is not done after {timeout:g} s: {status.unfinished} of "
+                    f"{status.submission.total} jobs are left; wait again, or see "
+                    f"`promptmill status {submission}`."
+                )
+            rest = min(rest, deadline - now)
+        time.sleep(rest)
+
+
+def derived_state(status: Status) -> str:
+    """Return the submission's state as users see it: `done` once every job has reached its end."""
+    state = status.submission.state
+    return "done" if status.done and state is not SubmissionState.CANCELLED else str(state)
+
+
+def status_fields(status: Status) -> dict[str, Any]:
+    """Return what `status --json` prints of a submission."""
+    submission = status.submission
+    return {
+        "id": submission.id,
+        "name": submission.name,
+        "model": submission.model,
+        "state": derived_state(status),
+        "total": submission.total,
+        "counts": {str(name): status.counts.get(name, 0) for name in JobStatus},
+        "images_per_second": round(status.images_per_second, 4),
+        "eta_seconds": None if status.eta_seconds is None else round(status.eta_seconds, 1),
+        "waiting_because": status.waiting_because,
+    }
+
+
+def one_line(status: Status) -> str:
+    """Say in one line how far a submission is."""
+    finished = status.submission.total - status.unfinished
+    failed = status.counts.get(JobStatus.FAILED, 0)
+    parts = [f"{status.submission.id}  {finished}/{status.submission.total} finished"]
+    if failed:
+        parts.append(f"{failed} failed")
+    if status.images_per_second:
+        parts.append(f"{status.images_per_second:.2f} images/s")
+    if status.eta_seconds is not None and status.unfinished:
+        parts.append(f"{duration(status.eta_seconds)} left")
+    if status.waiting_because:
+        parts.append(status.waiting_because)
+    return ", ".join(parts)
+
+
+def check_all_succeeded(store: JobStore, status: Status) -> None:
+    """Raise SomeFailedError if a done submission has jobs without a picture, with the first reasons."""
+    submission = status.submission.id
+    failed = status.counts.get(JobStatus.FAILED, 0)
+    cancelled = status.counts.get(JobStatus.CANCELLED, 0)
+    if not failed + cancelled:
+        return
+    reasons = "".join(
+        f"\n  {job.label}  {shorten(printable(job.error_message or job.error_type or ''), 200)}"
+        for job in store.jobs(submission, statuses=(JobStatus.FAILED,), limit=SHOWN_REASONS)
+    )
+    what = " and ".join(
+        f"{number:,} {word}" for number, word in ((failed, "failed"), (cancelled, "were cancelled")) if number
+    )
+    more = f"\n  … and {failed - SHOWN_REASONS:,} more" if failed > SHOWN_REASONS else ""
+    raise SomeFailedError(
+        f"Of {count_of(status.submission.total, 'job')} {what}; `promptmill retry {submission}` brings them "
+        f"back.{reasons}{more}"
+    )
+
+
+def display(*, title: str | None = None) -> Display:
+    """Return a live bar where stderr is a terminal, else plain lines now and then."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        from producer.bar import Bar  # noqa: PLC0415  (rich takes 0.1 s)
+
+        return Bar(title=title)
+    return PlainLines()
+
+
+class PlainLines:
+    """One line every few seconds, and whenever the reason for waiting changes."""
+
+    def __init__(self, *, interval: float = PLAIN_INTERVAL) -> None:
+        self._interval = interval
+        self._next = 0.0
+        self._because: str | None = None
+        self._line = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        return
+
+    def update(self, status: Status) -> None:
+        """See `Display.update`."""
+        now = time.monotonic()
+        line = one_line(status)
+        due = now >= self._next or status.done or status.waiting_because != self._because
+        if due and line != self._line:
+            remark(line)
+            self._next, self._because, self._line = now + self._interval, status.waiting_because, line
+
+
+def submission_fields(status: Status) -> dict[str, Any]:
+    """Return what a person wants to know of a submission beyond `status_fields`."""
+    submission = status.submission
+    return {
+        "created": timestamp(submission.created_at),
+        "source": submission.source,
+        "priority": submission.priority or None,
+        "weight": submission.weight if submission.weight != 1 else None,
+        "note": submission.note,
+    }

@@ -1,0 +1,142 @@
+"""From checked prompts and the command's flags to jobs, prompt by prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from producer.prompts import Line
+from storage.errors import BadInputError
+from storage.parameters import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_SAMPLER,
+    DEFAULT_SCHEDULE,
+    DEFAULT_STEPS,
+    MAX_SEED,
+    JobParameters,
+    check_job,
+    check_prompt,
+    draw_seed,
+)
+from storage.samplers import resolve_sampler
+
+MAX_IMAGES = 100_000
+_SIZE = re.compile(r"(\d{1,6})\s*[xX×]\s*(\d{1,6})")  # noqa: RUF001  (people do type the multiplication sign)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOptions:
+    """What the flags say about every job of a submission.
+
+    Attributes:
+        seed: of the first image of each prompt; None draws one for every job.
+        seed_per_prompt: whether the prompt's number, from 0, is added to the seed.
+        images: pictures of each prompt; image i has seed + i.
+        width, height: pixels; None for the model's native size.
+    """
+
+    negative_prompt: str = ""
+    seed: int | None = None
+    seed_per_prompt: bool = False
+    images: int = 1
+    num_inference_steps: int = DEFAULT_STEPS
+    guidance_scale: float = DEFAULT_GUIDANCE
+    sampler: str = DEFAULT_SAMPLER
+    schedule: str = DEFAULT_SCHEDULE
+    width: int | None = None
+    height: int | None = None
+
+    def parameters(self, prompt: str, seed: int) -> JobParameters:
+        """Return the parameters of one job."""
+        return JobParameters(
+            prompt=prompt,
+            negative_prompt=self.negative_prompt,
+            seed=seed,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            sampler=self.sampler,
+            schedule=self.schedule,
+            width=self.width,
+            height=self.height,
+        )
+
+
+def job_options(
+    *,
+    negative: str,
+    seed: int | None,
+    seed_per_prompt: bool,
+    images: int,
+    steps: int,
+    guidance: float,
+    sampler: str,
+    schedule: str | None,
+    size: str | None,
+    width: int | None,
+    height: int | None,
+) -> JobOptions:
+    """Check the flags, one by one and together.
+
+    Raises:
+        BadInputError: one sentence about the first flag that cannot be used.
+    """
+    if not 1 <= images <= MAX_IMAGES:
+        raise BadInputError(f"--images {images} is out of range; choose 1 to {MAX_IMAGES:,}.")
+    if seed_per_prompt and seed is None:
+        raise BadInputError("--seed-per-prompt adds to --seed; give --seed as well.")
+    if size is not None:
+        if width is not None or height is not None:
+            raise BadInputError("--size says width and height already; leave --width and --height out.")
+        width, height = parse_size(size)
+    sampler, named_schedule = resolve_sampler(sampler)
+    if schedule and named_schedule and schedule != named_schedule:
+        raise BadInputError(
+            f"The sampler's name asks for the {named_schedule} schedule and --schedule for {schedule}; "
+            f"leave one out."
+        )
+    options = JobOptions(
+        negative_prompt=check_prompt(negative, what="negative prompt"),
+        seed=seed,
+        seed_per_prompt=seed_per_prompt,
+        images=images,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        sampler=sampler,
+        schedule=schedule or named_schedule or DEFAULT_SCHEDULE,
+        width=width,
+        height=height,
+    )
+    check_job(options.parameters("any", options.seed or 0))
+    return options
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `512x768` as width and height in pixels, or raise BadInputError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise BadInputError(f"--size {text!r} is no size; write WIDTHxHEIGHT, for example 512x512.")
+    return int(match[1]), int(match[2])
+
+
+def check_seeds(options: JobOptions, prompts: int) -> None:
+    """Raise BadInputError if the last job's seed would leave the range."""
+    if options.seed is None:
+        return
+    last = options.seed + (prompts - 1 if options.seed_per_prompt else 0) + options.images - 1
+    if last > MAX_SEED:
+        raise BadInputError(f"The last job's seed would be {last}, past {MAX_SEED}; choose a smaller --seed.")
+
+
+def build_jobs(lines: Iterable[Line], options: JobOptions) -> Iterator[JobParameters]:
+    """Yield the jobs, all images of a prompt before the next prompt's; memory stays flat."""
+    for number, line in enumerate(lines):
+        first = None
+        if options.seed is not None:
+            first = options.seed + (number if options.seed_per_prompt else 0)
+        for image in range(options.images):
+            job = options.parameters(line.prompt, draw_seed() if first is None else first + image)
+            if line.settings or line.extra:
+                job = dataclasses.replace(job, **line.settings, extra=line.extra)
+            yield job

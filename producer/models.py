@@ -1,0 +1,132 @@
+"""Which models can be asked for: the built-in one, configured ones, and those that workers load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import BadInputError, ModelLoadError
+from storage.models import BUILTIN_MODEL, ModelReference, parse_model
+from storage.records import Worker, WorkerState
+
+if TYPE_CHECKING:
+    from storage.settings import Settings  # slow to import
+
+ALIVE = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING)
+SERVING = (WorkerState.STARTING, WorkerState.READY)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownModel:
+    """A model by name, with what is known of it.
+
+    Attributes:
+        reference: where its files come from; None when only workers know it.
+        revision: the commit or folder hash that the newest worker loaded.
+        live_workers: how many serve it now.
+        defaults: what the newest worker published: native width and height, recommended settings.
+    """
+
+    name: str
+    reference: ModelReference | None
+    revision: str | None
+    live_workers: int
+    defaults: dict[str, Any]
+
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        """Width and height in pixels, once a worker has published them."""
+        width, height = self.defaults.get("width"), self.defaults.get("height")
+        return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+
+def is_alive(worker: Worker, *, lease: float) -> bool:
+    """Whether a worker's heart beats, as far as one look can tell: for people, never for leases."""
+    return worker.state in ALIVE and (datetime.now(UTC) - worker.beat_at).total_seconds() < lease
+
+
+def serving(workers: Iterable[Worker], model: str, *, lease: float) -> list[Worker]:
+    """Return the live workers that take new jobs of a model, or soon will."""
+    return [
+        worker
+        for worker in workers
+        if worker.model == model and worker.state in SERVING and is_alive(worker, lease=lease)
+    ]
+
+
+def configured_models(settings: Settings) -> dict[str, ModelReference]:
+    """Return the models whose files we can name: the one that comes with the project and configured ones."""
+    references = [parse_model(BUILTIN_MODEL), *(parse_model(text) for text in settings.models)]
+    return {reference.name: reference for reference in references}
+
+
+def known_models(settings: Settings, workers: Iterable[Worker]) -> dict[str, KnownModel]:
+    """Return all models by name: configured ones first, then those that only workers know.
+
+    Args:
+        settings: name models in `models`.
+        workers: all incarnations, newest first.
+    """
+    configured = configured_models(settings)
+    by_model: dict[str, list[Worker]] = {name: [] for name in configured}
+    for worker in workers:
+        by_model.setdefault(worker.model, []).append(worker)
+    return {
+        name: KnownModel(
+            name=name,
+            reference=configured.get(name),
+            revision=next((worker.revision for worker in loaded if worker.revision), None),
+            live_workers=len(serving(loaded, name, lease=settings.lease)),
+            defaults=next((worker.defaults for worker in loaded if worker.defaults), {}),
+        )
+        for name, loaded in by_model.items()
+    }
+
+
+def choose_model(known: dict[str, KnownModel], asked: str | None) -> KnownModel:
+    """Return the model that `submit --model` names, or the only one there is.
+
+    Raises:
+        BadInputError: for an unknown name, or when several models leave the choice open.
+    """
+    names = ", ".join(known)
+    if asked is None:
+        if len(known) > 1:
+            raise BadInputError(f"Several models are known; choose one with --model: {names}.")
+        return next(iter(known.values()))
+    if asked not in known:
+        name = asked.partition("=")[0]
+        if name in known:
+            raise BadInputError(f"Submitted jobs name their model only; write --model {name}.")
+        raise BadInputError(
+            f"There is no model {asked!r} (known: {names}); configure it in PROMPTMILL_MODELS, or start "
+            f"a worker with --model NAME=REPO_OR_PATH first."
+        )
+    return known[asked]
+
+
+def resolve_model(settings: Settings, text: str) -> ModelReference:
+    """Turn what `--model` of `render` or `worker start` says into a reference.
+
+    Raises:
+        BadInputError: when it names neither a known model nor a repo or folder.
+        ModelLoadError: when it names a folder that does not exist.
+    """
+    configured = configured_models(settings)
+    if text in configured:
+        reference = configured[text]
+    elif "=" in text or "/" in text or Path(text).is_dir():
+        reference = parse_model(text)
+    else:
+        raise BadInputError(
+            f"There is no model {text!r} (known: {', '.join(configured)}); "
+            f"write NAME=REPO_OR_PATH[@REVISION]."
+        )
+    if Path(reference.source).is_absolute() and not Path(reference.source).is_dir():
+        raise ModelLoadError(
+            f"Model {reference.name}: there is no folder {reference.source}; check the path."
+        )
+    return reference

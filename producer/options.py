@@ -1,0 +1,203 @@
+"""The options that commands share, each declared once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from producer.session import Session
+from storage.errors import BadInputError, PromptmillError
+from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
+from storage.samplers import SAMPLERS, SCHEDULES
+from storage.worker_options import DEVICES, DTYPES, MODES, WorkerOptions, check_devices, check_lanes
+
+if TYPE_CHECKING:
+    from storage.models import ModelReference
+
+F = TypeVar("F", bound=Callable[..., Any])
+LAST = "@last"
+MAX_KEY_LENGTH = 200
+MAX_DRAIN_TIMEOUT = 7 * 24 * 3600.0
+_NAME = re.compile(r"\w[\w .+=-]{0,99}")
+
+
+class SubmissionReference(click.ParamType[str]):
+    """An id, a unique beginning of one, a name or `@last`; completed from the newest submissions."""
+
+    name = "id"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002  (click's signature)
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Offer ids with their names; nothing where the database cannot be read."""
+        session = Session()
+        try:
+            # Pressing Tab must not make a database.
+            newest = session.jobs.submissions(limit=50) if session.settings.home.exists() else []
+        except PromptmillError:
+            return []
+        finally:
+            session.close()
+        words = {LAST: "the newest"} | {item.id: item.name or item.source for item in newest}
+        words |= {item.name: item.id for item in newest if item.name}
+        return [
+            CompletionItem(word, help=text) for word, text in words.items() if word.startswith(incomplete)
+        ]
+
+
+def _stacked(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Apply decorators so that `--help` lists them in the order given."""
+    return lambda function: reduce(lambda inner, option: option(inner), reversed(options), function)
+
+
+submission_argument = click.argument("submission", metavar="ID", type=SubmissionReference())
+
+prompt_options = _stacked(
+    click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path()),
+    click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt; repeatable."),
+)
+
+job_flags = _stacked(
+    click.option("--negative", default="", metavar="TEXT", help="Negative prompt of every job."),
+    click.option(
+        "--images", type=int, default=1, show_default=True, metavar="N", help="Pictures of each prompt."
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="Seed of each prompt's first picture; each next one adds 1. Default: drawn.",
+    ),
+    click.option("--seed-per-prompt", is_flag=True, help="Add the prompt's number, from 0, to --seed."),
+    click.option(
+        "--steps", type=int, default=DEFAULT_STEPS, show_default=True, metavar="N", help="1 to 1000."
+    ),
+    click.option(
+        "--guidance",
+        "--cfg",
+        type=float,
+        default=DEFAULT_GUIDANCE,
+        show_default=True,
+        metavar="X",
+        help="Guidance scale, 0 to 100; up to 1 means none.",
+    ),
+    click.option(
+        "--sampler",
+        default=DEFAULT_SAMPLER,
+        show_default=True,
+        metavar="NAME",
+        shell_complete=lambda _ctx, _param, text: [name for name in SAMPLERS if name.startswith(text)],
+        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras".',
+    ),
+    click.option("--schedule", type=click.Choice(list(SCHEDULES)), help="Spacing of the sampler's sigmas."),
+    click.option(
+        "--size", metavar="WxH", help="Pixels, multiples of 8 from 64 to 2048. Default: the model's."
+    ),
+    click.option("--width", type=int, metavar="N", help="Pixels."),
+    click.option("--height", type=int, metavar="N", help="Pixels."),
+)
+
+submission_flags = _stacked(
+    click.option("--name", metavar="TEXT", help="A name that can be used instead of the id."),
+    click.option(
+        "--priority", type=int, default=0, show_default=True, metavar="N", help="Higher goes first."
+    ),
+    click.option(
+        "--weight",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="X",
+        help="Share among equal priorities.",
+    ),
+    click.option(
+        "--key", metavar="TEXT", help="Idempotency key: a second submit resumes or returns the first."
+    ),
+)
+
+worker_flags = _stacked(
+    click.option(
+        "--devices",
+        default="auto",
+        show_default=True,
+        metavar="|".join((*DEVICES, "0,1")),
+        help="What to render on; one process for each GPU.",
+    ),
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Precision."),
+    click.option(
+        "--lanes", default="auto", show_default=True, metavar="auto|N", help="Rows of a forward pass."
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(MODES),
+        default="exact",
+        show_default=True,
+        help="exact: same bytes in any company; throughput: faster; reference: one by one.",
+    ),
+)
+
+
+def check_submission_flags(*, name: str | None, priority: int, weight: float, key: str | None) -> None:
+    """Check the flags of a submission; BadInputError about the first that cannot be used."""
+    if name is not None and not _NAME.fullmatch(name):
+        raise BadInputError(
+            f"--name {name!r} cannot be used; take up to 100 letters, digits, blanks and . _ + = -, "
+            f"beginning with a letter or digit."
+        )
+    if not -(2**31) <= priority < 2**31:
+        raise BadInputError(f"--priority {priority} is out of range; small numbers like -10 to 10 will do.")
+    if not math.isfinite(weight) or not 1e-3 <= weight <= 1e3:  # noqa: PLR2004  (said in the sentence)
+        raise BadInputError(f"--weight {weight} is out of range; choose 0.001 to 1000.")
+    if key is not None and not 1 <= len(key.strip()) <= MAX_KEY_LENGTH:
+        raise BadInputError(f"--key is empty or longer than {MAX_KEY_LENGTH} characters; choose another.")
+
+
+def check_worker_flags(
+    model: ModelReference,
+    *,
+    devices: str,
+    dtype: str,
+    lanes: str,
+    mode: str,
+    name: str | None = None,
+    drain_timeout: float | None = None,
+    parent_pipe: bool = False,
+) -> WorkerOptions:
+    """Make a worker's options of the flags; BadInputError about the first that cannot be used."""
+    if drain_timeout is not None and not 0 <= drain_timeout <= MAX_DRAIN_TIMEOUT:
+        raise BadInputError(
+            f"--drain-timeout {drain_timeout} is out of range; choose seconds from 0 to a week."
+        )
+    rest: dict[str, Any] = {} if drain_timeout is None else {"drain_timeout": drain_timeout}
+    return WorkerOptions(
+        model=str(model),
+        devices=check_devices(devices),
+        dtype=dtype,
+        lanes=check_lanes(lanes),
+        mode=mode,
+        name=name,
+        parent_pipe=parent_pipe,
+        **rest,
+    )
+
+
+def given_flags(ctx: click.Context, names: Sequence[str] = ()) -> list[str]:
+    """Return the options that the user typed, like `--lanes`: of `names`, or all."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    return [
+        parameter.opts[-1]
+        for parameter in ctx.command.params
+        if isinstance(parameter, click.Option)
+        and parameter.name is not None
+        and ctx.get_parameter_source(parameter.name) is typed
+        and (not names or parameter.name in names)
+    ]

@@ -1,0 +1,153 @@
+"""How commands print: data on stdout, remarks on stderr, tables on a terminal, JSON when asked for it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+JSON_VERSION = 1
+Row = Mapping[str, Any]
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+
+
+def listing(
+    key: str, columns: Mapping[str, str], *, empty: str
+) -> Callable[[Callable[..., Iterable[Row]]], Callable[..., None]]:
+    """Make a command of a function that returns rows: it prints a table, or JSON with `--json`.
+
+    Args:
+        key: name of the list in the JSON object.
+        columns: which keys of a row the table shows, with their titles; JSON has all of them.
+        empty: what to say on stderr when there are no rows.
+    """
+
+    def decorate(function: Callable[..., Iterable[Row]]) -> Callable[..., None]:
+        @_json_option
+        @functools.wraps(function)
+        def command(*args: Any, as_json: bool, **kwargs: Any) -> None:
+            rows = list(function(*args, **kwargs))
+            if as_json:
+                print_json({key: rows})
+            elif rows:
+                cells = [[cell(row.get(name)) for name in columns] for row in rows]
+                print_table(list(columns.values()), cells)
+            else:
+                remark(empty)
+
+        return command
+
+    return decorate
+
+
+def record(key: str) -> Callable[[Callable[..., Row]], Callable[..., None]]:
+    """Make a command of a function that returns one row: it prints its fields, or JSON with `--json`."""
+
+    def decorate(function: Callable[..., Row]) -> Callable[..., None]:
+        @_json_option
+        @functools.wraps(function)
+        def command(*args: Any, as_json: bool, **kwargs: Any) -> None:
+            row = function(*args, **kwargs)
+            if as_json:
+                print_json({key: row})
+            else:
+                print_fields(row)
+
+        return command
+
+    return decorate
+
+
+def print_json(content: Row) -> None:
+    """Print one JSON object with the version of its layout."""
+    click.echo(json.dumps({"version": JSON_VERSION, **content}, ensure_ascii=False, default=str))
+
+
+def print_fields(row: Row) -> None:
+    """Print one field a line; what is not known is left out."""
+    known = {
+        name.replace("_", " "): cell(value) for name, value in row.items() if value not in (None, "", [], {})
+    }
+    width = max(map(len, known), default=0)
+    for name, text in known.items():
+        click.echo(f"{name:<{width}}  {text}")
+
+
+def print_table(titles: list[str], rows: list[list[str]]) -> None:
+    """Print a table: fitted to the terminal's width, or one whole row a line where no terminal is."""
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        for row in (titles, *rows):
+            line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            click.echo(line.rstrip())
+        return
+    from rich.console import Console  # noqa: PLC0415  (0.1 s, and only a terminal needs it)
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(text) for text in row))
+    Console().print(table)
+
+
+def remark(text: str) -> None:
+    """Say something that is no data: on stderr."""
+    click.echo(printable(text), err=True)
+
+
+def cell(value: Any) -> str:
+    """Write any value for people."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case Mapping():
+            return ", ".join(f"{name} {cell(item)}" for name, item in value.items())
+        case list() | tuple():
+            return ", ".join(map(cell, value))
+        case _:
+            return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Replace control characters: a prompt must not steer the terminal that shows it."""
+    return "".join(
+        f"\\x{ord(character):02x}" if unicodedata.category(character) == "Cc" else character
+        for character in text.replace("\n", " ")
+    )
+
+
+def timestamp(moment: datetime | None) -> str | None:
+    """Write a moment as ISO 8601 in UTC; None stays None."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds") if moment else None
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: `8 s`, `2 min 05 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {left:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """Cut a text for a table."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write `1 job`, `1,632 jobs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

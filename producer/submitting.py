@@ -1,0 +1,99 @@
+"""Turn checked prompts into a submission whose rows are safe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from producer.jobs import JobOptions, build_jobs
+from producer.models import KnownModel
+from producer.output import count_of, remark
+from producer.prompts import PromptList
+from storage.errors import BadInputError
+from storage.jobstore import JobStore
+from storage.records import Submission, SubmissionState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """All that one submit needs, checked."""
+
+    prompts: PromptList
+    options: JobOptions
+    model: str
+    name: str | None
+    priority: int
+    weight: float
+    key: str | None
+
+    @property
+    def total(self) -> int:
+        """How many jobs it has."""
+        return self.prompts.count * self.options.images
+
+
+def with_native_size(options: JobOptions, model: KnownModel) -> JobOptions:
+    """Fill in the size that the model's newest worker published; without one the claim fills it in."""
+    if model.native_size is None:
+        return options
+    width, height = model.native_size
+    return dataclasses.replace(options, width=options.width or width, height=options.height or height)
+
+
+def submit_order(store: JobStore, order: Order, *, committed: Callable[[Submission], None]) -> Submission:
+    """Insert the submission and its jobs, and open it; with a known key, finish or return the first.
+
+    Args:
+        store: the job store.
+        order: what to submit.
+        committed: called as soon as the submission's row is safe, before its jobs are.
+
+    Raises:
+        BadInputError: when the key belongs to a submission of another model.
+    """
+    submission, new = store.add_submission(
+        model=order.model,
+        source=order.prompts.source,
+        name=order.name,
+        idempotency_key=order.key,
+        priority=order.priority,
+        weight=order.weight,
+    )
+    if submission.model != order.model:
+        raise BadInputError(
+            f"--key {order.key} belongs to submission {submission.id} of model {submission.model}, not "
+            f"{order.model}; choose another key."
+        )
+    committed(submission)
+    if not new and submission.state is not SubmissionState.LOADING:
+        _remark_repeated(submission, order)
+        return submission
+    try:
+        inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options))
+    except BaseException:
+        remark(_unfinished(submission))
+        raise
+    if inserted != order.total:
+        remark(
+            f"Warning: submission {submission.id} has {count_of(inserted, 'job')}, and this list makes "
+            f"{order.total:,}: its key was used with another list before."
+        )
+    return store.open_submission(submission.id)
+
+
+def _remark_repeated(submission: Submission, order: Order) -> None:
+    remark(f"Submission {submission.id} was made with this key before; nothing was added.")
+    if submission.total != order.total:
+        remark(
+            f"Warning: it has {count_of(submission.total, 'job')}, and this list makes {order.total:,}; "
+            f"another list needs another --key."
+        )
+
+
+def _unfinished(submission: Submission) -> str:
+    finish = "submit it again with the same --key, or " if submission.idempotency_key else ""
+    return (
+        f"Submission {submission.id} is not complete and will not be rendered; {finish}drop it with "
+        f"`promptmill cancel {submission.id}`."
+    )

@@ -1,0 +1,125 @@
+"""A home of its own for every test, the command line in this process, and a stand-in for a worker."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image as Picture
+
+from producer.cli import cli
+from storage.jobstore import JobStore
+from storage.records import Claim, Image, Worker, WorkerState
+from storage.settings import Settings
+from storage.stores import open_image_store, open_job_store
+
+Invoke = Callable[..., Result]
+DEFAULTS = {"width": 64, "height": 64}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home below the test's own folder, where the test also works."""
+    folder = tmp_path / "home"
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for name in ("DATABASE_URL", "REDIS_URL", "STORE_URL", "MODELS", "LEASE"):
+        monkeypatch.delenv(f"PROMPTMILL_{name}", raising=False)
+    monkeypatch.setenv("PROMPTMILL_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    """The settings of this home."""
+    return Settings(home=home)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[JobStore]:
+    """The real job store of this home."""
+    opened = open_job_store(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    """Call the command line in this process."""
+
+    def call(*args: str | Path, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin)
+
+    return call
+
+
+class StandInWorker:
+    """Claims and finishes jobs as a worker does, without a model."""
+
+    def __init__(self, store: JobStore, settings: Settings, *, model: str = "demo") -> None:
+        self.store = store
+        self.images = open_image_store(settings)
+        self.model = model
+        self.incarnation = ""
+
+    def start(self, state: WorkerState = WorkerState.READY) -> None:
+        """Insert the row of a new incarnation."""
+        moment = datetime.now(UTC)
+        self.incarnation = secrets.token_hex(6)
+        self.store.add_worker(
+            Worker(
+                incarnation=self.incarnation, name=f"{self.model}@here", host="here", pid=1, device="cpu",
+                device_uuid=None, model=self.model, revision="abc", family="sd1", defaults=DEFAULTS,
+                mode="exact", dtype="float32", lanes=2, concurrency=2, version="1", state=state, beat=0,
+                beat_at=moment, started_at=moment,
+            )
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """End in order."""
+        self.store.set_worker_state(self.incarnation, WorkerState.STOPPED)
+
+    def render(self, *, fail: set[int] = frozenset()) -> int:  # type: ignore[assignment]
+        """Finish all jobs that can be dispatched; those with an index in `fail` fail for good."""
+        done = 0
+        while ids := self.store.take_for_dispatch(self.model, window=100):
+            for job in ids:
+                claim = self.store.claim(job, self.incarnation, defaults=DEFAULTS)
+                assert isinstance(claim, Claim)
+                if claim.index in fail:
+                    self.store.fail(
+                        claim, error_type="RenderError", message="It came out black.", permanent=True
+                    )
+                else:
+                    self.finish(claim)
+                done += 1
+        return done
+
+    def finish(self, claim: Claim) -> None:
+        """Store a picture of one colour and its row."""
+        buffer = io.BytesIO()
+        Picture.new("RGB", (64, 64), (claim.index * 20 % 256, 80, 160)).save(buffer, "PNG")
+        data = buffer.getvalue()
+        key = f"{claim.submission}/0000/{claim.index:06d}.png"
+        self.images.write(key, data)
+        digest = hashlib.sha256(data).hexdigest()
+        self.store.finish(
+            claim,
+            Image(
+                key=key, file_sha256=digest, pixel_sha256=digest, bytes=len(data), format="png",
+                seconds={"denoise": 0.5}, numerics={"lanes": 2},
+            ),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def stand_in(store: JobStore, settings: Settings) -> StandInWorker:
+    """A worker for model demo, not started yet."""
+    return StandInWorker(store, settings)

@@ -1,0 +1,219 @@
+"""Status, list, show, wait, watch and what steers a submission."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from storage.jobstore import JobStore
+from storage.records import JobStatus, SubmissionState
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def otters(invoke: Invoke) -> str:
+    """A submission of three jobs, named otters."""
+    return str(invoke("submit", "-p", "an otter", "--images", "3", "--name", "otters").stdout.strip())
+
+
+def test_status_json_has_the_documented_shape(invoke: Invoke, otters: str) -> None:
+    """Programs find what the design promises, and nothing else."""
+    assert json.loads(invoke("status", "--json").stdout) == {
+        "version": 1,
+        "submission": {
+            "id": otters,
+            "name": "otters",
+            "model": "demo",
+            "state": "open",
+            "total": 3,
+            "counts": {"waiting": 3, "queued": 0, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0},
+            "images_per_second": 0.0,
+            "eta_seconds": None,
+            "waiting_because": "no live worker serves model demo",
+        },
+    }
+
+
+@pytest.mark.parametrize("reference", ["@last", "otters", "prefix"])
+def test_status_finds_a_submission_by_any_reference(invoke: Invoke, otters: str, reference: str) -> None:
+    """The newest, a name and the beginning of an id all do."""
+    done = invoke("status", otters[:4] if reference == "prefix" else reference)
+    assert done.exit_code == 0
+    assert otters in done.stdout
+    assert "no live worker serves model demo" in done.stdout
+
+
+def test_reference_that_names_nothing_is_bad_input(invoke: Invoke, otters: str) -> None:
+    """One sentence, exit code 2."""
+    del otters
+    done = invoke("status", "nosuch")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+
+
+def test_list_shows_the_newest_first(invoke: Invoke, otters: str) -> None:
+    """One whole row a line where no terminal is."""
+    newer = invoke("submit", "-p", "a fox").stdout.strip()
+    head, first, second = invoke("list").stdout.splitlines()
+    assert head.split()[:3] == ["ID", "NAME", "MODEL"]
+    assert (first.split()[0], second.split()[0]) == (newer, otters)
+    listed = json.loads(invoke("list", "--limit", "1", "--json").stdout)
+    assert [row["id"] for row in listed["submissions"]] == [newer]
+    assert listed["submissions"][0]["waiting"] == 1
+
+
+def test_empty_list_says_what_to_do(invoke: Invoke) -> None:
+    """Nothing on stdout, a hint on stderr, and an empty list in JSON."""
+    done = invoke("list")
+    assert done.stdout == ""
+    assert "promptmill submit" in done.stderr
+    assert json.loads(invoke("list", "--json").stdout) == {"version": 1, "submissions": []}
+
+
+def test_show_tells_all_of_a_job(invoke: Invoke, otters: str, stand_in: Any) -> None:
+    """Parameters, picture and the reason of a failure."""
+    stand_in.start()
+    stand_in.render(fail={2})
+    job = json.loads(invoke("show", f"{otters}:1", "--json").stdout)["job"]
+    assert (job["status"], job["prompt"], job["width"], job["attempt"]) == ("succeeded", "an otter", 64, 1)
+    assert Path(job["image_path"]).is_file()
+    assert job["numerics"] == {"lanes": 2}
+    failed = invoke("show", "otters:2").stdout
+    assert "It came out black." in failed
+    assert "RenderError" in failed
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [("otters", "like otters:0"), ("otters:x", "write ID:INDEX"), ("otters:9", "has no job 9")],
+)
+def test_show_of_something_else_says_how_to_name_a_job(
+    invoke: Invoke, otters: str, reference: str, said: str
+) -> None:
+    """A submission is no job."""
+    del otters
+    done = invoke("show", reference)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
+
+
+def test_wait_gives_up_with_exit_code_4(invoke: Invoke, otters: str) -> None:
+    """A timeout is its own exit code, and the reason for waiting is said."""
+    done = invoke("wait", otters, "--timeout", "0.2")
+    assert done.exit_code == 4
+    assert "no live worker serves model demo" in done.stderr
+    assert "3 of 3 jobs are left" in done.stderr
+    assert invoke("wait", otters, "--timeout", "nan").exit_code == 2
+
+
+def test_wait_ends_with_0_when_all_succeeded(invoke: Invoke, otters: str, stand_in: Any) -> None:
+    """Done is done, at once."""
+    stand_in.start()
+    stand_in.render()
+    assert invoke("wait", otters).exit_code == 0
+    assert json.loads(invoke("status", "--json").stdout)["submission"]["state"] == "done"
+
+
+def test_watch_streams_status_objects(
+    invoke: Invoke, otters: str, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line is a status object; the last one is done."""
+    stand_in.start()
+    monkeypatch.setattr("time.sleep", lambda _seconds: stand_in.render())
+    lines = [json.loads(line) for line in invoke("watch", otters, "--jsonl").stdout.splitlines()]
+    assert [line["submission"]["state"] for line in lines] == ["open", "done"]
+    assert {line["version"] for line in lines} == {1}
+
+
+def test_cancel_and_retry_are_each_others_undo(invoke: Invoke, store: JobStore, otters: str) -> None:
+    """Cancelled jobs come back, and a wait on cancelled ones ends with 1."""
+    cancelled = invoke("cancel", otters)
+    assert "3 jobs cancelled" in cancelled.stderr
+    assert store.find_submission(otters).state is SubmissionState.CANCELLED
+    assert invoke("wait", otters).exit_code == 1
+    assert "use `promptmill retry" in invoke("resume", otters).stderr
+    retried = invoke("retry", otters)
+    assert "3 jobs" in retried.stderr
+    assert store.counts(otters)[JobStatus.WAITING] == 3
+
+
+def test_one_job_can_be_retried(invoke: Invoke, store: JobStore, otters: str, stand_in: Any) -> None:
+    """Only the named job comes back."""
+    stand_in.start()
+    stand_in.render(fail={0, 2})
+    assert "1 job of" in invoke("retry", "otters:2").stderr
+    assert store.counts(otters)[JobStatus.FAILED] == 1
+    assert "Nothing to retry" in invoke("retry", "otters:1").stderr
+
+
+def test_pause_and_resume(invoke: Invoke, store: JobStore, otters: str) -> None:
+    """A paused submission says so until it is resumed."""
+    assert invoke("pause", otters).exit_code == 0
+    assert store.find_submission(otters).state is SubmissionState.PAUSED
+    assert "paused" in invoke("status", otters).stdout
+    assert invoke("resume", otters).exit_code == 0
+    assert store.find_submission(otters).state is SubmissionState.OPEN
+
+
+def test_worker_list_shows_live_workers_only(invoke: Invoke, stand_in: Any) -> None:
+    """Stopped workers appear with --all."""
+    assert "No worker is running" in invoke("worker", "list").stderr
+    stand_in.start()
+    assert "demo@here" in invoke("worker", "list").stdout
+    stand_in.stop()
+    assert "demo@here" not in invoke("worker", "list").stdout
+    assert "stopped" in invoke("worker", "list", "--all").stdout
+
+
+def test_models_tells_source_size_and_workers(invoke: Invoke, stand_in: Any) -> None:
+    """What a worker published is shown."""
+    stand_in.start()
+    (model,) = json.loads(invoke("models", "--json").stdout)["models"]
+    assert (model["name"], model["live_workers"], model["native_size"]) == ("demo", 1, "64x64")
+    assert model["source"].endswith("demo")
+
+
+def test_samplers_lists_every_sampler(invoke: Invoke) -> None:
+    """Twenty samplers, lms the default."""
+    rows = json.loads(invoke("samplers", "--json").stdout)["samplers"]
+    assert len(rows) == 20
+    assert [row["name"] for row in rows if row["default"]] == ["lms"]
+
+
+def test_doctor_finds_a_healthy_home(invoke: Invoke) -> None:
+    """Nothing is broken in a fresh home, though no worker runs."""
+    done = invoke("doctor", "--json")
+    states = {row["check"]: row["state"] for row in json.loads(done.stdout)["checks"]}
+    assert done.exit_code == 0
+    assert states["picture store"] == states["database"] == "ok"
+    assert states["live workers"] == "warning"
+
+
+def test_doctor_names_what_is_broken_and_how_to_mend_it(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken store ends with exit code 3, and the other checks still run."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROMPTMILL_STORE_URL", f"file://{tmp_path}/file/images")
+    done = invoke("doctor")
+    assert done.exit_code == 3
+    assert "picture store  broken" in done.stdout
+    assert "database       ok" in done.stdout
+    assert "1 check failed (picture store)" in done.stderr
+
+
+def test_control_characters_do_not_reach_the_terminal(invoke: Invoke) -> None:
+    """A prompt cannot steer the terminal that shows it."""
+    invoke("submit", "-p", "an \x1b[31motter")
+    assert "\x1b" not in invoke("show", "@last:0").stdout
+
+
+def test_db_upgrade_says_what_it_did(invoke: Invoke) -> None:
+    """From nothing to the current schema, then nothing more to do."""
+    assert "to schema" in invoke("db", "upgrade").stderr
+    assert "already" in invoke("db", "upgrade").stderr

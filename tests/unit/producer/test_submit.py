@@ -1,0 +1,165 @@
+"""Submit: everything is checked first, the id comes out early, and a key makes it safe to repeat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from producer import submitting
+from storage.jobstore import JobStore
+from storage.records import JobStatus, SubmissionState
+
+Invoke = Callable[..., Result]
+
+
+def test_submit_prints_only_the_id_and_says_how_to_start_a_worker(invoke: Invoke, store: JobStore) -> None:
+    """The id can be captured; what a person should know goes to stderr."""
+    done = invoke(
+        "submit", "-p", "an otter", "-p", "a fox", "--images", "2", "--seed", "42", "--name", "pets"
+    )
+    submission = store.find_submission("pets")
+    assert done.exit_code == 0
+    assert done.stdout == f"{submission.id}\n"
+    assert "Submitted 4 jobs for model demo" in done.stderr
+    assert "`promptmill worker start --model demo`" in done.stderr
+    assert (submission.state, submission.total) == (SubmissionState.OPEN, 4)
+    jobs = list(store.jobs(submission.id))
+    assert [(job.parameters.prompt, job.parameters.seed) for job in jobs] == [
+        ("an otter", 42), ("an otter", 43), ("a fox", 42), ("a fox", 43),
+    ]  # fmt: skip
+    assert jobs[0].parameters.width is None
+
+
+def test_standard_input_is_read(invoke: Invoke, store: JobStore) -> None:
+    """`-` reads one prompt a line."""
+    done = invoke("submit", "-", stdin="\ufeffan otter\r\n\r\na fox".encode())
+    assert [job.parameters.prompt for job in store.jobs(done.stdout.strip())] == ["an otter", "a fox"]
+
+
+def test_native_size_of_a_worker_is_filled_in(invoke: Invoke, store: JobStore, stand_in: Any) -> None:
+    """Once a worker has published its model's size, submit records it."""
+    stand_in.start()
+    done = invoke("submit", "-p", "an otter")
+    assert "1 worker will render them" in done.stderr
+    (job,) = store.jobs(done.stdout.strip())
+    assert (job.parameters.width, job.parameters.height) == (64, 64)
+
+
+BAD_INPUT: list[tuple[list[str], str]] = [
+    (["missing.txt"], "missing.txt: there is no such file"),
+    (["empty.txt"], "There is no prompt in empty.txt"),
+    (["latin1.txt"], "latin1.txt:1:4: byte 0xe9"),
+    (["prompts.csv"], "reads text files"),
+    ([], "No prompts were given"),
+    (["-p", "an otter", "--sampler", "magic"], "There is no sampler 'magic'"),
+    (["-p", "an otter", "--width", "513"], "Width 513"),
+    (["-p", "an otter", "--seed", "-1"], "Seed -1"),
+    (["-p", "an otter", "--cfg", "nan"], "Guidance nan"),
+    (["-p", "an otter", "--steps", "x"], "'x' is not a valid integer"),
+    (["-p", "an otter", "--model", "nosuch"], "There is no model 'nosuch' (known: demo)"),
+    (["-p", "an otter", "--name", "@last"], "--name '@last' cannot be used"),
+    (["-p", "an otter", "--name", "a/b"], "--name 'a/b' cannot be used"),
+    (["-p", "an otter", "--weight", "nan"], "--weight nan"),
+    (["-p", "an otter", "--key", ""], "--key is empty"),
+    (["-p", "  "], "A prompt is empty"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"), BAD_INPUT, ids=[" ".join(args) or "nothing" for args, _ in BAD_INPUT]
+)
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
+    invoke: Invoke, home: Path, store: JobStore, args: list[str], said: str
+) -> None:
+    """Nonsense never leaves a submission behind."""
+    Path("empty.txt").write_text("")
+    Path("latin1.txt").write_bytes(b"caf\xe9\n")
+    Path("prompts.csv").write_text("prompt\nan otter\n")
+    done = invoke("submit", *args)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert store.submissions() == []
+    assert home.exists()
+
+
+@pytest.mark.parametrize("below", ["home", "home/deeper"])
+def test_home_below_a_file_is_exit_code_3(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    """A home that cannot be is said in one sentence that names the setting."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROMPTMILL_HOME", str(tmp_path / "file" / below))
+    done = invoke("submit", "-p", "an otter")
+    assert done.exit_code == 3
+    assert done.stderr.count("\n") == 1
+    assert "PROMPTMILL_HOME" in done.stderr
+
+
+def test_several_models_ask_for_a_choice(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more than one model known, submit does not guess."""
+    monkeypatch.setenv("PROMPTMILL_MODELS", '["sd15=owner/repo"]')
+    assert "choose one with --model: demo, sd15" in invoke("submit", "-p", "an otter").stderr
+    assert invoke("submit", "-p", "an otter", "--model", "sd15").exit_code == 0
+    assert "write --model sd15" in invoke("submit", "-p", "an otter", "--model", "sd15=owner/repo").stderr
+
+
+def test_key_returns_the_first_submission(invoke: Invoke, store: JobStore) -> None:
+    """A repeated submit adds nothing and prints the same id."""
+    first = invoke("submit", "-p", "an otter", "--key", "k")
+    again = invoke("submit", "-p", "an otter", "--key", "k")
+    assert again.stdout == first.stdout
+    assert again.exit_code == 0
+    assert "nothing was added" in again.stderr
+    assert len(store.submissions()) == 1
+    assert "another list needs another --key" in invoke("submit", "-p", "x", "-p", "y", "--key", "k").stderr
+
+
+def test_killed_submit_is_finished_by_its_key(
+    invoke: Invoke, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading goes on where it broke off, and says so."""
+
+    def dies(*_args: object) -> Any:
+        yield from ()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submitting, "build_jobs", dies)
+        broken = invoke("submit", "-p", "an otter", "-p", "a fox", "--key", "k")
+    assert broken.exit_code == 130
+    submission = broken.stdout.strip()
+    assert store.find_submission(submission).state is SubmissionState.LOADING
+    assert "submit it again with the same --key" in broken.stderr
+    again = invoke("submit", "-p", "an otter", "-p", "a fox", "--key", "k")
+    assert (again.exit_code, again.stdout.strip()) == (0, submission)
+    assert store.counts(submission)[JobStatus.WAITING] == 2
+
+
+def test_submit_with_wait_ends_with_1_when_a_job_failed(
+    invoke: Invoke, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--wait tells the failed job and its reason."""
+    stand_in.start()
+    monkeypatch.setattr("time.sleep", lambda _seconds: stand_in.render(fail={1}))
+    done = invoke("submit", "-p", "an otter", "-p", "a fox", "--wait")
+    submission = done.stdout.strip()
+    assert done.exit_code == 1
+    assert f"Of 2 jobs 1 failed; `promptmill retry {submission}`" in done.stderr
+    assert f"{submission}:1  It came out black." in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file_is_named(invoke: Invoke) -> None:
+    """Permissions are said as such."""
+    Path("secret.txt").write_text("an otter")
+    Path("secret.txt").chmod(0)
+    assert "Permission denied" in invoke("submit", "secret.txt").stderr
