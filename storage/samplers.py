@@ -56,7 +56,13 @@ class Sampler:
 
 
 def _sampler(
-    name: str, scheduler_class: str, infotext: str, *, spaced: bool = False, stochastic: bool = False, **overrides: Any
+    name: str,
+    scheduler_class: str,
+    infotext: str,
+    *,
+    spaced: bool = False,
+    stochastic: bool = False,
+    **overrides: Any,
 ) -> Sampler:
     return Sampler(
         name=name,
@@ -82,20 +88,37 @@ SAMPLERS: dict[str, Sampler] = {
         _sampler("dpm2_a", "KDPM2AncestralDiscrete", "DPM2 a", spaced=True, stochastic=True),
         # algorithm_type is named throughout: a model's own config may carry another one.
         _sampler(
-            "dpmpp_2m", "DPMSolverMultistep", "DPM++ 2M",
-            spaced=True, solver_order=2, algorithm_type="dpmsolver++",
+            "dpmpp_2m",
+            "DPMSolverMultistep",
+            "DPM++ 2M",
+            spaced=True,
+            solver_order=2,
+            algorithm_type="dpmsolver++",
         ),
         _sampler(
-            "dpmpp_3m", "DPMSolverMultistep", "DPM++ 3M",
-            spaced=True, solver_order=3, algorithm_type="dpmsolver++",
+            "dpmpp_3m",
+            "DPMSolverMultistep",
+            "DPM++ 3M",
+            spaced=True,
+            solver_order=3,
+            algorithm_type="dpmsolver++",
         ),
         _sampler(
-            "dpmpp_2m_sde", "DPMSolverMultistep", "DPM++ 2M SDE",
-            spaced=True, stochastic=True, solver_order=2, algorithm_type="sde-dpmsolver++",
+            "dpmpp_2m_sde",
+            "DPMSolverMultistep",
+            "DPM++ 2M SDE",
+            spaced=True,
+            stochastic=True,
+            solver_order=2,
+            algorithm_type="sde-dpmsolver++",
         ),
         _sampler(
-            "dpmpp_2s", "DPMSolverSinglestep", "DPM++ 2S",
-            spaced=True, solver_order=2, algorithm_type="dpmsolver++",
+            "dpmpp_2s",
+            "DPMSolverSinglestep",
+            "DPM++ 2S",
+            spaced=True,
+            solver_order=2,
+            algorithm_type="dpmsolver++",
         ),
         _sampler("unipc", "UniPCMultistep", "UniPC", spaced=True),
         _sampler("deis", "DEISMultistep", "DEIS", spaced=True),

@@ -1,0 +1,68 @@
+"""The demo model, loaded once, as promptmill loads it and as a diffusers pipeline of the same parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+# Before torch starts, as the worker does it: on shared cores spinning threads would take most of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# isort: split
+import diffusers
+import pytest
+
+from storage.models import ModelReference
+from storage.parameters import JobParameters
+from worker.engine.engine import Engine
+from worker.engine.request import RenderResult
+from worker.models.device import choose_device, choose_dtype, make_repeatable
+from worker.models.load import LoadedModel, load_model
+
+DEMO = Path(__file__).parents[2] / "models" / "demo"
+
+Render = Callable[..., list[RenderResult]]
+
+
+@pytest.fixture(scope="session")
+def model() -> LoadedModel:
+    """Load the demo model on the CPU in float32."""
+    make_repeatable()
+    device = choose_device("cpu")
+    reference = ModelReference(name="demo", source=str(DEMO))
+    return load_model(reference, device=device, dtype=choose_dtype("float32", device))
+
+
+@pytest.fixture(scope="session")
+def pipeline(model: LoadedModel) -> Any:
+    """Build what a diffusers user would build from the same weights."""
+    built = diffusers.StableDiffusionPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.unet,
+        scheduler=diffusers.PNDMScheduler.from_pretrained(DEMO / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    built.set_progress_bar_config(disable=True)
+    return built
+
+
+@pytest.fixture(scope="session")
+def render(model: LoadedModel) -> Render:
+    """Return a function that renders jobs together in one engine, stepped in the test's own thread."""
+
+    def run(
+        jobs: Iterable[JobParameters], *, mode: str = "exact", lanes: int | None = None
+    ) -> list[RenderResult]:
+        engine = Engine(model, mode=mode, lanes=lanes)
+        tickets = [engine.submit(job, keep_latents=True) for job in jobs]
+        while engine.step():
+            pass
+        return [ticket.future.result(timeout=0) for ticket in tickets]
+
+    return run

@@ -1,0 +1,75 @@
+"""The same job gives the same bytes, whatever its company."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from storage.parameters import JobParameters
+from storage.samplers import SAMPLERS
+from worker.engine.engine import Engine
+from worker.engine.request import RenderResult
+from worker.models.load import LoadedModel
+from worker.stages.picture import encode_png, pixel_sha256
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # torchsde, at the rounded end points
+]
+
+LANES = 8
+
+
+def _random_jobs(count: int) -> list[JobParameters]:
+    """Make jobs that differ in everything a job can differ in."""
+    draw = random.Random(5)  # noqa: S311 - test data
+    return [
+        JobParameters(
+            prompt=draw.choice(
+                ["a fox", "pixel art of a penguin", "a neon sign of a fox on a red background"]
+            ),
+            negative_prompt=draw.choice(["", "blue"]),
+            seed=draw.randrange(2**63),
+            num_inference_steps=draw.randrange(3, 12),
+            guidance_scale=draw.choice([1.0, 3.0, 7.5]),
+            width=draw.choice([64, 64, 72]),
+            height=64,
+            sampler=draw.choice(sorted(SAMPLERS)),
+        )
+        for _ in range(count)
+    ]
+
+
+def _png(result: RenderResult) -> bytes:
+    return encode_png(result.pixels, {"parameters": "same", "promptmill": str(result.numerics)})
+
+
+def test_bytes_do_not_depend_on_company(model: LoadedModel, render: Any) -> None:
+    """Twelve jobs give equal files together, in reverse with stragglers, and alone."""
+    jobs = _random_jobs(12)
+    together = [_png(result) for result in render(jobs, lanes=LANES)]
+
+    engine = Engine(model, lanes=LANES)
+    late = {}
+    for job in reversed(jobs):
+        late[job.seed] = engine.submit(job)
+        engine.step()  # each next one joins later
+    while engine.step():
+        pass
+    assert [_png(late[job.seed].future.result(timeout=0)) for job in jobs] == together
+
+    for job, company in list(zip(jobs, together, strict=True))[:4]:
+        assert _png(render([job], lanes=LANES)[0]) == company
+
+
+def test_bytes_do_not_depend_on_the_thread(model: LoadedModel, render: Any) -> None:
+    """The engine's own thread gives the same pixels as a test that steps by itself."""
+    jobs = _random_jobs(3)
+    engine = Engine(model, lanes=LANES)
+    engine.start()
+    tickets = [engine.submit(job) for job in jobs]
+    threaded = [pixel_sha256(ticket.future.result(timeout=120).pixels) for ticket in tickets]
+    engine.close()
+    assert threaded == [pixel_sha256(result.pixels) for result in render(jobs, lanes=LANES)]

@@ -1,0 +1,134 @@
+"""The table of samplers is true about diffusers, and what cannot be rendered is refused with a reason."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from storage.errors import BadInputError
+from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
+from worker.models.load import LoadedModel
+from worker.stages.noise import job_generator
+from worker.stages.sampler import NoiseSchedule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # torchsde, at the rounded end points
+]
+
+
+def _build(config: dict[str, Any], sampler: str, steps: int, schedule: str = "default") -> NoiseSchedule:
+    return NoiseSchedule(
+        sampler=sampler,
+        schedule=schedule,
+        num_inference_steps=steps,
+        scheduler_config=config,
+        seed=3,
+        generator=job_generator(3),
+    )
+
+
+def _walk(schedule: NoiseSchedule, seed: int) -> torch.Tensor:
+    """Run a schedule with a UNet that predicts half of its input."""
+    latents = torch.randn((1, 4, 4, 4), generator=job_generator(seed)) * schedule.init_noise_sigma
+    for evaluation in range(len(schedule)):
+        noise_pred = schedule.scale_input(latents, evaluation) * 0.5
+        latents = schedule.step(noise_pred, evaluation, latents)
+    return latents
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_table_is_true(name: str) -> None:
+    """The class exists, takes the overrides, and has the spacings that the table says."""
+    sampler = SAMPLERS[name]
+    accepted = inspect.signature(getattr(diffusers, sampler.scheduler_class).__init__).parameters
+    assert set(sampler.overrides) <= set(accepted)
+    for option in SCHEDULE_OPTIONS.values():
+        assert (option in accepted) == sampler.spaced
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_stochastic_means_that_noise_is_drawn(name: str, model: LoadedModel) -> None:
+    """Two generators give two results exactly where the table says that noise is drawn in the loop."""
+    results = []
+    for seed in (1, 2):
+        schedule = NoiseSchedule(
+            sampler=name,
+            schedule="default",
+            num_inference_steps=6,
+            scheduler_config=model.scheduler_config,
+            seed=seed,
+            generator=job_generator(seed),
+        )
+        results.append(_walk(schedule, seed=0))
+    assert torch.equal(*results) != SAMPLERS[name].stochastic
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 50])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_is_accepted_stays_finite(name: str, steps: int, model: LoadedModel) -> None:
+    """At few and many steps every schedule is either refused in words or gives finite latents."""
+    for schedule_name in SAMPLERS[name].schedules:
+        try:
+            schedule = _build(model.scheduler_config, name, steps, schedule_name)
+        except BadInputError:
+            assert (schedule_name, steps) == ("beta", 50)  # its first timesteps are rounded to the same
+            continue
+        assert torch.isfinite(_walk(schedule, seed=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "schedule", "reason"),
+    [
+        ("lcm", 51, "default", "at most 50 steps"),
+        ("tcd", 51, "default", "at most 50 steps"),
+        ("ddim", 1000, "default", "ask for 999 steps"),
+        ("ddpm", 1000, "default", "ask for 999 steps"),
+        ("pndm", 1000, "default", "ask for 999 steps"),
+        ("dpmpp_2m", 1000, "default", "no 1000 different steps"),
+        ("unipc", 50, "beta", "no 50 different steps"),
+        ("ddim", 20, "karras", "has no karras schedule"),
+    ],
+)
+def test_what_diffusers_would_crash_on_is_refused(
+    name: str, steps: int, schedule: str, reason: str, model: LoadedModel
+) -> None:
+    """Combinations that end in an exception or in NaN are refused with what to do instead."""
+    with pytest.raises(BadInputError, match=reason):
+        _build(model.scheduler_config, name, steps, schedule)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("ddpm", {"variance_type": "learned_range"}, "predicts its variance"),
+        ("euler", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("ipndm", {"prediction_type": "v_prediction"}, "epsilon prediction only"),
+    ],
+)
+def test_models_that_a_sampler_cannot_serve_are_refused(
+    name: str, change: dict[str, Any], reason: str, model: LoadedModel
+) -> None:
+    """A noise scheduler config that the sampler would misread is refused."""
+    with pytest.raises(BadInputError, match=reason):
+        _build(model.scheduler_config | change, name, 20)
+
+
+def test_a_models_own_spacing_gives_way() -> None:
+    """A model whose config asks for Karras sigmas can still be rendered with exponential ones."""
+    config = {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}
+    wanted = diffusers.EulerDiscreteScheduler(use_exponential_sigmas=True)
+    wanted.set_timesteps(10)
+    assert _build(config, "euler", 10, "exponential").timesteps == wanted.timesteps.tolist()
+
+
+def test_lms_coefficients_are_integrated_ahead(model: LoadedModel) -> None:
+    """The shared table of coefficients changes nothing in LMS's own arithmetic."""
+    ours = _build(model.scheduler_config, "lms", 12, "karras")
+    theirs = _build(model.scheduler_config, "lms", 12, "karras")
+    del theirs._scheduler.get_lms_coefficient
+    assert torch.equal(_walk(ours, seed=0), _walk(theirs, seed=0))

@@ -1,0 +1,1 @@
+"""The denoising engine: requests in, pictures out; one thread owns the device."""

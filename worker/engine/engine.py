@@ -1,0 +1,300 @@
+"""The engine: one thread, one device, one denoising loop that requests join and leave at any step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+import torch
+
+from storage.errors import BadInputError
+from storage.parameters import JobParameters
+from worker.engine.admission import Admission, LanePlan, LatentShape
+from worker.engine.errors import Cancelled
+from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite
+from worker.engine.forward import lanes_of, next_latents, predict_noise
+from worker.engine.numerics import numerics_record
+from worker.engine.request import RenderResult, Request, Ticket, prepare_request
+from worker.engine.roster import Roster
+from worker.engine.tuning import choose_lanes, native_shape, plan_shape
+from worker.models.load import LoadedModel
+from worker.models.threads import in_passing_thread
+from worker.stages.decode import decode
+from worker.stages.text import TextStage
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Engine:
+    """Renders requests in shared forward passes.
+
+    `submit` may be called from any thread; `step` belongs to the one that `start` makes, or a test's own.
+
+    Attributes:
+        model: the loaded model.
+        mode: `exact` (a picture's bytes do not depend on its company: always R lanes, padded), `throughput`
+            (no padding) or `reference` (one request at a time, float32: the reference loop bit for bit).
+        lanes: R.
+        numerics: the record that goes into every result.
+        steps: forward passes so far; a watchdog can see from it that the engine moves.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        lanes: int | None = None,
+        mode: str = "exact",
+        on_death: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Choose and verify the lanes; nothing runs before `start`.
+
+        Args:
+            model: on its device.
+            lanes: R; None lets the engine choose.
+            mode: see above.
+            on_death: called once, from the engine's thread, after all futures were failed.
+
+        Raises:
+            BadInputError: when the mode cannot run with these lanes, this dtype or this device.
+        """
+        if mode == "reference" and model.dtype != torch.float32:
+            raise BadInputError(f"--mode reference is float32 only, not {model.dtype}; leave --dtype out.")
+        self.model = model
+        self.mode = mode
+        self.lanes = in_passing_thread(lambda: choose_lanes(model, mode=mode, lanes=lanes))
+        self.numerics = numerics_record(model, mode=mode)
+        self.steps = 0
+        self._on_death = on_death
+        self._text = TextStage(model.tokenizer, model.text_encoder)
+        self._plans = {native_shape(model): LanePlan(lanes=self.lanes, alone=mode == "reference")}
+        self._admission = Admission(self._plans.__getitem__)
+        self._roster = Roster()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def submit(
+        self,
+        parameters: JobParameters,
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        priority: int = 0,
+        keep_latents: bool = False,
+    ) -> Ticket:
+        """Hand in a job; returns at once with a ticket whose future will hold the RenderResult.
+
+        What needs no device is done here, in the caller's thread: the noise scheduler's tables (LMS
+        integrates its coefficients) and the initial noise. The text encoder runs in the engine's thread.
+
+        Args:
+            parameters: fields that are None get the model's defaults.
+            on_progress: called from the engine's thread with the share done, 0 to 1; must be quick.
+            priority: higher goes first.
+            keep_latents: return the final latents too.
+
+        Raises:
+            BadInputError: when the job cannot be rendered with this model; one sentence says why.
+            Released: when the engine drains or is closed.
+            EngineDeadError: when the engine has died.
+        """
+        request = prepare_request(
+            self.model, parameters, priority=priority, keep_latents=keep_latents, on_progress=on_progress
+        )
+        self._roster.add(request)
+        return Ticket(request)
+
+    def release_waiting(self) -> int:
+        """Drain: give back every request that holds no lanes yet (Released) and take no new ones.
+
+        Returns:
+            How many were given back; the others are finished.
+        """
+        return self._roster.release("The engine drains, and this request had not begun.")
+
+    def start(self) -> None:
+        """Start the thread that owns the device."""
+        self._thread = threading.Thread(target=self.run, name="engine", daemon=True)
+        self._thread.start()
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Stop after the current step; what is left is given back (Released)."""
+        self._closing = True
+        self._roster.wake()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        self._roster.release("The engine was closed before this request was done.", started_too=True)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the device or the engine failed for good; the process has to be started again."""
+        return self._roster.dead
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Return how many requests wait and how many are started."""
+        requests = self._roster.snapshot()
+        started = sum(request.started for request in requests)
+        return len(requests) - started, started
+
+    def run(self) -> None:
+        """Step until closed or dead; sleep while there is nothing to do."""
+        while self._roster.wait(until=lambda: self._closing):
+            self.step()
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Run one forward pass for the requests whose turn it is, then finish at most one picture.
+
+        Nothing changes in a request until the forward pass has succeeded.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        try:
+            self._drop_cancelled()
+            chosen, plan = self._admit()
+            if plan is not None:
+                self._advance(self._predict(chosen, plan))
+            return self._finish_one() or bool(chosen)
+        except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
+            self._die(error)
+            return False
+
+    def _drop_cancelled(self) -> None:
+        for request in self._roster.snapshot():
+            if request.cancelled.is_set():
+                self._roster.settle(request, Cancelled("The job was cancelled."))
+
+    def _admit(self) -> tuple[list[Request], LanePlan | None]:
+        """Choose who runs this step, and encode the prompts of those who join."""
+        self._plan_new_shapes()
+        chosen: list[Request] = []
+        plan: LanePlan | None = None
+
+        def choose(requests: list[Request]) -> list[Request]:
+            nonlocal chosen, plan
+            candidates = [r for r in requests if not r.denoised and r.shape in self._plans]
+            chosen, plan = self._admission.choose(candidates)
+            return chosen
+
+        joining = self._roster.start_some(choose)
+        refused = [r for r in joining if not self._attempt(r, "encoding its prompt", self._encode, r)]
+        return [request for request in chosen if request not in refused], plan
+
+    def _plan_new_shapes(self) -> None:
+        """Find out, once per latent shape, whether it is exact at R lanes."""
+        for request in self._roster.snapshot():
+            if request.shape not in self._plans:
+                self._attempt(request, "trying out its size", self._plan_shape, request.shape)
+
+    def _plan_shape(self, shape: LatentShape) -> None:
+        if self.mode != "exact":
+            self._plans[shape] = LanePlan(lanes=self.lanes, alone=self.mode == "reference")
+            return
+        plan = self._plans[shape] = plan_shape(self.model, shape, self.lanes)
+        if plan.alone:
+            log.warning(
+                "size is rendered one job at a time", action="plan_shape", shape=shape, lanes=self.lanes
+            )
+
+    def _encode(self, request: Request) -> bool:
+        """Bring a joining request onto the device: its prompts and its noise."""
+        began = time.perf_counter()
+        texts = {"prompt": request.parameters.prompt}
+        if request.guided:
+            texts = {"negative prompt": request.parameters.negative_prompt, **texts}
+        for what, text in texts.items():
+            embeds, warning = self._text(text, what=what)
+            request.embeds.append(embeds)
+            request.warnings += [warning] if warning else []
+        request.latents = request.latents.to(self.model.device) * request.schedule.init_noise_sigma
+        request.seconds["encode"] = time.perf_counter() - began
+        return True
+
+    def _predict(self, chosen: list[Request], plan: LanePlan) -> list[tuple[Request, torch.Tensor]]:
+        """Run the forward pass; returns each request with its lanes of noise_pred."""
+        lanes = {r: own for r in chosen if (own := self._attempt(r, "scaling its latents", lanes_of, r))}
+        flat = [lane for own in lanes.values() for lane in own]
+        if not flat:
+            return []
+        try:
+            # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company.
+            width = plan.lanes if self.mode == "exact" else len(flat)
+            noise_pred = predict_noise(self.model, flat, width=width)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            for request in lanes:
+                self._fail(request, error, stage="denoising")
+            return []
+        self.steps += 1
+        return list(zip(lanes, torch.split(noise_pred, [len(own) for own in lanes.values()]), strict=True))
+
+    def _advance(self, predicted: list[tuple[Request, torch.Tensor]]) -> None:
+        """Update each request by its own noise scheduler; a fault in one leaves the others alone."""
+        stepped = {
+            r: self._attempt(r, "sampling", next_latents, r, noise_pred) for r, noise_pred in predicted
+        }
+        sound = {r: latents for r, latents in stepped.items() if latents is not None}
+        if not sound:
+            return
+        # One transfer for all, since each waits for the device.
+        finite = torch.stack([torch.isfinite(latents).all() for latents in sound.values()]).tolist()
+        for (request, latents), is_finite in zip(sound.items(), finite, strict=True):
+            if is_finite:
+                self._attempt(request, "reporting its progress", request.accept, latents)
+            else:
+                self._roster.settle(request, not_finite(request))
+
+    def _finish_one(self) -> bool:
+        """Decode the oldest denoised request, if any, and hand over its picture."""
+        request = next((r for r in self._roster.snapshot() if r.denoised), None)
+        if request is None:
+            return False
+        result = self._attempt(request, "decoding", self._picture, request)
+        if result is not None:
+            self._roster.settle(request, result)
+        return True
+
+    def _picture(self, request: Request) -> RenderResult:
+        began = time.perf_counter()
+        pixels = decode(self.model.vae, request.latents)
+        request.seconds["decode"] = time.perf_counter() - began
+        return RenderResult(
+            pixels=pixels,
+            latents=request.latents.cpu() if request.keep_latents else None,
+            warnings=request.warnings,
+            seconds=request.seconds,
+            numerics={**self.numerics, "lanes": self._plans[request.shape].lanes},
+        )
+
+    def _attempt(self, request: Request, stage: str, action: Callable[..., T], *arguments: Any) -> T | None:
+        """Run one request's part of a step; what it raises fails that request only, unless the device failed.
+
+        Returns:
+            What `action(*arguments)` returned, or None when it failed.
+        """
+        try:
+            return action(*arguments)
+        except Exception as error:  # noqa: BLE001 - any error of a sampler or a decoder is the request's own
+            self._fail(request, error, stage=stage)
+            return None
+
+    def _fail(self, request: Request, error: Exception, *, stage: str) -> None:
+        if is_device_fault(error):
+            raise error
+        if is_out_of_memory(error) and self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._roster.settle(request, explain(request, error, stage=stage, lanes=self.lanes))
+
+    def _die(self, error: BaseException) -> None:
+        """Fail every future: after a device fault nothing that is on the device can be trusted."""
+        cause = f"{type(error).__name__}: {error}"
+        log.error("the engine died", action="engine_died", error=cause)
+        self._roster.kill(f"The device or the engine failed ({cause}); the worker has to start again.")
+        if self._on_death is not None:
+            self._on_death(error)

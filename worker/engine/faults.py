@@ -1,0 +1,65 @@
+"""Whose fault an exception is: the request's, the memory's, or the device's."""
+
+from __future__ import annotations
+
+import torch
+
+from worker.engine.errors import EngineError, OutOfMemoryError, RenderError
+from worker.engine.request import Request
+
+# torch has a class for these only since 2.8, and Metal raises plain RuntimeErrors.
+_DEVICE_WORDS = (
+    "CUDA error",
+    "cuDNN error",
+    "CUBLAS_STATUS",
+    "HIP error",
+    "MPS backend",
+    "device-side assert",
+)
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the device or the host had too little memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Tell whether the device itself failed, so that nothing on it can be trusted any more."""
+    if is_out_of_memory(error):
+        return False
+    accelerator_error = getattr(torch, "AcceleratorError", ())
+    if isinstance(error, accelerator_error):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_WORDS)
+
+
+def explain(request: Request, error: Exception, *, stage: str, lanes: int) -> EngineError:
+    """Turn what a stage raised for one request into the error for its future."""
+    if isinstance(error, EngineError):
+        return error
+    job = request.parameters
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            f"The device ran out of memory while {stage} at {job.width}x{job.height} with {lanes} lanes; "
+            f"start the worker with fewer --lanes, or ask for a smaller picture."
+        )
+    reason = " ".join(str(error).split())[:300] or "no reason given"
+    return RenderError(
+        f"The job failed while {stage} at step {request.evaluation + 1} of {len(request.schedule)} with "
+        f"sampler {job.sampler} ({type(error).__name__}: {reason}); try other settings.",
+        permanent=True,
+    )
+
+
+def not_finite(request: Request) -> RenderError:
+    """Name a request whose latents became infinite or not a number."""
+    job = request.parameters
+    return RenderError(
+        f"The latents are not finite after step {request.evaluation + 1} of {len(request.schedule)} (sampler "
+        f"{job.sampler}, guidance {job.guidance_scale:g}); try lower guidance, another sampler, or "
+        f"--dtype float32.",
+        permanent=True,
+    )

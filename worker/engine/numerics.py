@@ -1,0 +1,59 @@
+"""The numerics record: what besides a job's parameters determines its bytes.
+
+Nothing in it differs between two renders of one job on one kind of worker: no host, no GPU's UUID, no time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from typing import Any
+
+import PIL
+import torch
+from PIL import features
+
+from worker.models.device import device_name
+from worker.models.load import LoadedModel
+
+
+def numerics_record(model: LoadedModel, *, mode: str) -> dict[str, Any]:
+    """Describe model, device and libraries; the engine adds the lanes of the job's latent shape.
+
+    Returns:
+        Values that JSON can hold.
+    """
+    return {
+        "model_revision": model.revision,
+        "family": model.family,
+        "mode": mode,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "layout": "contiguous",
+        "attention": _attention_backend(model),
+        "device": device_name(model.device),
+        "device_type": model.device.type,
+        "threads": torch.get_num_threads(),
+        # randn on the CPU takes other paths with other instruction sets.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "versions": _versions(model),
+    }
+
+
+def _attention_backend(model: LoadedModel) -> str:
+    """Name the UNet's attention processors, one name unless somebody mixed them."""
+    return "+".join(sorted({type(processor).__name__ for processor in model.unet.attn_processors.values()}))
+
+
+def _versions(model: LoadedModel) -> dict[str, str]:
+    onednn = re.search(r"(?:oneDNN|MKL-DNN) v([\d.]+)", torch.__config__.show())
+    versions = {
+        "torch": torch.__version__,
+        "onednn": onednn[1] if onednn else "none",
+        "pillow": PIL.__version__,
+        "zlib": features.version("zlib") or "none",
+    }
+    if model.device.type == "cuda":
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
+    libraries = ("diffusers", "transformers", "scipy", "torchsde", "numpy")
+    return versions | {name: importlib.metadata.version(name) for name in libraries}

@@ -1,0 +1,188 @@
+"""A request: one job inside the engine, from submit to picture."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from storage.errors import BadInputError
+from storage.parameters import JobParameters
+from worker.engine.admission import LatentShape
+from worker.models.defaults import fill_defaults
+from worker.models.load import LoadedModel
+from worker.stages.guidance import guidance_embedding, is_guided
+from worker.stages.noise import initial_noise, job_generator
+from worker.stages.sampler import NoiseSchedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderResult:
+    """What a request's future holds when all went well.
+
+    Attributes:
+        pixels: the picture, (height, width, 3) uint8, RGB.
+        latents: final latents on the CPU, (1, channels, h, w) float32; only when `keep_latents` was asked.
+        warnings: sentences for the user, e.g. that the prompt was truncated.
+        seconds: wall-clock seconds of `encode`, `denoise` (first to last step, company included), `decode`.
+        numerics: what besides the job's parameters determined the bytes; equal for equal jobs on one kind of
+            worker.
+    """
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    latents: torch.Tensor | None = None
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    numerics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Request:
+    """One job inside the engine; only the engine's thread changes it after submit.
+
+    Attributes:
+        parameters: with no field None.
+        arrival: its place in the order of submits; higher `priority` goes before it.
+        shape: (channels, h, w) of its latents; requests of one shape share a forward pass.
+        guided: whether classifier-free guidance runs, so that it needs two lanes.
+        schedule: its noise scheduler.
+        latents: (1, channels, h, w) float32: initial noise on the CPU until admitted, then on the device.
+        timestep_cond: the embedded guidance scale for UNets that take it as an input, else None.
+        embeds: prompt_embeds, `[uncond, cond]` or `[cond]`, (1, length, width) each; none until admitted.
+        evaluation: how many forward passes it has had.
+        started_at: monotonic time of its admission; None while it waits.
+    """
+
+    parameters: JobParameters
+    priority: int
+    shape: LatentShape
+    guided: bool
+    schedule: NoiseSchedule
+    latents: torch.Tensor
+    timestep_cond: torch.Tensor | None
+    keep_latents: bool
+    on_progress: Callable[[float], None] | None
+    arrival: int = 0
+    future: Future[RenderResult] = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    embeds: list[torch.Tensor] = field(default_factory=list)
+    evaluation: int = 0
+    started_at: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes its next step needs."""
+        return 2 if self.guided else 1
+
+    @property
+    def started(self) -> bool:
+        """Whether it was admitted, so that draining waits for it."""
+        return self.started_at is not None
+
+    @property
+    def denoised(self) -> bool:
+        """Whether only the VAE decode is left."""
+        return self.evaluation >= len(self.schedule)
+
+    @property
+    def progress(self) -> float:
+        """Share of its forward passes that are done, 0 to 1."""
+        return self.evaluation / len(self.schedule)
+
+    def start(self) -> None:
+        """Note that it holds lanes from now on."""
+        self.started_at = time.perf_counter()
+
+    def accept(self, latents: torch.Tensor) -> None:
+        """Move on by one forward pass, which led to `latents`, and tell the submitter."""
+        self.latents = latents
+        self.evaluation += 1
+        if self.denoised and self.started_at is not None:
+            self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
+        if self.on_progress is not None:
+            self.on_progress(self.progress)
+
+
+def prepare_request(
+    model: LoadedModel,
+    parameters: JobParameters,
+    *,
+    priority: int,
+    keep_latents: bool,
+    on_progress: Callable[[float], None] | None,
+) -> Request:
+    """Do all of a request that needs no device: the noise scheduler's tables and the initial noise.
+
+    Args:
+        model: the one that will render it.
+        parameters: fields that are None get the model's defaults.
+        priority: see `Engine.submit`.
+        keep_latents: likewise.
+        on_progress: likewise.
+
+    Raises:
+        BadInputError: when the job cannot be rendered with this model.
+    """
+    job = fill_defaults(parameters, model.defaults)
+    if None in (
+        job.width,
+        job.height,
+        job.sampler,
+        job.schedule,
+        job.num_inference_steps,
+        job.guidance_scale,
+    ):
+        raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
+    width, height = cast("int", job.width), cast("int", job.height)
+    guidance_scale = cast("float", job.guidance_scale)
+    cond_width = model.unet.config.time_cond_proj_dim
+    shape = (model.unet.config.in_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+    generator = job_generator(job.seed)
+    schedule = NoiseSchedule(
+        sampler=cast("str", job.sampler),
+        schedule=cast("str", job.schedule),
+        num_inference_steps=cast("int", job.num_inference_steps),
+        scheduler_config=model.scheduler_config,
+        seed=job.seed,
+        generator=generator,
+    )
+    return Request(
+        parameters=job,
+        priority=priority,
+        shape=shape,
+        guided=is_guided(guidance_scale, cond_width),
+        schedule=schedule,
+        latents=initial_noise(shape, generator),
+        timestep_cond=None if cond_width is None else guidance_embedding(guidance_scale, cond_width),
+        keep_latents=keep_latents,
+        on_progress=on_progress,
+    )
+
+
+class Ticket:
+    """What the submitter holds: the future, the progress, and the means to cancel."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    @property
+    def future(self) -> Future[RenderResult]:
+        """Ends with a RenderResult, or with an error of `worker.engine.errors`."""
+        return self._request.future
+
+    @property
+    def progress(self) -> float:
+        """Share of the forward passes that are done, 0 to 1."""
+        return self._request.progress
+
+    def cancel(self) -> None:
+        """Ask the engine to drop the request at its next step; the future then raises Cancelled."""
+        self._request.cancelled.set()

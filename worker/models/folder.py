@@ -1,0 +1,142 @@
+"""A model folder in diffusers layout: which of its files count, what is wrong with it, its revision."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from storage.errors import ModelLoadError
+
+COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+WEIGHTED = ("text_encoder", "unet", "vae")
+SUPPORTED_PIPELINE = "StableDiffusionPipeline"
+
+# What determines pictures: downloaded from the hub, and hashed in a folder. READMEs, sample pictures,
+# dotfiles, pickles, single-file checkpoints, the safety checker and `promptmill.json` (every job records what
+# it took from there) are left out, so that editing a README does not make another model.
+MODEL_FILES = (
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer/*.json",
+    "tokenizer/*.txt",
+    "text_encoder/*.json",
+    "text_encoder/*.safetensors",
+    "unet/*.json",
+    "unet/*.safetensors",
+    "vae/*.json",
+    "vae/*.safetensors",
+)
+VARIANT_FILES = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")  # other precisions of the same weights, never loaded
+SINGLE_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """List the files of `folder` that belong to the model, sorted by their name inside it."""
+    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    kept = (p for p in found if not any(fnmatch.fnmatch(p.name, variant) for variant in VARIANT_FILES))
+    return sorted(
+        (p for p in kept if not p.name.startswith(".")), key=lambda p: p.relative_to(folder).as_posix()
+    )
+
+
+def folder_revision(folder: Path) -> str:
+    """Return a local model's revision: sha256 over the names and contents of its files, 64 hex digits."""
+    digest = hashlib.sha256()
+    for path in model_files(folder):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def check_folder(folder: Path) -> None:
+    """Check all that can be seen without loading the model.
+
+    Raises:
+        ModelLoadError: one sentence about the first thing that is wrong.
+    """
+    _check_is_folder(folder)
+    _check_pipeline(read_json(folder / "model_index.json"), folder)
+    for component in COMPONENTS:
+        if not (folder / component).is_dir():
+            raise ModelLoadError(
+                f"{folder} has no {component} folder, so it is not a complete model in diffusers layout; "
+                f"download it again."
+            )
+    for component in WEIGHTED:
+        _check_weights(folder / component)
+    _check_unet(read_json(folder / "unet" / "config.json"), folder)
+
+
+def _check_is_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelLoadError(
+            f"{folder} is a single file, and promptmill loads folders in diffusers layout; convert it once "
+            f"with diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER)."
+        )
+    if not folder.is_dir():
+        raise ModelLoadError(f"There is no model folder {folder}; check the path, or pass a hub repo id.")
+    if not (folder / "model_index.json").is_file():
+        raise ModelLoadError(
+            f"{folder} has no model_index.json, so it is not a model in diffusers layout; pass the folder "
+            f"that holds unet, vae, text_encoder, tokenizer and scheduler."
+        )
+
+
+def _check_pipeline(index: dict[str, Any], folder: Path) -> None:
+    pipeline = index.get("_class_name")
+    if pipeline != SUPPORTED_PIPELINE:
+        raise ModelLoadError(
+            f"{folder} is a {pipeline}; supported now is {SUPPORTED_PIPELINE} (Stable Diffusion 1.x and 2.x)."
+        )
+
+
+def _check_unet(config: dict[str, Any], folder: Path) -> None:
+    unet_class, channels = config.get("_class_name"), config.get("in_channels", 4)
+    if unet_class != "UNet2DConditionModel" or channels != 4:  # noqa: PLR2004 - text-to-image latents
+        raise ModelLoadError(
+            f"The unet of {folder} is a {unet_class} with {channels} input channels; supported now is a "
+            f"UNet2DConditionModel with 4 (text to image; inpainting and instruction models have more)."
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    """Check that a component has safetensors and that each is complete."""
+    files = [p for p in model_files(folder.parent) if p.parent == folder and p.suffix == ".safetensors"]
+    if not files:
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in SINGLE_FILES)
+        found = f"only {', '.join(pickled)}" if pickled else "none"
+        raise ModelLoadError(
+            f"{folder} must hold weights as safetensors and has {found}; convert the model with diffusers' "
+            f"save_pretrained(FOLDER, safe_serialization=True), as loading a pickle can run foreign code."
+        )
+    for path in files:
+        _check_safetensors(path)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Read a file's header, which also compares the length it promises with the file's."""
+    try:
+        with safe_open(path, framework="np"):
+            return
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            pointer = file.read(64).startswith(b"version https://git-lfs")
+        hint = "it is a git-lfs pointer, so run `git lfs pull`" if pointer else "download it again"
+        raise ModelLoadError(f"{path} is not a complete safetensors file ({error}); {hint}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a config file, or raise ModelLoadError naming it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read as JSON ({error}); download the model again.") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} holds no JSON object; download the model again.")
+    return content

@@ -1,0 +1,184 @@
+"""Load a Stable Diffusion model part by part, without pipeline, safety checker or remote code."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.models import device as _device  # noqa: F401 - sets what torch reads from the environment at import
+
+# isort: split
+import diffusers
+import torch
+import transformers
+from packaging import version
+
+from storage.errors import ModelLoadError
+from storage.models import ModelReference
+from worker.models.defaults import read_defaults
+from worker.models.folder import SINGLE_FILES, check_folder, folder_revision, read_json
+from worker.models.hub import fetch
+from worker.models.threads import in_passing_thread
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model on its device, ready to render.
+
+    Attributes:
+        name: what jobs and queues call it.
+        source: folder or hub repo id.
+        revision: the hub's commit (40 hex digits), or the sha256 over a folder's files (64).
+        family: `sd`, Stable Diffusion 1.x and 2.x.
+        tokenizer, text_encoder, unet, vae: transformers' and diffusers' classes, in eval mode, no gradients.
+        scheduler_config: what `StableDiffusionPipeline(...).scheduler.config` would be, its fix-ups included.
+        device, dtype: of all weights.
+        vae_scale_factor: pixels per latent, 8 for the published models.
+        native_size: (width, height) in pixels.
+        max_length: tokens of a prompt, begin and end included.
+        defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
+    """
+
+    name: str
+    source: str
+    revision: str
+    family: str
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
+    vae: Any
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    vae_scale_factor: int
+    native_size: tuple[int, int]
+    max_length: int
+    defaults: dict[str, Any]
+
+
+def load_model(
+    reference: ModelReference, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> LoadedModel:
+    """Load the model that `reference` names.
+
+    Args:
+        reference: a folder in diffusers layout or a hub repo id, with or without revision.
+        device: from `choose_device`.
+        dtype: from `choose_dtype`; every part gets it.
+
+    Raises:
+        ModelLoadError: when it is missing, gated, incomplete, corrupt, unsafe or of another family.
+    """
+    return in_passing_thread(lambda: _load_model(reference, device, dtype))
+
+
+def _load_model(reference: ModelReference, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    _hush()
+    folder, commit = _find(reference)
+    check_folder(folder)
+    tokenizer = _load(transformers.CLIPTokenizer, folder / "tokenizer")
+    text_encoder = _load_weights(transformers.CLIPTextModel, folder / "text_encoder", device, dtype=dtype)
+    unet = _load_weights(diffusers.UNet2DConditionModel, folder / "unet", device, torch_dtype=dtype)
+    vae = _load_weights(diffusers.AutoencoderKL, folder / "vae", device, torch_dtype=dtype)
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    width, height = _native_size(unet, scale)
+    return LoadedModel(
+        name=reference.name,
+        source=reference.source,
+        revision=commit or folder_revision(folder),
+        family="sd",
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        unet=unet,
+        vae=vae,
+        scheduler_config=_scheduler_config(folder / "scheduler"),
+        device=device,
+        dtype=dtype,
+        vae_scale_factor=scale,
+        native_size=(width, height),
+        max_length=tokenizer.model_max_length,
+        defaults=read_defaults(folder, width=width, height=height),
+    )
+
+
+def _hush() -> None:
+    """Turn the libraries' progress bars and notes off: what matters comes back as an exception."""
+    # The sigmas that DPM++ SDE asks for are off the ends of its Brownian tree by a rounding error.
+    warnings.filterwarnings("ignore", message="Should have t[ab]", category=UserWarning)
+    libraries: tuple[Any, ...] = (transformers, diffusers)
+    for library in libraries:
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _find(reference: ModelReference) -> tuple[Path, str | None]:
+    """Return the model's folder, and its commit when it comes from the hub."""
+    path = Path(reference.source).expanduser()
+    looks_local = reference.source.startswith((".", "/", "~")) or reference.source.endswith(SINGLE_FILES)
+    if path.exists() or looks_local:
+        return path, None
+    return fetch(reference)
+
+
+def _load(part_class: Any, folder: Path, **options: Any) -> Any:
+    """Call a class's `from_pretrained`, and name the folder when it fails."""
+    try:
+        return part_class.from_pretrained(folder, local_files_only=True, **options)
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"{folder} does not fit into the device's memory; take --dtype float16."
+        ) from error
+    except Exception as error:
+        # The libraries raise almost anything for a damaged file.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelLoadError(f"{folder} cannot be loaded ({reason}); download the model again.") from error
+
+
+def _load_weights(part_class: Any, folder: Path, device: torch.device, **dtype: torch.dtype) -> Any:
+    """Load one network; the dtype is always named, else transformers would follow the config's own."""
+    part, report = _load(part_class, folder, use_safetensors=True, output_loading_info=True, **dtype)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # from_pretrained would fill them with random numbers and go on.
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} weights (the first is {missing[0]}); download the model again."
+        )
+    try:
+        return part.to(device).eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"{folder} does not fit into the device's memory; take --dtype float16."
+        ) from error
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    """Read the noise scheduler's config and apply StableDiffusionPipeline's fix-ups to old ones.
+
+    Its `__init__` sets `steps_offset` to 1 and `clip_sample` to False. `_use_default_values` stays as it is:
+    it is how diffusers knows what another class may replace by its own defaults.
+    """
+    name = read_json(folder / "scheduler_config.json").get("_class_name")
+    scheduler_class = getattr(diffusers, str(name), None)
+    if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
+        raise ModelLoadError(f"{folder} names a noise scheduler {name!r} that diffusers does not have.")
+    config = dict(_load(scheduler_class, folder).config)
+    if config.get("steps_offset", 1) != 1:
+        config["steps_offset"] = 1
+    if config.get("clip_sample", False) is True:
+        config["clip_sample"] = False
+    return config
+
+
+def _native_size(unet: Any, scale: int) -> tuple[int, int]:
+    """Return (width, height) in pixels that the UNet was trained for.
+
+    StableDiffusionPipeline reads a size below 64 in a config from before diffusers 0.9 as 64.
+    """
+    size = unet.config.sample_size
+    written_by = version.parse(version.parse(unet.config.get("_diffusers_version", "0.9.0")).base_version)
+    if isinstance(size, int) and written_by < version.parse("0.9.0.dev0"):
+        size = max(size, 64)
+    height, width = (size, size) if isinstance(size, int) else size
+    return width * scale, height * scale

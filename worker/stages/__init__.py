@@ -1,0 +1,1 @@
+"""The mathematics between a prompt and a picture, one stage a file."""
