@@ -118,15 +118,15 @@ def resolve_model(settings: Settings, text: str) -> ModelReference:
     configured = configured_models(settings)
     if text in configured:
         reference = configured[text]
-    elif "=" in text or "/" in text or Path(text).is_dir():
+    elif "=" in text or "/" in text or Path(text).exists():
         reference = parse_model(text)
     else:
         raise BadInputError(
             f"There is no model {text!r} (known: {', '.join(configured)}); "
             f"write NAME=REPO_OR_PATH[@REVISION]."
         )
-    if Path(reference.source).is_absolute() and not Path(reference.source).is_dir():
+    if Path(reference.source).is_absolute() and not Path(reference.source).exists():
         raise ModelLoadError(
-            f"Model {reference.name}: there is no folder {reference.source}; check the path."
+            f"Model {reference.name}: there is nothing at {reference.source}; check the path."
         )
     return reference

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from producer.output import count_of, remark
 from producer.pictures import claim_folder, write_pictures
 from producer.session import Session
 from storage.errors import BadInputError, PromptmillError, UnreachableError
-from storage.records import JobStatus, Status, Submission, SubmissionState
+from storage.records import JobStatus, Status, Submission, SubmissionState, no_live_worker
 
 if TYPE_CHECKING:
     from storage.models import ModelReference
@@ -117,6 +117,12 @@ class _Company:
         warning = f" Warning: {idle} would only concern a worker of our own." if idle else ""
         remark(f"Worker {name} serves model {self._rendering.model.name} already and renders this.{warning}")
 
+    def explained(self, status: Status) -> Status:
+        """Say that our own worker is starting where the database knows of none yet."""
+        if self._own is None or status.waiting_because != no_live_worker(status.submission.model):
+            return status
+        return replace(status, waiting_because="the worker is starting")
+
     def ask_to_stop(self) -> None:
         if self._own is not None:
             self._own.ask_to_stop()
@@ -132,10 +138,10 @@ def _follow(rendering: Rendering, company: _Company) -> Status:
     session, submission = rendering.session, rendering.submission
     with display(title="rendering") as shown:
         for status in follow(session.jobs, submission.id, lease=session.settings.lease):
-            shown.update(status)
             if not status.done:
                 _check_state(status)
                 company.see_to_it()
+            shown.update(company.explained(status))
     return status
 
 

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 BACKOFF_BASE, BACKOFF_LIMIT = 0.5, 30.0  # seconds before a crashed process is started again
 STEADY_AFTER = 60.0  # seconds of life after which a crash counts as the first one again
+STILLBORN = 2  # crashes before it was ever ready, after which one more ends the supervisor
 STOP_TIMEOUT = 15.0  # seconds between `stop` and SIGKILL
 HEARING_TIMEOUT = 2.0  # seconds for the rest of the output of a process that has ended
 
@@ -32,7 +33,8 @@ HEARING_TIMEOUT = 2.0  # seconds for the rest of the output of a process that ha
 # Read when torch is loaded; what the user has set stands.
 ENVIRONMENT = {
     "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # mps falls back to the CPU for what it lacks
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost 20 times the speed beside other work (decision 0003)
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same sums in the same order on every run
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 20 times the speed beside other work (decision 0003)
 }
 
 
@@ -214,6 +216,11 @@ class Nursery:
         # One that was ready before and now cannot even load meets a passing fault, e.g. of the database.
         if code in FINAL and (child.ready or not child.was_ready):
             self.failure = (child.message or f"A worker process ended by itself with exit code {code}.", code)
+            self.tell(STOP)
+            return
+        if child.crashes >= STILLBORN and not child.was_ready:
+            times = f"{STILLBORN + 1} times before it was ready"
+            self.failure = (f"The worker process died {times}, last with exit code {code}; see its log.", 3)
             self.tell(STOP)
             return
         pause = child.back_off()

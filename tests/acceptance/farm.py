@@ -50,7 +50,9 @@ class Farm:
         self._store: JobStore | None = None
         self._started: list[subprocess.Popen[str]] = []
 
-    def run(self, *arguments: str, given: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, given: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a promptmill command to its end."""
         return subprocess.run(
             [PROMPTMILL, *arguments],
@@ -66,7 +68,9 @@ class Farm:
         """Submit `count` small jobs and return the submission's id."""
         prompts = "".join(f"A watercolor painting of an otter, number {number}\n" for number in range(count))
         result = self.run(
-            "submit", "-", "--model", "demo", "--size", "64x64", "--schedule", "karras", *options, given=prompts
+            *("submit", "-", "--model", "demo", "--size", "64x64", "--schedule", "karras"),
+            *options,
+            given=prompts,
         )
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
@@ -138,12 +142,14 @@ class Farm:
     def wait_for(self, submission: str, count: int, *statuses: JobStatus) -> None:
         """Wait until at least `count` jobs have one of these statuses (succeeded by default)."""
         wanted = statuses or (JobStatus.SUCCEEDED,)
-        wait_until(lambda: self.count(submission, *wanted) >= count, what=f"{count} jobs are {', '.join(wanted)}")
+        what = f"{count} jobs are {', '.join(wanted)}"
+        wait_until(lambda: self.count(submission, *wanted) >= count, what=what)
 
     def kill_worker_process(self) -> str:
         """Kill the one ready worker process with -9 and return its incarnation."""
         ready = wait_until(
-            lambda: [worker for worker in self.workers() if worker.state == "ready"], what="a worker to kill is ready"
+            lambda: [worker for worker in self.workers() if worker.state == "ready"],
+            what="a worker to kill is ready",
         )
         os.kill(ready[0].pid, signal.SIGKILL)
         return str(ready[0].incarnation)

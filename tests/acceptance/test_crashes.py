@@ -31,7 +31,7 @@ def test_all_jobs_succeed_once_though_the_worker_process_is_killed_twice(farm: F
 
 
 def test_all_jobs_succeed_once_though_redis_is_killed_and_comes_back_empty(farm: Farm) -> None:
-    """100 jobs, Redis killed with -9 on the way: the supervisor starts it, the rows make the messages again."""
+    """100 jobs, Redis killed with -9 on the way: rows make its messages again."""
     submission = farm.submit(JOBS, "--steps", "8")
     supervisor = farm.start_worker()
     farm.wait_for(submission, 10)
@@ -45,7 +45,7 @@ def test_all_jobs_succeed_once_though_redis_is_killed_and_comes_back_empty(farm:
 
 
 def test_a_killed_supervisor_takes_its_process_along_and_loses_nothing(farm: Farm) -> None:
-    """The supervisor killed with -9: its worker process ends, gives its jobs back, and another worker finishes."""
+    """The supervisor killed with -9: its process gives the jobs back and ends."""
     submission = farm.submit(12, "--steps", "20")
     supervisor = farm.start_worker()
     farm.wait_for(submission, 2)

@@ -9,7 +9,11 @@ from pathlib import Path
 from storage.records import JobStatus
 from tests.acceptance.farm import PATIENCE, Farm
 
-PROMPTS = ["A watercolor painting of an otter", "a neon sign of a fox", "pixel art of a penguin on a red background"]
+PROMPTS = [
+    "A watercolor painting of an otter",
+    "a neon sign of a fox",
+    "pixel art of a penguin on a red background",
+]
 FAST = ("--model", "demo", "--size", "64x64", "--schedule", "karras", "--guidance", "5")
 
 
@@ -23,7 +27,7 @@ def test_render_writes_pictures_in_the_order_of_the_prompts_and_leaves_nothing_r
     assert str(out) in result.stdout
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == PROMPTS
-    assert [list(line)[0] for line in lines] == ["file_name"] * 3
+    assert [next(iter(line)) for line in lines] == ["file_name"] * 3
     assert all((out / line["file_name"]).read_bytes().startswith(b"\x89PNG") for line in lines)
     assert (out / "contact-sheet.png").is_file()
     assert farm.processes() == {}
@@ -36,7 +40,7 @@ def test_ctrl_c_leaves_no_process_and_no_socket_and_resume_completes(farm: Farm)
     prompts = farm.home.parent / "prompts.txt"
     prompts.write_text("\n".join(f"{prompt}, number {number}" for number in range(10) for prompt in PROMPTS))
     render = farm.start("render", str(prompts), *FAST, "--steps", "60", "--name", "mine", "--out", str(out))
-    while not farm.home.joinpath("promptmill.db").exists() or not farm.run("status", "mine").returncode == 0:
+    while not farm.home.joinpath("promptmill.db").exists() or farm.run("status", "mine").returncode:
         assert render.poll() is None, farm.output(render)
     submission = farm.status("mine")["submission"]["id"]
     farm.wait_for(submission, 2)

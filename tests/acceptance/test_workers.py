@@ -12,7 +12,9 @@ ENDED = (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
 
 def test_cancel_stops_running_jobs_and_retry_brings_them_back(farm: Farm) -> None:
     """Jobs of a thousand steps are cancelled in the middle; a retry queues and renders them again."""
-    submission = farm.submit(12, "--steps", "1000", "--sampler", "euler", "--guidance", "1", "--schedule", "default")
+    submission = farm.submit(
+        12, "--steps", "1000", "--sampler", "euler", "--guidance", "1", "--schedule", "default"
+    )
     supervisor = farm.start_worker()
     farm.wait_for(submission, 1, JobStatus.RUNNING)
     cancelled = farm.run("cancel", submission)
