@@ -1,7 +1,8 @@
-"""Open the database: SQLite with one writer at a time, or PostgreSQL; migrate it; say what is wrong with it."""
+"""Open the database (SQLite with one writer at a time, or PostgreSQL), migrate it, say what is wrong."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -14,8 +15,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    NotSupportedError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import (
+    TimeoutError as PoolTimeoutError,
+)
 
 from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
 from storage.settings import Settings, ensure_home
@@ -57,7 +69,8 @@ def _flock(descriptor: int, path: Path) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise UnreachableError(
-                    f"Another process has held {path} for {WRITER_PATIENCE:.0f} s; look for a frozen promptmill process."
+                    f"Another process has held {path} for {WRITER_PATIENCE:.0f} s; "
+                    f"look for a frozen promptmill process."
                 ) from None
             time.sleep(pause)
             pause = min(pause * 2, 0.01)
@@ -96,9 +109,12 @@ class Database:
                     yield connection
                 return
             options = {"promptmill_write": "FULL" if durable else "NORMAL"}
-            with self.writer.held(), self.db_engine.connect() as connection:
-                with connection.execution_options(**options).begin():
-                    yield connection
+            with (
+                self.writer.held(),
+                self.db_engine.connect() as connection,
+                connection.execution_options(**options).begin(),
+            ):
+                yield connection
 
 
 @contextmanager
@@ -106,21 +122,27 @@ def translated(db_engine: Engine) -> Iterator[None]:
     """Turn what the driver raises into one of our sentences; programming errors stay what they are."""
     try:
         yield
-    except IntegrityError:
+    except (IntegrityError, DataError, NotSupportedError):
         raise
     except DBAPIError as error:
+        if isinstance(error.orig, (sqlite3.ProgrammingError, sqlite3.InterfaceError)):
+            raise
         raise _sentence(db_engine, error) from error
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, PoolTimeoutError) as error:
         raise _sentence(db_engine, error) from error
 
 
 def _sentence(db_engine: Engine, error: Exception) -> Exception:
     where = db_engine.url.render_as_string(hide_password=True)
-    cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    cause = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]
     if "disk is full" in cause or "No space left" in cause or "disk I/O error" in cause:
-        return StoreFullError(f"The database {where} cannot write ({cause}): free some space on its disk, then go on.")
+        return StoreFullError(
+            f"The database {where} cannot write ({cause}): free some space on its disk, then go on."
+        )
     if "no such table" in cause or "no such column" in cause:
-        return SchemaError(f"The database {where} has no promptmill schema of this version; run `promptmill db upgrade`.")
+        return SchemaError(
+            f"The database {where} has no promptmill schema of this version; run `promptmill db upgrade`."
+        )
     return UnreachableError(f"The database {where} cannot be used: {cause}; see `promptmill doctor`.")
 
 
@@ -132,14 +154,21 @@ def open_database(settings: Settings, *, check: bool = True) -> Database:
         SchemaError: its schema is not ours; `promptmill db upgrade` mends that.
     """
     database = _connect(settings)
-    if check:
-        current = current_revision(database)
-        if current is None and database.is_sqlite:
-            upgrade(settings)
-        elif current != HEAD:
-            database.db_engine.dispose()
-            raise SchemaError(_schema_sentence(database, current))
+    try:
+        if check:
+            _check_schema(database, settings)
+    except BaseException:
+        database.db_engine.dispose()
+        raise
     return database
+
+
+def _check_schema(database: Database, settings: Settings) -> None:
+    current = current_revision(database)
+    if current is None and database.is_sqlite:
+        upgrade(settings)
+    elif current != HEAD:
+        raise SchemaError(_schema_sentence(database, current))
 
 
 def _schema_sentence(database: Database, current: str | None) -> str:
@@ -147,8 +176,10 @@ def _schema_sentence(database: Database, current: str | None) -> str:
     if current is None:
         return f"The database {where} has no promptmill tables yet; run `promptmill db upgrade`."
     if current < HEAD:
-        return f"The database {where} has schema {current}, this promptmill needs {HEAD}; run `promptmill db upgrade`."
-    return f"The database {where} has schema {current}, newer than this promptmill's {HEAD}; upgrade promptmill here."
+        ours = f"this promptmill needs {HEAD}; run `promptmill db upgrade`"
+    else:
+        ours = f"newer than this promptmill's {HEAD}; upgrade promptmill here"
+    return f"The database {where} has schema {current}, {ours}."
 
 
 def _connect(settings: Settings) -> Database:
@@ -159,14 +190,17 @@ def _connect(settings: Settings) -> Database:
         url = make_url(settings.database_url)
         if url.get_backend_name() == "sqlite":
             if not url.database or url.database == ":memory:":
-                raise BadInputError("PROMPTMILL_DATABASE_URL names a database in memory; name a file, or PostgreSQL.")
+                raise BadInputError(
+                    "PROMPTMILL_DATABASE_URL names a database in memory; name a file, or PostgreSQL."
+                )
             return _sqlite(Path(url.database).absolute())
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
         db_engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_pre_ping=True)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise BadInputError(
-            f"PROMPTMILL_DATABASE_URL cannot be used ({error}); write sqlite:///FILE or postgresql://USER@HOST/NAME."
+            f"PROMPTMILL_DATABASE_URL cannot be used ({error}); "
+            f"write sqlite:///FILE or postgresql://USER@HOST/NAME."
         ) from error
     return Database(db_engine=db_engine)
 
@@ -176,10 +210,12 @@ def _sqlite(path: Path) -> Database:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        kind = StoreFullError if error.errno == 28 else UnreachableError  # noqa: PLR2004  (ENOSPC)
-        raise kind(f"The database {path} cannot be opened: {error.strerror}; set PROMPTMILL_HOME elsewhere.") from error
+        kind = StoreFullError if error.errno == errno.ENOSPC else UnreachableError
+        raise kind(
+            f"The database {path} cannot be opened: {error.strerror}; set PROMPTMILL_HOME elsewhere."
+        ) from error
     db_engine = create_engine(
-        f"sqlite:///{path}",
+        URL.create("sqlite", database=str(path)),  # not as text: a folder may be called `what?`
         pool_size=CONNECTIONS,
         max_overflow=0,
         connect_args={"timeout": WRITER_PATIENCE, "check_same_thread": False},
@@ -191,10 +227,14 @@ def _sqlite(path: Path) -> Database:
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves: pysqlite would begin too late
-    with closing(connection.cursor()) as cursor:
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA foreign_keys=ON")
+    try:
+        with closing(connection.cursor()) as cursor:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA foreign_keys=ON")
+    except sqlite3.Error:
+        connection.close()  # the pool forgets a connection whose listener failed
+        raise
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -228,14 +268,13 @@ def upgrade(settings: Settings) -> str:
     """
     from alembic import command  # noqa: PLC0415  (takes 0.3 s to import; only upgrades need it)
     from alembic.config import Config  # noqa: PLC0415
-
-    import migrations  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
 
     database = open_database(settings, check=False)
     where = database.db_engine.url.render_as_string(hide_password=True)
     lock = database.writer.held() if database.writer else _unlocked()
     try:
-        with lock:
+        with translated(database.db_engine), lock:
             before = current_revision(database)
             if before == HEAD:
                 return f"The database {where} is at schema {HEAD} already."
@@ -243,16 +282,27 @@ def upgrade(settings: Settings) -> str:
                 raise SchemaError(_schema_sentence(database, before))
             backup = _back_up(database) if before is not None and database.is_sqlite else None
             config = Config()
-            config.set_main_option("script_location", str(Path(str(migrations.__file__)).parent).replace("%", "%%"))
-            with translated(database.db_engine), database.db_engine.connect() as connection:
+            config.set_main_option("script_location", str(migrations_path()).replace("%", "%%"))
+            with database.db_engine.connect() as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, HEAD)
             kept = f" (backup: {backup})" if backup else ""
             return f"Upgraded {where} from {before or 'nothing'} to schema {HEAD}{kept}."
+    except CommandError as error:
+        raise SchemaError(
+            f"The database {where} cannot be upgraded ({error}); restore a backup of it."
+        ) from error
     except SQLAlchemyError as error:
         raise UnreachableError(f"The database {where} cannot be upgraded: {error}.") from error
     finally:
         database.db_engine.dispose()
+
+
+def migrations_path() -> Path:
+    """Return the folder of Alembic's environment and versions."""
+    import migrations  # noqa: PLC0415  (only upgrades need it)
+
+    return Path(str(migrations.__file__)).parent
 
 
 @contextmanager
@@ -264,7 +314,7 @@ def _back_up(database: Database) -> Path:
     source = Path(str(database.db_engine.url.database))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     target = source.with_name(f"{source.name}.{stamp}.backup")
+    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # as private as the original
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
         old.backup(new)
-    target.chmod(0o600)
     return target

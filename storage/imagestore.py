@@ -123,9 +123,14 @@ def _write_local(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # the row must never promise a file that a power cut can empty
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name has to survive a power cut, too
+    finally:
+        os.close(folder)
 
 
 def _protocols(files: Any) -> tuple[str, ...]:
@@ -135,5 +140,7 @@ def _protocols(files: Any) -> tuple[str, ...]:
 
 def _translated(error: OSError, url: str, what: str) -> UnreachableError:
     if error.errno in _FULL:
-        return StoreFullError(f"The picture store {url} is full: no space left to {what}; free some, then resume.")
+        return StoreFullError(
+            f"The picture store {url} is full: no space left to {what}; free some, then resume."
+        )
     return UnreachableError(f"The picture store {url} failed to {what}: {error.strerror or error}.")

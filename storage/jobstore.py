@@ -64,7 +64,7 @@ class JobStore(Protocol):
     def open_submission(self, submission: str) -> Submission:
         """Flip `loading` (or `paused`, clearing its note) to `open`: its jobs may be dispatched from now on.
 
-        `total` becomes the number of its jobs; `pass` at least the current pass of the other open ones.
+        `total` becomes the number of its jobs; `pass` that of the other open ones, if there are any.
         """
         ...
 
@@ -83,7 +83,12 @@ class JobStore(Protocol):
         ...
 
     def jobs(
-        self, submission: str, *, statuses: Sequence[JobStatus] = (), after: int = -1, limit: int | None = None
+        self,
+        submission: str,
+        *,
+        statuses: Sequence[JobStatus] = (),
+        after: int = -1,
+        limit: int | None = None,
     ) -> Iterator[Job]:
         """Yield jobs in the order of their index, with their images, in pages (memory stays flat)."""
         ...
@@ -133,7 +138,11 @@ class JobStore(Protocol):
     # -- worker ---------------------------------------------------------------------------------------
 
     def add_worker(self, worker: Worker) -> None:
-        """Insert the row of a new incarnation, or replace what its supervisor inserted for it."""
+        """Insert the row of a new incarnation, or replace what it inserted before.
+
+        Raises:
+            StaleWorkerError: when the incarnation has ended already; it never comes back.
+        """
         ...
 
     def claim(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def parse_model(text: str) -> ModelReference:
     if not source:
         raise BadInputError(f"Model {text!r} names no source; write NAME=REPO_OR_PATH[@REVISION].")
     if _looks_like_path(source):
-        path = Path(source).expanduser().absolute()
+        path = Path(os.path.expanduser(source)).absolute()  # noqa: PTH111  (an unknown ~user stays a name)
         return ModelReference(name=check_model_name(name or _derive(path.name)), source=str(path))
     repo, at, revision = source.partition("@")
     if not _REPO.fullmatch(repo) or (at and not revision):
@@ -73,12 +74,15 @@ def parse_model(text: str) -> ModelReference:
             f"or a path that starts with './' or '/'."
         )
     return ModelReference(
-        name=check_model_name(name or _derive(repo.rsplit("/", 1)[-1])), source=repo, revision=revision or None
+        name=check_model_name(name or _derive(repo.rsplit("/", 1)[-1])),
+        source=repo,
+        revision=revision or None,
     )
 
 
 def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
+    # Not pathlib: its `exists` raises for what cannot be a path.
+    return source.startswith((".", "/", "~")) or os.path.exists(source)  # noqa: PTH110
 
 
 def _derive(text: str) -> str:

@@ -27,6 +27,7 @@ class Reaper:
         self._lease = lease
         self._clock = clock
         self._seen: dict[str, tuple[int, float]] = {}
+        self._looked = clock()
 
     def tick(self) -> int:
         """Expire who is overdue; return how many jobs that freed.
@@ -42,10 +43,15 @@ class Reaper:
 
     def _observe(self) -> int:
         now = self._clock()
+        if now - self._looked >= self._lease:
+            self._seen.clear()  # this process was frozen itself, perhaps with its whole machine
+        self._looked = now
         alive = self._jobs.workers(alive_only=True)
         seen = {worker.incarnation: self._seen.get(worker.incarnation, (-1, now)) for worker in alive}
         self._seen = {
-            worker.incarnation: (worker.beat, now) if seen[worker.incarnation][0] != worker.beat else seen[worker.incarnation]
+            worker.incarnation: (worker.beat, now)
+            if seen[worker.incarnation][0] != worker.beat
+            else seen[worker.incarnation]
             for worker in alive
         }
         freed = 0

@@ -117,7 +117,7 @@ class Claim:
 class Refusal(StrEnum):
     """Why a claim was not granted."""
 
-    GONE = "gone"  # a duplicate message, cancelled, paused or already running: drop the message
+    GONE = "gone"  # a duplicate, cancelled or paused, or this worker drains: drop the message
     SUSPECT = "suspect"  # the job must be claimed alone: see worker/company.py
     COMPANY = "company"  # asked alone, but this incarnation has running jobs; it went back to waiting
 
@@ -192,6 +192,11 @@ class Worker:
     started_at: datetime
     progress: dict[str, float] = field(default_factory=dict)
     note: str | None = None
+
+
+def no_live_worker(model: str) -> str:
+    """Say why a submission waits that nobody renders: a `waiting_because`."""
+    return f"no live worker serves model {model}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
-from storage.errors import BadInputError, UnreachableError
+from storage.errors import BadInputError, StoreFullError, UnreachableError
 
 CONFIG_FILE = "promptmill.toml"
 
@@ -19,19 +28,35 @@ class Settings(BaseSettings):
     With nothing set, everything lies below `home`: a SQLite file, a folder of pictures and a private Redis.
     """
 
-    model_config = SettingsConfigDict(env_prefix="PROMPTMILL_", extra="forbid", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="PROMPTMILL_", extra="forbid", frozen=True, env_ignore_empty=True
+    )
 
     home: Path = Field(default_factory=lambda: Path.home() / ".promptmill")
-    database_url: str | None = None
-    redis_url: str | None = None
-    store_url: str | None = None
-    lease: float = Field(default=30.0, gt=0)  # seconds without a heartbeat until a worker is declared dead
-    models: list[str] = Field(default_factory=list)  # NAME=REPO_OR_PATH[@REVISION]
+    # Not in a repr: they may hold passwords.
+    database_url: str | None = Field(default=None, repr=False)
+    redis_url: str | None = Field(default=None, repr=False)
+    store_url: str | None = Field(default=None, repr=False)
+    lease: float = Field(default=30.0, ge=3)  # seconds without a heartbeat until a worker is declared dead
+    models: Annotated[list[str], NoDecode] = Field(default_factory=list)  # NAME=REPO_OR_PATH[@REVISION]
 
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+        try:
+            return home.expanduser().absolute()
+        except RuntimeError as error:  # ~somebody who is not here
+            raise ValueError(str(error)) from error
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, models: Any) -> Any:
+        """Read what an environment variable can hold: models joined by commas, or a JSON list."""
+        if not isinstance(models, str):
+            return models
+        if models.lstrip().startswith("["):
+            return json.loads(models)
+        return [model.strip() for model in models.split(",") if model.strip()]
 
     @property
     def database_path(self) -> Path:
@@ -64,7 +89,8 @@ class Settings(BaseSettings):
 
 
 def _config_file() -> Path | None:
-    home = Path(os.environ.get("PROMPTMILL_HOME") or Path.home() / ".promptmill").expanduser()
+    # expanduser of os.path leaves a `~somebody` that is unknown as it is: the home's own check says it.
+    home = Path(os.path.expanduser(os.environ.get("PROMPTMILL_HOME") or "~/.promptmill"))  # noqa: PTH111
     return next((file for file in (Path(CONFIG_FILE), home / CONFIG_FILE) if file.is_file()), None)
 
 
@@ -79,11 +105,14 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        sources = f"PROMPTMILL_{where.upper()} or {CONFIG_FILE}"
         raise BadInputError(
-            f"Setting {where!r} (PROMPTMILL_{where.upper()} or {CONFIG_FILE}) cannot be used: {first['msg']}."
+            f"Setting {where!r} ({sources}) cannot be used: {first['msg'].rstrip('.')}."
         ) from error
     except (ValueError, OSError) as error:  # a config file that is no TOML, or cannot be read
-        raise BadInputError(f"The settings cannot be read: {error}; mend {_config_file() or 'them'}.") from error
+        raise BadInputError(
+            f"The settings cannot be read: {error}; mend {_config_file() or 'them'}."
+        ) from error
 
 
 def ensure_home(settings: Settings) -> Path:
@@ -95,7 +124,8 @@ def ensure_home(settings: Settings) -> Path:
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UnreachableError(
+        kind = StoreFullError if error.errno == errno.ENOSPC else UnreachableError
+        raise kind(
             f"The home {settings.home} cannot be used: {error.strerror}; set PROMPTMILL_HOME to a folder "
             f"that can be written."
         ) from error

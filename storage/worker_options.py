@@ -51,8 +51,10 @@ class WorkerOptions:
 
 def check_devices(text: str) -> str:
     """Return `text` if it is auto, cpu, mps, all or numbers like `0,1`; else raise BadInputError."""
-    if text not in DEVICES and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", text):
-        raise BadInputError(f"There is no device {text!r}; choose {', '.join(DEVICES)}, or GPU numbers like 0,1.")
+    if text not in DEVICES and not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", text):
+        raise BadInputError(
+            f"There is no device {text!r}; choose {', '.join(DEVICES)}, or GPU numbers like 0,1."
+        )
     return text
 
 

@@ -12,7 +12,7 @@ import structlog
 from celery import signals
 from celery.worker import WorkController, state
 
-from storage.errors import PromptmillError
+from storage.errors import PromptmillError, StaleWorkerError
 from storage.queue import broker_url, make_app, queue_name
 from worker.exits import Exit
 from worker.logs import configure_logs
@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
         _obey(process)
         process.load()
         _consume(process)
+    except StaleWorkerError:
+        return Exit.STALE
     except PromptmillError as error:
         report("failed", message=str(error), exit_code=error.exit_code)
         return error.exit_code
@@ -51,7 +53,9 @@ def _consume(process: WorkerProcess) -> None:
     app.set_current()
     celery = WorkController(
         app=app,
-        hostname=f"{process.name}.{process.incarnation[:8]}" if "@" in process.name else f"{process.name}@{process.incarnation[:8]}",
+        hostname=f"{process.name}.{process.incarnation[:8]}"
+        if "@" in process.name
+        else f"{process.name}@{process.incarnation[:8]}",
         pool_cls="threads",
         concurrency=process.concurrency,
         queues=[queue_name(process.model_name)],

@@ -31,11 +31,13 @@ def list_devices(wanted: str) -> list[Device]:
     if wanted in ("auto", "cpu", "mps"):
         return [Device(kind=wanted)]
     found = _nvidia_gpus()
-    numbers = found if wanted == "all" else wanted.split(",")
+    numbers = found if wanted == "all" else list(dict.fromkeys(wanted.split(",")))  # one process a GPU
     missing = [number for number in numbers if number not in found]
     if missing or not numbers:
         here = f"GPUs here: {', '.join(found)}" if found else "nvidia-smi lists no GPU here"
-        raise BadInputError(f"There is no GPU {', '.join(missing) or 'at all'} ({here}); try --devices cpu or auto.")
+        raise BadInputError(
+            f"There is no GPU {', '.join(missing) or 'at all'} ({here}); try --devices cpu or auto."
+        )
     return [Device(kind="cuda", environment={"CUDA_VISIBLE_DEVICES": number}) for number in numbers]
 
 
@@ -46,7 +48,11 @@ def _nvidia_gpus() -> list[str]:
         return []
     try:
         listed = subprocess.run(  # noqa: S603  (a fixed command line)
-            [program, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=True
+            [program, "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return []

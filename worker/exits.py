@@ -18,4 +18,6 @@ class Exit(IntEnum):
 
 
 FINAL = frozenset({Exit.BAD_INPUT, Exit.SURROUNDINGS, Exit.MODEL})
-ORDERLY = frozenset({Exit.DONE, Exit.SURROUNDINGS, Exit.MODEL, Exit.BAD_INPUT, Exit.ORPHAN})  # nobody is suspect
+ORDERLY = frozenset(
+    {Exit.DONE, Exit.SURROUNDINGS, Exit.MODEL, Exit.BAD_INPUT, Exit.ORPHAN}
+)  # nobody is suspect

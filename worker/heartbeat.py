@@ -1,4 +1,4 @@
-"""Station 10: one beat a second says that this process lives, how far its jobs are, and hears which are its own."""
+"""Station 10: one beat a second says that this process lives, and hears which jobs are still its own."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop; no beat follows."""
+        """Stop; no beat follows. May be called before the start, and from a beat."""
         self._stopped.set()
-        self._thread.join(timeout=5)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
 
     def _run(self) -> None:
         while not self._stopped.wait(BEAT):
@@ -65,6 +66,8 @@ class Heartbeat:
                 if not self._ailing:
                     log.warning("heartbeat failed, trying again", action="heartbeat", reason=str(error))
                 self._ailing = True
+            except Exception:  # a silent heart would leave a process that claims in vain for ever
+                log.exception("heartbeat failed, trying again", action="heartbeat")
 
     def beat(self) -> None:
         """Beat once, and drop what is no longer ours."""

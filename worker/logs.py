@@ -11,9 +11,13 @@ import structlog
 
 def configure_logs() -> None:
     """Send structlog's and the libraries' lines to standard error; PROMPTMILL_LOG_LEVEL sets the level."""
-    level = logging.getLevelNamesMapping().get(os.environ.get("PROMPTMILL_LOG_LEVEL", "INFO").upper(), logging.INFO)
+    level = logging.getLevelNamesMapping().get(
+        os.environ.get("PROMPTMILL_LOG_LEVEL", "INFO").upper(), logging.INFO
+    )
     logging.basicConfig(
-        level=max(level, logging.WARNING), stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s"
+        level=max(level, logging.WARNING),
+        stream=sys.stderr,
+        format="%(asctime)s [%(levelname)s] %(name)s: %(message)s",
     )
     structlog.configure(
         processors=[

@@ -67,6 +67,7 @@ class WorkerProcess:
         self.surroundings = Surroundings(self.stopping, self._note)
         self.gave_up: str | None = None
         self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
+        self._state = WorkerState.STARTING
         self._held: dict[int, Ticket | None] = {}
         self._held_lock = threading.Lock()
         self._heartbeat = Heartbeat(
@@ -115,15 +116,24 @@ class WorkerProcess:
         self.model = load_model(self._reference, device=device, dtype=dtype)
         self.engine = Engine(self.model, lanes=options.lanes, mode=options.mode, on_death=self._engine_died)
         self.engine.start()
-        self.jobs.add_worker(self._row(WorkerState.READY, self.model))
+        if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile
+            self._state = WorkerState.READY
+        self.jobs.add_worker(self._row(self._state, self.model))
         log.info(
-            "worker ready", action="ready", model=self._reference.name, revision=self.model.revision[:12],
-            device=str(device), dtype=options.dtype, lanes=self.engine.lanes, mode=options.mode,
-        )  # fmt: skip
+            "worker ready",
+            action="ready",
+            model=self._reference.name,
+            revision=self.model.revision[:12],
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            lanes=self.engine.lanes,
+            mode=options.mode,
+        )
 
     def drain(self) -> None:
         """Take nothing new, give back what has not begun, finish the rest."""
-        self.jobs.set_worker_state(self.incarnation, WorkerState.DRAINING)
+        self._state = WorkerState.DRAINING
+        self._note(None)
         self.engine.release_waiting()
 
     def close(self) -> None:
@@ -139,12 +149,15 @@ class WorkerProcess:
 
     def leave(self, code: Exit) -> NoReturn:
         """End now, whatever other threads do: give every job back in one UPDATE, then exit."""
-        self.close()
-        os._exit(code)
+        try:
+            self.close()
+        finally:
+            os._exit(code)
 
     def give_up(self, reason: str) -> None:
         """Remember why this process cannot go on; `worker.child` stops it."""
-        self.gave_up = self.gave_up or reason
+        if not self.stopping.is_set():
+            self.gave_up = reason
         self.stopping.set()
 
     # What tasks do
@@ -174,7 +187,7 @@ class WorkerProcess:
                 yield claim
 
     def render(self, claim: Claim) -> Future[RenderResult]:
-        """Hand a claimed job to the engine; a job that was cancelled meanwhile is dropped at its next step."""
+        """Hand a claimed job to the engine; one that was cancelled meanwhile is dropped at its next step."""
         ticket = self.engine.submit(claim.parameters)
         with self._held_lock:
             dropped = claim.job not in self._held
@@ -226,12 +239,14 @@ class WorkerProcess:
 
     def _note(self, note: str | None) -> None:
         try:
-            self.jobs.set_worker_state(self.incarnation, WorkerState.READY, note=note)
+            self.jobs.set_worker_state(self.incarnation, self._state, note=note)
         except UnreachableError as error:
             log.debug("note lost", action="note", reason=str(error))
 
     def _row(self, state: WorkerState, model: LoadedModel | None = None) -> Worker:
-        facts: dict[str, Any] = device_facts(model.device) if model else {"name": self._order.device, "uuid": None}
+        facts: dict[str, Any] = (
+            device_facts(model.device) if model else {"name": self._order.device, "uuid": None}
+        )
         now = datetime.now(UTC)
         return Worker(
             incarnation=self.incarnation,
@@ -260,7 +275,9 @@ def check_version(jobs: JobStore) -> None:
     """Refuse to work on a schema that wants a newer worker, with SchemaError."""
     ours, oldest = promptmill_version(), jobs.oldest_worker_version()
     if _numbers(ours) < _numbers(oldest):
-        raise SchemaError(f"This worker is promptmill {ours}; the database asks for {oldest} or newer: upgrade it.")
+        raise SchemaError(
+            f"This worker is promptmill {ours}; the database asks for {oldest} or newer: upgrade it."
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from worker.orders import DRAIN, STOP, report
 log = structlog.get_logger()
 
 SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` left behind
+LOOK = 0.1  # seconds between two looks at the worker processes and the signals
 FAST_TICK = 0.1  # seconds, while the queue's window was more than half empty
 
 
@@ -45,7 +46,7 @@ class Supervisor:
         self._settings: Settings = load_settings()
         self._drain = threading.Event()
         self._stop = threading.Event()
-        self._wake = threading.Event()
+        self._signals = 0
 
     def run(self) -> int:
         """Work until told to stop or until nothing can be done; return the exit code."""
@@ -63,22 +64,29 @@ class Supervisor:
 
     def _supervise(self, jobs: JobStore, redis: EmbeddedRedis | None) -> int:
         name = self._options.name or f"{self._model.name}@{socket.gethostname()}"
-        nursery = Nursery(self._options, list_devices(self._options.devices), jobs, name=name, on_event=self._tell)
+        nursery = Nursery(
+            self._options, list_devices(self._options.devices), jobs, name=name, on_event=self._tell
+        )
+        queue = JobQueue(broker_url(self._settings), self._model.name)
         nursery.start()
         log.info("supervisor started", action="start", model=str(self._model), name=name, pid=os.getpid())
-        ticking = threading.Thread(target=self._tick_forever, args=(jobs, redis), name="tick", daemon=True)
+        ticking = threading.Thread(
+            target=self._tick_forever, args=(jobs, queue, redis), name="tick", daemon=True
+        )
         ticking.start()
         deadline: float | None = None
         while not nursery.over:
+            self._heed_signals()
             if self._drain.is_set() and deadline is None:
                 deadline = time.monotonic() + self._options.drain_timeout
                 nursery.tell(DRAIN)
             if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
                 nursery.tell(STOP)
             nursery.look()
-            self._wake.wait(0.1)
+            time.sleep(LOOK)
         self._stop.set()
         ticking.join(timeout=10)
+        queue.close()
         return self._farewell(nursery)
 
     def _farewell(self, nursery: Nursery) -> int:
@@ -104,23 +112,26 @@ class Supervisor:
             threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._drain.is_set():
-            self._stop.set()
-        self._drain.set()
-        self._wake.set()
+        # Only counts: an Event that this very thread waits on or sets must not be touched here.
+        self._signals += 1
         if not self._options.parent_pipe:
-            again = "" if self._stop.is_set() else "; once more to stop at once"
-            os.write(2, f"{signal.Signals(number).name}: {'stopping' if not again else 'finishing running jobs'}{again}\n".encode())
+            first = self._signals == 1 and not self._drain.is_set()
+            what = "finishing running jobs; once more to stop at once" if first else "stopping"
+            os.write(2, f"{signal.Signals(number).name}: {what}\n".encode())
+
+    def _heed_signals(self) -> None:
+        if self._signals:
+            self._drain.set()
+        if self._signals > 1:
+            self._stop.set()
 
     def _watch_parent(self) -> None:
         while os.read(0, 4096):
             pass
         self._drain.set()
         self._stop.set()
-        self._wake.set()
 
-    def _tick_forever(self, jobs: JobStore, redis: EmbeddedRedis | None) -> None:
-        queue = JobQueue(broker_url(self._settings), self._model.name)
+    def _tick_forever(self, jobs: JobStore, queue: JobQueue, redis: EmbeddedRedis | None) -> None:
         dispatcher = Dispatcher(jobs, queue, self._model.name)
         reaper = Reaper(jobs, lease=self._settings.lease)
         ticks, ailing = 0, ""
@@ -141,8 +152,7 @@ class Supervisor:
                 if str(error) != ailing:  # say it once, not twice a second
                     log.warning("tick failed, trying again", action="tick", reason=str(error))
                 ailing = str(error)
+            except Exception:  # whatever it is, the next tick may work: nobody else dispatches
+                log.exception("tick failed, trying again", action="tick")
             ticks += 1
             self._stop.wait(pause)
-        queue.close()
-
-

@@ -53,7 +53,7 @@ class Surroundings:
         Args:
             action: raises UnreachableError when the surroundings fail; must be safe to repeat.
             what: for the log, e.g. `save`.
-            forever: True where giving up would lose what only we know; a full disk ends patience all the same.
+            forever: True where giving up would lose what only we know; a full disk ends it all the same.
 
         Raises:
             GaveUpError: after many failures in a row, or when the process is stopping.
@@ -67,7 +67,9 @@ class Surroundings:
                     tries += 1
                     self._begin(tries, what, error)
                     final = tries >= GIVE_UP_AFTER and (not forever or isinstance(error, StoreFullError))
-                    if final or self._stopping.wait(min(BACKOFF_LIMIT, BACKOFF_BASE * 2.0 ** (tries - 1))):
+                    if final or self._stopping.wait(
+                        min(BACKOFF_LIMIT, BACKOFF_BASE * 2.0 ** min(tries - 1, 16))
+                    ):
                         raise GaveUpError(str(error)) from error
         finally:
             if tries:
@@ -85,6 +87,7 @@ class Surroundings:
         with self._lock:
             self._ailing -= 1
             well = not self._ailing
+            if well:
+                self._well.set()
         if well:
-            self._well.set()
             self._note(None)

@@ -9,7 +9,7 @@ import traceback
 import structlog
 from celery import Celery
 
-from storage.errors import BadInputError, PromptmillError
+from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.imagestore import picture_key
 from storage.infotext import write_infotext
 from storage.queue import TASK
@@ -38,31 +38,45 @@ def add_render_task(app: Celery, process: WorkerProcess) -> None:
 
 def render_job(process: WorkerProcess, job: int) -> None:
     """Render one job from claim to image row; whatever happens, the row says it."""
-    with process.claimed(job) as claim:
-        if claim is None:
-            return
-        with structlog.contextvars.bound_contextvars(job=claim.label, attempt=claim.attempt):
-            try:
-                result = process.render(claim).result()
-                image = save(process, claim, result)
-                finish(process, claim, image, result.warnings)
-            except (Cancelled, Released):
-                give_back(process, claim)
-            except GaveUpError as error:
-                pause(process, claim, str(error))
-            except EngineDeadError:
-                return  # the process is going down; its supervisor releases the job
-            except (RenderError, BadInputError) as error:
-                fail(process, claim, error, permanent=getattr(error, "permanent", True))
-            except Exception as error:  # noqa: BLE001 - the job's own error, whatever it is: charged to it
-                fail(process, claim, error, permanent=False)
+    try:
+        with process.claimed(job) as claim:
+            if claim is None:
+                return
+            with structlog.contextvars.bound_contextvars(job=claim.label, attempt=claim.attempt):
+                try:
+                    render_claim(process, claim)
+                except GaveUpError as error:
+                    pause(process, claim, str(error))
+    except GaveUpError as error:  # not even the claim could be written
+        process.give_up(str(error))
+
+
+def render_claim(process: WorkerProcess, claim: Claim) -> None:
+    """Render a claimed job and say in its row what became of it; GaveUpError if that cannot be kept."""
+    try:
+        result = process.render(claim).result()
+        image = save(process, claim, result)
+        finish(process, claim, image, result.warnings)
+    except GaveUpError:
+        raise
+    except (Cancelled, Released):
+        give_back(process, claim)
+    except EngineDeadError:
+        return  # the process is going down; its supervisor releases the job
+    except (RenderError, BadInputError) as error:
+        fail(process, claim, error, permanent=getattr(error, "permanent", True))
+    except Exception as error:  # noqa: BLE001 - the job's own error, whatever it is: charged to it
+        fail(process, claim, error, permanent=False)
 
 
 def save(process: WorkerProcess, claim: Claim, result: RenderResult) -> Image:
     """Encode the picture with its infotext and store it: the file first, then the row."""
     began = time.perf_counter()
     infotext = write_infotext(
-        claim.parameters, model=claim.model, model_hash=process.model.revision[:10], version=promptmill_version()
+        claim.parameters,
+        model=claim.model,
+        model_hash=process.model.revision[:10],
+        version=promptmill_version(),
     )
     data = encode_png(result.pixels, {"parameters": infotext})
     key = picture_key(claim.submission, claim.index, claim.attempt)
@@ -85,7 +99,10 @@ def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[st
     )
     if outcome is Finish.LOST:
         log.info("lost to another attempt", action="lost", key=image.key)
-        process.images.delete(image.key)
+        try:
+            process.images.delete(image.key)
+        except UnreachableError as error:
+            log.warning("a lost picture stays", action="lost", key=image.key, reason=str(error))
         return
     log.info("rendered", action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
 
@@ -99,9 +116,11 @@ def pause(process: WorkerProcess, claim: Claim, reason: str) -> None:
     """Give up: pause the submission with the reason, give the job back, stop the process."""
     log.error("giving up", action="give_up", reason=reason)
     try:
-        if not process.stopping.is_set():
-            process.jobs.pause(claim.submission, note=reason)
-        process.jobs.release(claim)
+        try:
+            if not process.stopping.is_set():
+                process.jobs.pause(claim.submission, note=reason)
+        finally:
+            process.jobs.release(claim)
     except PromptmillError as error:
         log.warning("cannot pause", action="pause", reason=str(error))
     process.give_up(reason)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Table, literal_column
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, literal_column, select
 
 from storage.database import Database
+from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from storage.records import Image, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
 from storage.rows import ImageRow, JobRow, MetaRow, SubmissionRow, WorkerRow
@@ -44,23 +45,50 @@ def status_is(*statuses: JobStatus) -> ColumnElement[bool]:
     return JOBS.c.status == literals[0] if len(literals) == 1 else JOBS.c.status.in_(literals)
 
 
-def to_submission(row: Mapping[str, Any]) -> Submission:
+def submission_row(connection: Connection, submission: str) -> RowMapping:
+    """Read the row of a submission that is named by its whole id; BadInputError if there is none."""
+    query = select(SUBMISSIONS).where(SUBMISSIONS.c.id == storable(submission))
+    row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        raise BadInputError(f"There is no submission {submission!r}; see `promptmill list`.")
+    return row
+
+
+def storable(text: str) -> str:
+    """Replace what no database keeps: NUL, and halves of surrogate pairs (file names can hold them)."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
+
+
+def to_submission(row: RowMapping) -> Submission:
     """Make a record of a submissions row."""
-    fields = ("id", "seq", "name", "created_at", "source", "model", "priority", "weight", "total", "idempotency_key", "note")
+    fields = (
+        "id",
+        "seq",
+        "name",
+        "created_at",
+        "source",
+        "model",
+        "priority",
+        "weight",
+        "total",
+        "idempotency_key",
+        "note",
+    )
     return Submission(**{name: row[name] for name in fields}, state=SubmissionState(row["state"]))
 
 
-def to_parameters(row: Mapping[str, Any]) -> JobParameters:
+def to_parameters(row: RowMapping) -> JobParameters:
     """Make the parameters of a jobs row."""
     fields = ("prompt", "negative_prompt", "seed", "options", "extra", *CHOSEN_LATER)
     return JobParameters(**{name: row[name] for name in fields})
 
 
-def to_job(row: Mapping[str, Any], image: Image | None = None, progress: float | None = None) -> Job:
+def to_job(row: RowMapping, image: Image | None = None, progress: float | None = None) -> Job:
     """Make a record of a jobs row."""
     fields = (
-        "id", "submission", "index", "attempt", "failures", "suspect", "incarnation", "not_before", "created_at",
-        "queued_at", "started_at", "finished_at", "warnings", "error_type", "error_message", "traceback",
+        "id", "submission", "index", "attempt", "failures", "suspect", "incarnation", "not_before",
+        "created_at", "queued_at", "started_at", "finished_at", "warnings", "error_type", "error_message",
+        "traceback",
     )  # fmt: skip
     return Job(
         **{name: row[name] for name in fields},
@@ -77,8 +105,8 @@ def to_image(row: Mapping[str, Any]) -> Image:
     return Image(**{name: row[name] for name in fields})
 
 
-def to_worker(row: Mapping[str, Any]) -> Worker:
+def to_worker(row: RowMapping) -> Worker:
     """Make a record of a workers row."""
-    values = dict(row)
+    values = {str(name): value for name, value in row.items()}
     values["state"] = WorkerState(values["state"])
     return Worker(**values)

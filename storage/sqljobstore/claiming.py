@@ -1,4 +1,7 @@
-"""Stations 5 to 9: claim, finish, fail, release. The fencing token is (job, running, attempt, incarnation)."""
+"""Stations 5 to 9: claim, finish, fail, release.
+
+The fencing token is (job, running, attempt, incarnation).
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,61 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, func, insert, literal, literal_column, select, update
 
 from storage.jobstore import MAX_FAILURES
+from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_SCHEDULE, DEFAULT_STEPS
 from storage.records import Claim, Failure, Finish, Image, JobStatus, Refusal, SubmissionState, WorkerState
-from storage.sqljobstore.base import CHOSEN_LATER, IMAGES, JOBS, SUBMISSIONS, WORKERS, SqlBase, now, status_is, to_parameters
+from storage.sqljobstore.base import (
+    CHOSEN_LATER,
+    IMAGES,
+    JOBS,
+    SUBMISSIONS,
+    WORKERS,
+    SqlBase,
+    now,
+    status_is,
+    storable,
+    to_parameters,
+)
 
 BACKOFF_BASE, BACKOFF_LIMIT = 1.0, 60.0  # seconds before a failed job is tried again: 1, 2, 4 … 60
+NOT_AT_ONCE = timedelta(seconds=1)  # before a job that a worker sent back is offered again
 GLOBAL_DEFAULTS: dict[str, Any] = {
-    "num_inference_steps": 30, "guidance_scale": 7.5, "width": 512, "height": 512, "sampler": "lms", "schedule": "default",
-}  # fmt: skip
+    "num_inference_steps": DEFAULT_STEPS,
+    "guidance_scale": DEFAULT_GUIDANCE,
+    "width": 512,
+    "height": 512,
+    "sampler": DEFAULT_SAMPLER,
+    "schedule": DEFAULT_SCHEDULE,
+}
 
 
 class Claiming(SqlBase):
     """Hand a job to one incarnation under one attempt, and take back what became of it."""
 
-    def claim(self, job: int, incarnation: str, *, defaults: Mapping[str, Any], alone: bool = False) -> Claim | Refusal:
+    def claim(
+        self, job: int, incarnation: str, *, defaults: Mapping[str, Any], alone: bool = False
+    ) -> Claim | Refusal:
         """See `JobStore.claim`."""
         known = {**GLOBAL_DEFAULTS, **defaults}
         grant = (
             update(JOBS)
-            .where(JOBS.c.id == job, status_is(JobStatus.QUEUED), JOBS.c.suspect == alone, _open(), _may_claim(incarnation))
-            .values(
-                {name: func.coalesce(JOBS.c[name], literal(known[name], JOBS.c[name].type)) for name in CHOSEN_LATER}
+            .where(
+                JOBS.c.id == job,
+                status_is(JobStatus.QUEUED),
+                JOBS.c.suspect == alone,
+                _open(),
+                _may_claim(incarnation),
             )
             .values(
-                status=JobStatus.RUNNING.value, attempt=JOBS.c.attempt + 1, incarnation=incarnation, started_at=now()
+                {
+                    name: func.coalesce(JOBS.c[name], literal(known[name], JOBS.c[name].type))
+                    for name in CHOSEN_LATER
+                }
+            )
+            .values(
+                status=JobStatus.RUNNING.value,
+                attempt=JOBS.c.attempt + 1,
+                incarnation=incarnation,
+                started_at=now(),
             )
             .returning(JOBS)
         )
@@ -42,7 +77,9 @@ class Claiming(SqlBase):
             row = connection.execute(grant).mappings().one_or_none()
             if row is None:
                 return _refuse(connection, job, alone=alone)
-            model = connection.execute(select(SUBMISSIONS.c.model).filter_by(id=row["submission"])).scalar_one()
+            model = connection.execute(
+                select(SUBMISSIONS.c.model).filter_by(id=row["submission"])
+            ).scalar_one()
             return Claim(
                 job=row["id"],
                 **{name: row[name] for name in ("submission", "index", "attempt", "failures", "incarnation")},
@@ -52,14 +89,19 @@ class Claiming(SqlBase):
 
     def finish(self, claim: Claim, image: Image, *, warnings: Sequence[str] = ()) -> Finish:
         """See `JobStore.finish`."""
-        done = {"status": JobStatus.SUCCEEDED.value, "finished_at": now(), "warnings": list(warnings), "suspect": False}
+        done = {
+            "status": JobStatus.SUCCEEDED.value,
+            "finished_at": now(),
+            "warnings": list(warnings),
+            "suspect": False,
+        }
         with self.database.write() as connection:
             cleared = {"error_type": None, "error_message": None, "traceback": None, "not_before": None}
             if connection.execute(update(JOBS).where(*_held(claim)).values({**done, **cleared})).rowcount:
                 connection.execute(insert(IMAGES).values(job=claim.job, created_at=now(), **asdict(image)))
                 return Finish.SAVED
-            row = connection.execute(select(JOBS.c.status, JOBS.c.attempt).filter_by(id=claim.job)).one()
-            ours = row.status == JobStatus.SUCCEEDED and row.attempt == claim.attempt
+            found = connection.execute(select(JOBS.c.status, JOBS.c.attempt).filter_by(id=claim.job))
+            ours = found.one_or_none() == (JobStatus.SUCCEEDED, claim.attempt)
             return Finish.OURS if ours else Finish.LOST
 
     def fail(
@@ -75,12 +117,17 @@ class Claiming(SqlBase):
         """See `JobStore.fail`."""
         failures = claim.failures + 1
         ends = permanent or failures >= max_failures
-        backoff = min(BACKOFF_LIMIT, BACKOFF_BASE * 2 ** (failures - 1))
+        backoff = min(BACKOFF_LIMIT, BACKOFF_BASE * 2.0 ** min(failures - 1, 16))
+        ended = {"status": JobStatus.FAILED.value, "finished_at": now(), "not_before": None}
+        again = {**given_back(), "not_before": now() + timedelta(seconds=backoff)}
         values = {
-            "failures": failures, "suspect": False, "error_type": error_type, "error_message": message,
-            "traceback": traceback, "status": JobStatus.FAILED.value if ends else JobStatus.WAITING.value,
-            "finished_at": now() if ends else None, "not_before": None if ends else now() + timedelta(seconds=backoff),
-        }  # fmt: skip
+            "failures": failures,
+            "suspect": False,
+            "error_type": error_type,
+            "error_message": storable(message),
+            "traceback": None if traceback is None else storable(traceback),
+            **(ended if ends else again),
+        }
         with self.database.write() as connection:
             if not connection.execute(update(JOBS).where(*_held(claim)).values(values)).rowcount:
                 return Failure.LOST
@@ -94,7 +141,7 @@ class Claiming(SqlBase):
 
 def given_back() -> dict[str, Any]:
     """Values of a running job that is given back: `cancelled` if its submission was, else `waiting`."""
-    cancelled = _in_state(SubmissionState.CANCELLED)
+    cancelled = in_state(SubmissionState.CANCELLED)
     return {
         "status": case((cancelled, JobStatus.CANCELLED.value), else_=JobStatus.WAITING.value),
         "finished_at": case((cancelled, literal(now(), JOBS.c.finished_at.type)), else_=None),
@@ -111,13 +158,16 @@ def _held(claim: Claim) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _in_state(state: SubmissionState) -> ColumnElement[bool]:
-    query = select(SUBMISSIONS.c.seq).where(SUBMISSIONS.c.id == JOBS.c.submission, SUBMISSIONS.c.state == state)
+def in_state(state: SubmissionState) -> ColumnElement[bool]:
+    """Whether a job's submission is in this state."""
+    query = select(SUBMISSIONS.c.seq).where(
+        SUBMISSIONS.c.id == JOBS.c.submission, SUBMISSIONS.c.state == state
+    )
     return query.correlate(JOBS).exists()
 
 
 def _open() -> ColumnElement[bool]:
-    return _in_state(SubmissionState.OPEN)
+    return in_state(SubmissionState.OPEN)
 
 
 def _may_claim(incarnation: str) -> ColumnElement[bool]:
@@ -140,10 +190,9 @@ def _refuse(connection: Connection, job: int, *, alone: bool) -> Refusal:
         return Refusal.GONE
     if row.suspect and not alone:
         return Refusal.SUSPECT
-    if not alone:
-        return Refusal.GONE  # its submission is paused or cancelled, or this worker drains
+    # In company; or its submission is paused or cancelled, or this worker drains. Its message is spent.
     back = update(JOBS).where(JOBS.c.id == job, status_is(JobStatus.QUEUED))
     connection.execute(
-        back.values(status=JobStatus.WAITING.value, queued_at=None, not_before=now() + timedelta(seconds=1))
+        back.values(status=JobStatus.WAITING.value, queued_at=None, not_before=now() + NOT_AT_ONCE)
     )
-    return Refusal.COMPANY
+    return Refusal.COMPANY if alone else Refusal.GONE

@@ -50,14 +50,22 @@ class Dispatching(SqlBase):
     def _locked(self, connection: Connection) -> bool:
         if self.database.is_sqlite:
             return True  # the writer's lock is held already
-        return bool(connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": DISPATCH_LOCK}).scalar())
+        return bool(
+            connection.execute(
+                text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": DISPATCH_LOCK}
+            ).scalar()
+        )
 
 
 def _queued_count(connection: Connection, model: str) -> int:
     query = (
         select(func.count())
         .select_from(JOBS.join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission))
-        .where(SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, status_is(JobStatus.QUEUED))
+        .where(
+            SUBMISSIONS.c.model == model,
+            SUBMISSIONS.c.state == SubmissionState.OPEN,
+            status_is(JobStatus.QUEUED),
+        )
     )
     return connection.execute(query).scalar_one()
 
@@ -69,7 +77,13 @@ def _candidates(connection: Connection, model: str, moment: datetime) -> list[Ro
         .correlate(SUBMISSIONS)
         .exists()
     )
-    query = select(SUBMISSIONS.c.id, SUBMISSIONS.c.seq, SUBMISSIONS.c.priority, SUBMISSIONS.c.weight, SUBMISSIONS.c["pass"])
+    query = select(
+        SUBMISSIONS.c.id,
+        SUBMISSIONS.c.seq,
+        SUBMISSIONS.c.priority,
+        SUBMISSIONS.c.weight,
+        SUBMISSIONS.c["pass"],
+    )
     where = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, ready)
     return list(connection.execute(query.where(*where)).mappings())
 
@@ -99,12 +113,19 @@ def _picks(connection: Connection, model: str, moment: datetime, room: int) -> I
         passes[submission] = position + _cost(job) / weight
         heapq.heappush(heap, (priority, passes[submission], seq, submission, weight))
     for submission, position in passes.items():
-        connection.execute(update(SUBMISSIONS).where(SUBMISSIONS.c.id == submission).values({"pass": position}))
+        connection.execute(
+            update(SUBMISSIONS).where(SUBMISSIONS.c.id == submission).values({"pass": position})
+        )
 
 
 def _next_jobs(connection: Connection, submission: str, moment: datetime, limit: int) -> Iterator[RowMapping]:
     columns = (JOBS.c.id, JOBS.c.num_inference_steps, JOBS.c.guidance_scale, JOBS.c.width, JOBS.c.height)
-    query = select(*columns).where(JOBS.c.submission == submission, *_ready(moment)).order_by(JOBS.c.index).limit(limit)
+    query = (
+        select(*columns)
+        .where(JOBS.c.submission == submission, *_ready(moment))
+        .order_by(JOBS.c.index)
+        .limit(limit)
+    )
     return iter(connection.execute(query).mappings().all())
 
 

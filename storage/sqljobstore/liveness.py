@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import ColumnElement, Update, delete, insert, select, text, update
 
 from storage.errors import StaleWorkerError
 from storage.jobstore import MAX_FAILURES
 from storage.records import JobStatus, SubmissionState, Worker, WorkerState
-from storage.sqljobstore.base import JOBS, META, SUBMISSIONS, WORKERS, SqlBase, now, status_is
-from storage.sqljobstore.claiming import given_back
+from storage.sqljobstore.base import JOBS, META, SUBMISSIONS, WORKERS, SqlBase, now, status_is, storable
+from storage.sqljobstore.claiming import given_back, in_state
 from storage.sqljobstore.reading import ALIVE
 
 
@@ -21,14 +21,18 @@ class Liveness(SqlBase):
 
     def add_worker(self, worker: Worker) -> None:
         """See `JobStore.add_worker`."""
+        mine = WORKERS.c.incarnation == worker.incarnation
         with self.database.write() as connection:
-            connection.execute(delete(WORKERS).where(WORKERS.c.incarnation == worker.incarnation))
+            state = connection.execute(select(WORKERS.c.state).where(mine)).scalar()
+            if state is not None and state not in ALIVE:
+                raise _stale(worker.incarnation)
+            connection.execute(delete(WORKERS).where(mine))
             connection.execute(insert(WORKERS).values({**asdict(worker), "state": worker.state.value}))
 
     def oldest_worker_version(self) -> str:
         """Return the oldest promptmill version whose workers this schema allows."""
         with self.database.read() as connection:
-            return connection.execute(select(META.c.value).filter_by(key="oldest_worker")).scalar_one()
+            return str(connection.execute(select(META.c.value).filter_by(key="oldest_worker")).scalar_one())
 
     def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
         """See `JobStore.heartbeat`."""
@@ -43,10 +47,7 @@ class Liveness(SqlBase):
                 connection.execute(text("SET LOCAL synchronous_commit = off"))
             alive = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
             if not connection.execute(alive.values(beat)).rowcount:
-                raise StaleWorkerError(
-                    f"This worker ({incarnation}) was declared dead while it was silent; it stops, and its jobs "
-                    f"are rendered elsewhere."
-                )
+                raise _stale(incarnation)
             ours = (
                 select(JOBS.c.id)
                 .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
@@ -59,7 +60,7 @@ class Liveness(SqlBase):
         """See `JobStore.set_worker_state`."""
         alive = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
         with self.database.write() as connection:
-            connection.execute(alive.values(state=state.value, note=note))
+            connection.execute(alive.values(state=state.value, note=None if note is None else storable(note)))
 
     def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:
         """See `JobStore.release_incarnation`."""
@@ -71,22 +72,35 @@ class Liveness(SqlBase):
             freed = 0
             if crashed:
                 alone = (*mine, JOBS.c.suspect.is_(True))
-                freed += connection.execute(_condemned(update(JOBS).where(*alone))).rowcount
+                freed += connection.execute(_condemned(*alone)).rowcount
                 charged = update(JOBS).where(*alone).values(failures=JOBS.c.failures + 1, **given_back())
                 freed += connection.execute(charged).rowcount
             suspicion = {"suspect": True} if crashed else {}
-            return freed + connection.execute(update(JOBS).where(*mine).values(**given_back(), **suspicion)).rowcount
+            others = update(JOBS).where(*mine).values(**given_back(), **suspicion)
+            return freed + connection.execute(others).rowcount
 
 
-def _condemned(jobs: Any) -> Any:
+def _stale(incarnation: str) -> StaleWorkerError:
+    return StaleWorkerError(
+        f"This worker ({incarnation}) was declared dead while it was silent; it stops, and its jobs "
+        f"are rendered elsewhere."
+    )
+
+
+def _condemned(*alone: ColumnElement[bool]) -> Update:
     """End a job that crashed its worker process while it ran alone, for the last time that it may."""
-    return jobs.where(JOBS.c.failures >= MAX_FAILURES - 1).values(
-        status=JobStatus.FAILED.value,
-        failures=JOBS.c.failures + 1,
-        finished_at=now(),
-        error_type="WorkerCrash",
-        error_message=(
-            f"The worker process died {MAX_FAILURES} times while it rendered only this job; "
-            f"see the worker's log, then `promptmill retry` it."
-        ),
+    guilty = (*alone, JOBS.c.failures >= MAX_FAILURES - 1, ~in_state(SubmissionState.CANCELLED))
+    return (
+        update(JOBS)
+        .where(*guilty)
+        .values(
+            status=JobStatus.FAILED.value,
+            failures=JOBS.c.failures + 1,
+            finished_at=now(),
+            error_type="WorkerCrash",
+            error_message=(
+                f"The worker process died {MAX_FAILURES} times while it rendered only this job; "
+                f"see the worker's log, then `promptmill retry` it."
+            ),
+        )
     )

@@ -9,7 +9,18 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, select
 
 from storage.errors import BadInputError
-from storage.records import UNFINISHED, Image, Job, JobStatus, Status, Submission, SubmissionState, Worker, WorkerState
+from storage.records import (
+    UNFINISHED,
+    Image,
+    Job,
+    JobStatus,
+    Status,
+    Submission,
+    SubmissionState,
+    Worker,
+    WorkerState,
+    no_live_worker,
+)
 from storage.sqljobstore.base import (
     IMAGES,
     JOBS,
@@ -18,6 +29,7 @@ from storage.sqljobstore.base import (
     SqlBase,
     now,
     status_is,
+    storable,
     to_image,
     to_job,
     to_submission,
@@ -25,6 +37,7 @@ from storage.sqljobstore.base import (
 )
 
 PAGE = 1_000
+MAX_DIGITS = 10
 RATE_WINDOW = 30.0  # seconds over which images/s is measured
 ALIVE = (WorkerState.STARTING.value, WorkerState.READY.value, WorkerState.DRAINING.value)
 
@@ -50,16 +63,21 @@ class Reading(SqlBase):
             raise BadInputError(f"{reference!r} names no job; write SUBMISSION:INDEX, for example @last:0.")
         with self.database.read() as connection:
             submission = _find(connection, name)
-            query = _with_images().where(JOBS.c.submission == submission["id"], JOBS.c.index == int(index))
-            row = connection.execute(query).mappings().one_or_none()
+            query = _with_images().where(JOBS.c.submission == submission["id"])
+            # An index of more digits than any has is not even a number for the database.
+            number = int(index) if len(index) < MAX_DIGITS else -1
+            row = connection.execute(query.where(JOBS.c.index == number)).mappings().one_or_none()
             if row is None:
-                raise BadInputError(
-                    f"Submission {submission['id']} has no job {index}; its jobs are 0 to {submission['total'] - 1}."
-                )
+                raise BadInputError(f"Submission {submission['id']} has no job {index}; {_span(submission)}.")
             return _job(row, _progress(connection, row))
 
     def jobs(
-        self, submission: str, *, statuses: Sequence[JobStatus] = (), after: int = -1, limit: int | None = None
+        self,
+        submission: str,
+        *,
+        statuses: Sequence[JobStatus] = (),
+        after: int = -1,
+        limit: int | None = None,
     ) -> Iterator[Job]:
         """See `JobStore.jobs`."""
         left = limit
@@ -69,7 +87,10 @@ class Reading(SqlBase):
             if statuses:
                 query = query.where(status_is(*statuses))
             with self.database.read() as connection:
-                page = [_job(row) for row in connection.execute(query.order_by(JOBS.c.index).limit(size)).mappings()]
+                page = [
+                    _job(row)
+                    for row in connection.execute(query.order_by(JOBS.c.index).limit(size)).mappings()
+                ]
             yield from page
             if len(page) < size:
                 return
@@ -100,7 +121,8 @@ class Reading(SqlBase):
         """See `JobStore.rendered_since`."""
         query = (
             select(func.count())
-            .select_from(IMAGES.join(JOBS, JOBS.c.id == IMAGES.c.job).join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission))
+            .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
+            .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
             .where(IMAGES.c.created_at > since, SUBMISSIONS.c.model == model)
         )  # fmt: skip
         with self.database.read() as connection:
@@ -123,8 +145,12 @@ def _find(connection: Connection, reference: str) -> RowMapping:
             raise BadInputError("There is no submission yet; make one with `promptmill submit`.")
         return row
     if not reference:
-        raise BadInputError("The name of a submission is empty; give an id, a prefix of one, a name, or @last.")
-    named = connection.execute(newest.where(SUBMISSIONS.c.name == reference).limit(1)).mappings().one_or_none()
+        raise BadInputError(
+            "The name of a submission is empty; give an id, a prefix of one, a name, or @last."
+        )
+    reference = storable(reference)
+    by_name = newest.where(SUBMISSIONS.c.name == reference).limit(1)
+    named = connection.execute(by_name).mappings().one_or_none()
     escaped = reference.lower().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
     prefix = newest.where(SUBMISSIONS.c.id.like(f"{escaped}%", escape="\\")).limit(3)
     found = connection.execute(prefix).mappings().all()
@@ -137,6 +163,10 @@ def _find(connection: Connection, reference: str) -> RowMapping:
     if not found:
         raise BadInputError(f"There is no submission {reference!r}; see `promptmill list`.")
     return found[0]
+
+
+def _span(submission: RowMapping) -> str:
+    return f"its jobs are 0 to {submission['total'] - 1}" if submission["total"] else "it has none yet"
 
 
 def _with_images() -> Select[Any]:
@@ -154,13 +184,14 @@ def _job(row: RowMapping, progress: float | None = None) -> Job:
 def _progress(connection: Connection, row: RowMapping) -> float | None:
     if row["status"] != JobStatus.RUNNING:
         return None
-    progress = connection.execute(select(WORKERS.c.progress).filter_by(incarnation=row["incarnation"])).scalar() or {}
+    query = select(WORKERS.c.progress).filter_by(incarnation=row["incarnation"])
+    progress: dict[str, float] = connection.execute(query).scalar() or {}
     return progress.get(str(row["id"]), 0.0)
 
 
 def _counts(connection: Connection, submission: str) -> dict[JobStatus, int]:
     query = select(JOBS.c.status, func.count()).where(JOBS.c.submission == submission).group_by(JOBS.c.status)
-    found = {JobStatus(status): count for status, count in connection.execute(query).tuples()}
+    found = {JobStatus(status): count for status, count in connection.execute(query)}
     return {status: found.get(status, 0) for status in JobStatus}
 
 
@@ -171,7 +202,7 @@ def _images_per_second(connection: Connection, submission: str) -> float:
         .select_from(IMAGES.join(JOBS, JOBS.c.id == IMAGES.c.job))
         .where(IMAGES.c.created_at > moment - timedelta(seconds=RATE_WINDOW), JOBS.c.submission == submission)
     )
-    count, first = connection.execute(query).tuples().one()
+    count, first = connection.execute(query).one()
     if count < 2:  # noqa: PLR2004  (one picture has no rate)
         return 0.0
     # The first picture of the window marks its start, so it does not count.
@@ -185,19 +216,25 @@ def _waiting_because(
         return "its jobs are still being submitted"
     if submission.state is SubmissionState.PAUSED:
         return f"paused: {submission.note}" if submission.note else "paused"
-    rows = connection.execute(select(WORKERS).where(WORKERS.c.model == submission.model, WORKERS.c.state.in_(ALIVE)))
-    alive = [row for row in rows.mappings() if (now() - row["beat_at"]).total_seconds() < lease]
+    reason = _workers_say(connection, submission.model, lease)
+    if reason or counts[JobStatus.RUNNING] or counts[JobStatus.QUEUED]:
+        return reason
+    waiting = select(JOBS.c.not_before).where(
+        JOBS.c.submission == submission.id, status_is(JobStatus.WAITING)
+    )
+    # NULL first: a job that never failed waits for its turn only.
+    until = connection.execute(waiting.order_by(JOBS.c.not_before.asc().nulls_first()).limit(1)).scalar()
+    if until is None or until <= now():
+        return None
+    return f"backing off after a failure until {until.isoformat(timespec='seconds')}"
+
+
+def _workers_say(connection: Connection, model: str, lease: float) -> str | None:
+    query = select(WORKERS).where(WORKERS.c.model == model, WORKERS.c.state.in_(ALIVE))
+    rows = connection.execute(query).mappings()
+    alive = [row for row in rows if (now() - row["beat_at"]).total_seconds() < lease]
     if not alive:
-        return f"no live worker serves model {submission.model}"
+        return no_live_worker(model)
     if all(row["state"] == WorkerState.STARTING for row in alive):
         return "the worker is loading its model"
-    notes = [row["note"] for row in alive if row["note"]]
-    if notes:
-        return str(notes[0])
-    if counts[JobStatus.RUNNING] or counts[JobStatus.QUEUED]:
-        return None
-    backoff = select(func.min(JOBS.c.not_before)).where(JOBS.c.submission == submission.id, status_is(JobStatus.WAITING))
-    until = connection.execute(backoff).scalar()
-    if until is not None and until > now():
-        return f"backing off after a failure until {until.isoformat(timespec='seconds')}"
-    return None
+    return next((str(row["note"]) for row in alive if row["note"]), None)

@@ -7,7 +7,16 @@ from sqlalchemy import ColumnElement, Connection, Update, select, update
 from storage.errors import BadInputError
 from storage.jobstore import ADD_CHUNK
 from storage.records import JobStatus, Submission, SubmissionState
-from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, now, status_is, to_submission
+from storage.sqljobstore.base import (
+    JOBS,
+    SUBMISSIONS,
+    SqlBase,
+    now,
+    status_is,
+    storable,
+    submission_row,
+    to_submission,
+)
 from storage.sqljobstore.submitting import reopen
 
 
@@ -26,7 +35,7 @@ class Steering(SqlBase):
     def pause(self, submission: str, *, note: str | None = None) -> Submission:
         """See `JobStore.pause`."""
         with self.database.write(durable=True) as connection:
-            state = connection.execute(select(SUBMISSIONS.c.state).filter_by(id=submission)).scalar_one()
+            state = submission_row(connection, submission)["state"]
             if state not in (SubmissionState.OPEN, SubmissionState.PAUSED):
                 raise BadInputError(f"Submission {submission} is {state} and cannot be paused.")
             paused = _set_state(connection, submission, SubmissionState.PAUSED, note=note)
@@ -44,12 +53,18 @@ class Steering(SqlBase):
             status=JobStatus.WAITING.value, failures=0, suspect=False, not_before=None, finished_at=None,
             error_type=None, error_message=None, traceback=None,
         )  # fmt: skip
+        # A cancelled submission is reopened first, or a sweep would cancel again what comes back.
+        self._reopen(submission, SubmissionState.CANCELLED)
         count = self._in_chunks(again, ended)
-        with self.database.write(durable=True) as connection:
-            row = connection.execute(select(SUBMISSIONS).filter_by(id=submission)).mappings().one()
-            if row["state"] != SubmissionState.LOADING and (count or row["state"] == SubmissionState.CANCELLED):
-                reopen(connection, row)
+        if count:
+            self._reopen(submission, SubmissionState.OPEN, SubmissionState.PAUSED)
         return count
+
+    def _reopen(self, submission: str, *states: SubmissionState) -> None:
+        with self.database.write(durable=True) as connection:
+            row = submission_row(connection, submission)
+            if row["state"] in states:
+                reopen(connection, row)
 
     def _cancelled_with_jobs(self) -> list[str]:
         pending = (
@@ -84,11 +99,10 @@ class Steering(SqlBase):
                 return total
 
 
-def _set_state(connection: Connection, submission: str, state: SubmissionState, *, note: str | None) -> Submission:
-    changed = connection.execute(
-        update(SUBMISSIONS).where(SUBMISSIONS.c.id == submission).values(state=state.value, note=note).returning(SUBMISSIONS)
-    )  # fmt: skip
-    row = changed.mappings().one_or_none()
-    if row is None:
-        raise BadInputError(f"There is no submission {submission!r}; see `promptmill list`.")
-    return to_submission(row)
+def _set_state(
+    connection: Connection, submission: str, state: SubmissionState, *, note: str | None
+) -> Submission:
+    row = submission_row(connection, submission)
+    values = {"state": state.value, "note": None if note is None else storable(note)}
+    change = update(SUBMISSIONS).where(SUBMISSIONS.c.seq == row["seq"]).values(values)
+    return to_submission(connection.execute(change.returning(SUBMISSIONS)).mappings().one())

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.errors import BadInputError
 from storage.jobstore import ADD_CHUNK
 from storage.parameters import JobParameters
 from storage.records import UNFINISHED, JobStatus, Submission, SubmissionState
-from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, now, status_is, to_submission
+from storage.sqljobstore.base import (
+    JOBS,
+    SUBMISSIONS,
+    SqlBase,
+    now,
+    status_is,
+    storable,
+    submission_row,
+    to_submission,
+)
 
 # Crockford's base32: no i, l, o, u, so that an id can be read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -41,17 +51,24 @@ class Submitting(SqlBase):
         weight: float = 1.0,
     ) -> tuple[Submission, bool]:
         """See `JobStore.add_submission`."""
+        if not 0 < weight < math.inf:  # false for NaN as well
+            raise BadInputError(f"Weight {weight} is no share; give a number above 0.")
         values = {
-            "id": new_submission_id(), "name": name, "created_at": now(), "source": source, "model": model,
-            "state": SubmissionState.LOADING.value, "priority": priority, "weight": weight, "pass": 0.0,
-            "max_running": None, "total": 0, "idempotency_key": idempotency_key, "note": None,
+            "id": new_submission_id(), "name": None if name is None else storable(name), "created_at": now(),
+            "source": storable(source), "model": model, "state": SubmissionState.LOADING.value,
+            "priority": priority, "weight": weight, "pass": 0.0, "max_running": None, "total": 0,
+            "idempotency_key": idempotency_key, "note": None,
         }  # fmt: skip
         try:
             with self.database.write(durable=True) as connection:
                 found = _by_key(connection, idempotency_key)
                 if found is not None:
                     return found, False
-                row = connection.execute(insert(SUBMISSIONS).values(values).returning(SUBMISSIONS)).mappings().one()
+                row = (
+                    connection.execute(insert(SUBMISSIONS).values(values).returning(SUBMISSIONS))
+                    .mappings()
+                    .one()
+                )
                 return to_submission(row), True
         except IntegrityError:
             # Another submit with the same key committed first (only PostgreSQL lets two come this far).
@@ -66,13 +83,17 @@ class Submitting(SqlBase):
         remaining = enumerate(jobs, start=first_index)
         while chunk := list(islice(remaining, ADD_CHUNK)):
             with self.database.write(durable=True) as connection:
-                state = connection.execute(select(SUBMISSIONS.c.state).filter_by(id=submission)).scalar_one()
+                state = submission_row(connection, submission)["state"]
                 if state != SubmissionState.LOADING:
-                    raise BadInputError(f"Submission {submission} is {state}; jobs are only added while it is loading.")
+                    raise BadInputError(
+                        f"Submission {submission} is {state}; jobs are only added while it is loading."
+                    )
                 first, last = chunk[0][0], chunk[-1][0]
                 there = set(
                     connection.execute(
-                        select(JOBS.c.index).where(JOBS.c.submission == submission, JOBS.c.index.between(first, last))
+                        select(JOBS.c.index).where(
+                            JOBS.c.submission == submission, JOBS.c.index.between(first, last)
+                        )
                     ).scalars()
                 )
                 rows = [row for row in _job_rows(submission, chunk) if row["index"] not in there]
@@ -84,19 +105,22 @@ class Submitting(SqlBase):
     def open_submission(self, submission: str) -> Submission:
         """See `JobStore.open_submission`."""
         with self.database.write(durable=True) as connection:
-            row = connection.execute(select(SUBMISSIONS).filter_by(id=submission)).mappings().one()
+            row = submission_row(connection, submission)
             if row["state"] == SubmissionState.CANCELLED:
-                raise BadInputError(f"Submission {submission} is cancelled; `promptmill retry {submission}` reopens it.")
+                raise BadInputError(
+                    f"Submission {submission} is cancelled; `promptmill retry {submission}` reopens it."
+                )
             if row["state"] == SubmissionState.OPEN:
                 return to_submission(row)
             return reopen(connection, row)
 
 
-def reopen(connection: Connection, row: Any) -> Submission:
-    """Set a submission `open`, counted, without note, and not ahead of those that waited their turn."""
+def reopen(connection: Connection, row: RowMapping) -> Submission:
+    """Set a submission `open`, counted, without note, and in step with the others."""
     others = (
         select(func.min(SUBMISSIONS.c["pass"]))
-        .where(SUBMISSIONS.c.model == row["model"], SUBMISSIONS.c.state == SubmissionState.OPEN, SUBMISSIONS.c.id != row["id"])
+        .where(SUBMISSIONS.c.model == row["model"], SUBMISSIONS.c.state == SubmissionState.OPEN)
+        .where(SUBMISSIONS.c.id != row["id"])
         .where(
             select(JOBS.c.id)
             .where(JOBS.c.submission == SUBMISSIONS.c.id, status_is(*UNFINISHED))
@@ -104,14 +128,15 @@ def reopen(connection: Connection, row: Any) -> Submission:
             .exists()
         )
     )  # fmt: skip
-    current_pass = connection.execute(others).scalar() or 0.0
+    # Neither behind the others, which would stop them, nor ahead, where it may have run while it was alone.
+    current_pass = connection.execute(others).scalar()
     changed = connection.execute(
         update(SUBMISSIONS)
         .where(SUBMISSIONS.c.id == row["id"])
         .values(
             {
                 "state": SubmissionState.OPEN.value,
-                "pass": max(row["pass"], current_pass),
+                "pass": row["pass"] if current_pass is None else current_pass,
                 "total": _job_count(connection, row["id"]),
                 "note": None,
             }
@@ -129,7 +154,9 @@ def _by_key(connection: Connection, key: str | None) -> Submission | None:
 
 
 def _job_count(connection: Connection, submission: str) -> int:
-    return connection.execute(select(func.count()).select_from(JOBS).filter_by(submission=submission)).scalar_one()
+    return connection.execute(
+        select(func.count()).select_from(JOBS).filter_by(submission=submission)
+    ).scalar_one()
 
 
 def _job_rows(submission: str, chunk: list[tuple[int, JobParameters]]) -> Iterator[dict[str, Any]]:

@@ -135,6 +135,11 @@ class Farm:
         counts = self.store().counts(submission)
         return sum(counts[status] for status in statuses)
 
+    def furthest(self, submission: str) -> float:
+        """How far the furthest of the running jobs is, 0 to 1."""
+        running = self.store().jobs(submission, statuses=(JobStatus.RUNNING,))
+        return max((self.store().find_job(job.label).progress or 0.0 for job in running), default=0.0)
+
     def jobs(self, submission: str) -> list[Job]:
         """Return all jobs with their images."""
         return list(self.store().jobs(submission))

@@ -35,7 +35,7 @@ def test_the_first_signal_drains(farm: Farm) -> None:
     """What has begun is finished, what has not goes back to waiting, nothing is charged."""
     submission = farm.submit(16, "--steps", "40")
     supervisor = farm.start_worker()
-    farm.wait_for(submission, 5, JobStatus.RUNNING)
+    wait_until(lambda: farm.furthest(submission) > 0, what="a job has begun, and is not only claimed")
     assert farm.stop(supervisor) == 0
     assert farm.count(submission, JobStatus.RUNNING) == 0
     assert farm.count(submission, JobStatus.SUCCEEDED) > 0

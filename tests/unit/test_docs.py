@@ -22,6 +22,11 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 def test_the_job_flow_names_every_station_of_the_worker() -> None:
     """Whoever adds a module to the engine or the stages has to say where it is on a job's path."""
     text = (ROOT / "docs" / "job-flow.md").read_text()
-    stations = ["worker/tasks.py", "worker/process.py", "worker/engine/engine.py", "worker/engine/admission.py"]
+    stations = [
+        "worker/tasks.py",
+        "worker/process.py",
+        "worker/engine/engine.py",
+        "worker/engine/admission.py",
+    ]
     stations += [f"worker/stages/{path.name}" for path in (ROOT / "worker" / "stages").glob("[a-z]*.py")]
     assert [station for station in stations if station not in text] == []

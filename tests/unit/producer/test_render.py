@@ -187,7 +187,7 @@ def test_submission_paused_by_a_fault_ends_render_with_3(
         (["--out", "file"], ("is a file, not a folder", 2)),
         (["--out", "file/below"], ("cannot be made", 2)),
         (["--model", "nosuch"], ("There is no model 'nosuch'", 2)),
-        (["--model", "./missing"], ("there is no folder", 5)),
+        (["--model", "./missing"], ("there is nothing at", 5)),
         (["--lanes", "0"], ("Lanes '0'", 2)),
         (["--devices", "toaster"], ("There is no device 'toaster'", 2)),
         (["--size", "513x512"], ("Width 513", 2)),

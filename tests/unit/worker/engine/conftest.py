@@ -1,0 +1,89 @@
+"""A model of a few numbers: fast, and easy to break on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from worker.models.load import LoadedModel
+
+
+@dataclass
+class FakeUnet:
+    """Predicts a tenth of its input; `before` may raise or change the prediction."""
+
+    before: Callable[[torch.Tensor], torch.Tensor] | None = None
+    widths: list[int] = field(default_factory=list)
+    config: Any = field(
+        default_factory=lambda: SimpleNamespace(in_channels=4, time_cond_proj_dim=None, cross_attention_dim=2)
+    )
+    attn_processors: dict[str, object] = field(default_factory=dict)
+
+    def __call__(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+        """Answer as UNet2DConditionModel does with return_dict=False."""
+        self.widths.append(len(sample))
+        return ((self.before(sample) if self.before else sample) * 0.1,)
+
+
+class FakeText:
+    """Tokenizer and text encoder in one."""
+
+    model_max_length = 4
+    device = torch.device("cpu")
+    dtype = torch.float32
+    config = SimpleNamespace()
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Answer both as a tokenizer and as an encoder."""
+        return FakeEncoding((torch.zeros(1, 4, 2),))
+
+
+class FakeEncoding(tuple):  # type: ignore[type-arg] # noqa: SLOT001 - holds what both answers need
+    """A tuple that also has a tokenizer's fields."""
+
+    input_ids = torch.zeros(1, 4, dtype=torch.int64)
+    attention_mask = torch.ones(1, 4, dtype=torch.int64)
+
+
+class FakeVae:
+    """Repeats three of the four channels, a pixel per latent."""
+
+    dtype = torch.float32
+    config = SimpleNamespace(scaling_factor=1.0)
+
+    def decode(self, latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        """Answer as AutoencoderKL does with return_dict=False."""
+        return (latents[:, :3],)
+
+
+@pytest.fixture
+def unet() -> FakeUnet:
+    """Return the fake UNet, to be broken by the test."""
+    return FakeUnet()
+
+
+@pytest.fixture
+def model(unet: FakeUnet) -> LoadedModel:
+    """Return a model of fakes with a real noise scheduler config."""
+    return LoadedModel(
+        name="fake",
+        source="nowhere",
+        revision="0" * 64,
+        family="sd",
+        tokenizer=FakeText(),
+        text_encoder=FakeText(),
+        unet=unet,
+        vae=FakeVae(),
+        scheduler_config={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        vae_scale_factor=8,
+        native_size=(64, 64),
+        max_length=4,
+        defaults={"width": 64, "height": 64},
+    )

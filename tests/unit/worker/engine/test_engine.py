@@ -1,0 +1,284 @@
+"""The engine's promises, tried with faults put into the UNet's forward pass."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from storage.errors import BadInputError
+from storage.parameters import JobParameters
+from worker.engine.engine import Engine
+from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
+from worker.models.load import LoadedModel
+
+# numpy warns about torch's __array__ where diffusers hands it tensors.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+
+def _job(**settings: Any) -> JobParameters:
+    chosen = {"prompt": "a fox", "seed": 1, "sampler": "euler", "num_inference_steps": 4} | settings
+    return JobParameters(**chosen)
+
+
+def _run(engine: Engine) -> None:
+    while engine.step():
+        pass
+
+
+@pytest.fixture
+def engine(model: LoadedModel) -> Engine:
+    """Return an engine of four lanes."""
+    return Engine(model, lanes=4)
+
+
+def test_a_request_becomes_a_picture(engine: Engine) -> None:
+    """The future holds pixels, timings and a numerics record with the lanes."""
+    ticket = engine.submit(_job())
+    _run(engine)
+    result = ticket.future.result(timeout=0)
+    assert result.pixels.shape == (8, 8, 3)
+    assert set(result.seconds) == {"encode", "denoise", "decode"}
+    assert result.numerics["lanes"] == 4
+    assert ticket.progress == 1.0
+
+
+def test_requests_share_forward_passes(engine: Engine) -> None:
+    """Two guided requests of different steps and samplers take no more passes than the longer one."""
+    engine.submit(_job(num_inference_steps=6))
+    engine.submit(_job(num_inference_steps=3, sampler="ddim"))
+    _run(engine)
+    assert engine.steps == 6
+
+
+def test_exact_mode_always_runs_all_lanes(engine: Engine, unet: Any) -> None:
+    """One unguided request among idle lanes still runs the full shape."""
+    unet.widths.clear()
+    engine.submit(_job(guidance_scale=1.0))
+    _run(engine)
+    assert set(unet.widths) == {4}
+
+
+@pytest.mark.parametrize(("guidance_scale", "width"), [(7.5, 2), (1.0, 1)])
+def test_reference_mode_does_not_pad(
+    guidance_scale: float, width: int, model: LoadedModel, unet: Any
+) -> None:
+    """The reference loop runs two halves for a guided request and one lane for an unguided one, alone."""
+    engine = Engine(model, mode="reference")
+    engine.submit(_job(guidance_scale=guidance_scale))
+    engine.submit(_job(guidance_scale=guidance_scale))
+    _run(engine)
+    assert set(unet.widths) == {width}
+    assert engine.steps == 8
+
+
+def test_throughput_mode_does_not_pad(model: LoadedModel, unet: Any) -> None:
+    """Throughput mode runs only the lanes that are needed."""
+    engine = Engine(model, mode="throughput", lanes=6)
+    engine.submit(_job(guidance_scale=1.0))
+    _run(engine)
+    assert set(unet.widths) == {1}
+
+
+def test_progress_is_reported(engine: Engine) -> None:
+    """The submitter hears of every step."""
+    seen: list[float] = []
+    engine.submit(_job(), on_progress=seen.append)
+    _run(engine)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_cancel_takes_effect_at_the_next_step(engine: Engine) -> None:
+    """A cancelled request leaves and its neighbour is finished."""
+    cancelled, neighbour = engine.submit(_job()), engine.submit(_job(seed=2))
+    engine.step()
+    cancelled.cancel()
+    _run(engine)
+    assert isinstance(cancelled.future.exception(timeout=0), Cancelled)
+    assert cancelled.progress == 0.25
+    neighbour.future.result(timeout=0)
+
+
+def test_draining_gives_back_what_has_not_begun(engine: Engine) -> None:
+    """Requests without lanes are released at once, the others are finished, new ones are refused."""
+    tickets = [engine.submit(_job(seed=seed)) for seed in range(3)]
+    engine.step()
+    assert engine.load == (1, 2)
+    assert engine.release_waiting() == 1
+    with pytest.raises(Released):
+        engine.submit(_job())
+    _run(engine)
+    assert isinstance(tickets[2].future.exception(timeout=0), Released)
+    assert all(ticket.future.exception(timeout=0) is None for ticket in tickets[:2])
+
+
+def test_closing_gives_back_everything(engine: Engine) -> None:
+    """A closed engine leaves no future open."""
+    ticket = engine.submit(_job())
+    engine.step()
+    engine.close()
+    assert isinstance(ticket.future.exception(timeout=0), Released)
+
+
+def test_nan_fails_one_request(engine: Engine, unet: Any) -> None:
+    """NaN in one request's lanes fails that request and leaves its neighbour's latents as they would be."""
+    alone = engine.submit(_job(seed=2), keep_latents=True)
+    _run(engine)
+
+    def poison(sample: torch.Tensor) -> torch.Tensor:
+        sample = sample.clone()
+        sample[0] = float("nan")
+        return sample
+
+    sick, well = engine.submit(_job()), engine.submit(_job(seed=2), keep_latents=True)
+    engine.step()
+    unet.before = poison
+    engine.step()
+    unet.before = None
+    _run(engine)
+    error = sick.future.exception(timeout=0)
+    assert isinstance(error, RenderError)
+    assert error.permanent
+    assert "not finite after step 2 of 4" in str(error)
+    ours, theirs = well.future.result(timeout=0).latents, alone.future.result(timeout=0).latents
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours, theirs)
+
+
+def test_a_samplers_error_fails_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a noise scheduler raises is the request's own failure."""
+    sick, well = engine.submit(_job()), engine.submit(_job(seed=2))
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no such sigma")
+
+    monkeypatch.setattr(sick._request.schedule, "step", fail)
+    _run(engine)
+    with pytest.raises(RenderError, match=r"sampling at step 1 of 4 .*no such sigma"):
+        sick.future.result(timeout=0)
+    well.future.result(timeout=0)
+
+
+def test_out_of_memory_fails_only_the_chosen(engine: Engine, unet: Any) -> None:
+    """Requests that did not fit fail with a hint, and the engine goes on."""
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    unet.before = fail
+    ticket = engine.submit(_job())
+    engine.step()
+    with pytest.raises(OutOfMemoryError, match="fewer --lanes"):
+        ticket.future.result(timeout=0)
+    unet.before = None
+    ticket = engine.submit(_job())
+    _run(engine)
+    ticket.future.result(timeout=0)
+
+
+def test_a_device_fault_kills_the_engine(model: LoadedModel, unet: Any) -> None:
+    """A fault in the forward pass fails every future, is reported once, and nothing more is accepted."""
+    deaths: list[BaseException] = []
+    engine = Engine(model, lanes=2, on_death=deaths.append)
+    tickets = [engine.submit(_job(seed=seed)) for seed in range(3)]
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    unet.before = fail
+    assert engine.step() is False
+    assert engine.dead
+    assert len(deaths) == 1
+    for ticket in tickets:
+        assert isinstance(ticket.future.exception(timeout=0), EngineDeadError)
+    with pytest.raises(EngineDeadError):
+        engine.submit(_job())
+
+
+def test_nothing_changes_when_the_forward_pass_fails(engine: Engine, unet: Any) -> None:
+    """A step is transactional: after a failed pass the latents are the ones before it."""
+    ticket = engine.submit(_job())
+    engine.step()
+    before = ticket._request.latents
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    unet.before = fail
+    engine.step()
+    assert ticket._request.latents is before
+    assert ticket._request.evaluation == 1
+
+
+def test_the_thread_ends_with_the_engine(model: LoadedModel, unet: Any) -> None:
+    """A started engine renders by itself, and its thread ends when the engine dies."""
+    died = threading.Event()
+    engine = Engine(model, lanes=2, on_death=lambda _: died.set())
+    engine.start()
+    engine.submit(_job()).future.result(timeout=30)
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+    unet.before = fail
+    ticket = engine.submit(_job())
+    assert isinstance(ticket.future.exception(timeout=30), EngineDeadError)
+    assert died.wait(30)
+    engine.close(timeout=30)
+    assert engine._thread is not None
+    assert not engine._thread.is_alive()
+
+
+def test_a_position_dependent_unet_cannot_be_exact(model: LoadedModel, unet: Any) -> None:
+    """When a lane's result depends on its position, exact mode is refused with the reason."""
+
+    def uneven(sample: torch.Tensor) -> torch.Tensor:
+        return sample * torch.linspace(1, 2, len(sample))[:, None, None, None]
+
+    unet.before = uneven
+    with pytest.raises(BadInputError, match="depends on its position"):
+        Engine(model)
+
+
+def test_lanes_are_measured(model: LoadedModel, unet: Any) -> None:
+    """Without a pinned number the largest exact candidate is taken."""
+
+    def uneven_from_eight(sample: torch.Tensor) -> torch.Tensor:
+        return sample * torch.linspace(1, 2, len(sample))[:, None, None, None] if len(sample) > 4 else sample
+
+    unet.before = uneven_from_eight
+    assert Engine(model).lanes == 4
+
+
+def test_a_size_that_is_not_exact_is_rendered_alone(model: LoadedModel, unet: Any) -> None:
+    """A latent shape where company would show runs one request at a time in two lanes, and says so."""
+
+    def uneven_when_large(sample: torch.Tensor) -> torch.Tensor:
+        large = sample.shape[-1] > 8
+        return sample * torch.linspace(1, 2, len(sample))[:, None, None, None] if large else sample
+
+    unet.before = uneven_when_large
+    engine = Engine(model, lanes=4)
+    tickets = [engine.submit(_job(width=128, seed=seed)) for seed in range(2)]
+    unet.widths.clear()
+    _run(engine)
+    assert engine.steps == 8
+    assert tickets[0].future.result(timeout=0).numerics["lanes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "lanes", "reason"),
+    [
+        ("exact", 3, "even number"),
+        ("exact", 1, "even number"),
+        ("reference", 4, "2 lanes"),
+        ("fast", None, "mode"),
+    ],
+)
+def test_impossible_lanes_are_refused(mode: str, lanes: int | None, reason: str, model: LoadedModel) -> None:
+    """Lanes and modes that do not go together are refused before anything runs."""
+    with pytest.raises(BadInputError, match=reason):
+        Engine(model, mode=mode, lanes=lanes)

@@ -1,0 +1,97 @@
+"""Admission decides which requests get the lanes of the next step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from worker.engine.admission import Admission, LanePlan, LatentShape
+
+SMALL: LatentShape = (4, 16, 16)
+LARGE: LatentShape = (4, 64, 64)
+
+
+@dataclass
+class Job:
+    """What admission sees of a request."""
+
+    arrival: int
+    lanes: int = 2
+    shape: LatentShape = SMALL
+    priority: int = 0
+    started: bool = False
+
+
+def _choose(admission: Admission, jobs: Sequence[Job]) -> list[int]:
+    chosen, _ = admission.choose(jobs)
+    return [job.arrival for job in chosen]
+
+
+@pytest.fixture
+def admission() -> Admission:
+    """Return a policy that gives every shape four lanes."""
+    return Admission(lambda _: LanePlan(lanes=4))
+
+
+def test_nothing_to_choose(admission: Admission) -> None:
+    """Without candidates nobody is chosen."""
+    assert admission.choose([]) == ([], None)
+
+
+def test_oldest_first_until_the_lanes_are_full(admission: Admission) -> None:
+    """The oldest requests get lanes, whatever order they are listed in."""
+    assert _choose(admission, [Job(3), Job(1), Job(2)]) == [1, 2]
+
+
+def test_a_younger_request_fills_what_an_older_one_cannot(admission: Admission) -> None:
+    """A guided request that does not fit sits the step out, and an unguided one takes the free lane."""
+    jobs = [Job(1), Job(2, lanes=1), Job(3, lanes=2), Job(4, lanes=1)]
+    assert _choose(admission, jobs) == [1, 2, 4]
+
+
+def test_priority_goes_before_age(admission: Admission) -> None:
+    """A request of higher priority goes first."""
+    assert _choose(admission, [Job(1), Job(2), Job(3, priority=1)]) == [3, 1]
+
+
+def test_shapes_do_not_mix(admission: Admission) -> None:
+    """One step holds requests of one latent shape only."""
+    assert _choose(admission, [Job(1, shape=LARGE), Job(2), Job(3, shape=LARGE)]) == [1, 3]
+
+
+def test_shapes_take_turns(admission: Admission) -> None:
+    """A crowd of one shape cannot starve a single request of another."""
+    jobs = [*(Job(n) for n in range(6)), Job(6, shape=LARGE)]
+    turns = [_choose(admission, jobs) for _ in range(4)]
+    assert turns == [[0, 1], [6], [0, 1], [6]]
+
+
+def test_a_new_shape_gets_the_next_turn(admission: Admission) -> None:
+    """A shape that had no turn yet goes before those that had one."""
+    crowd = [Job(1), Job(2, shape=LARGE)]
+    _choose(admission, crowd)
+    assert _choose(admission, [*crowd, Job(3, shape=(4, 8, 8))]) == [2]
+    assert _choose(admission, [*crowd, Job(3, shape=(4, 8, 8))]) == [3]
+
+
+def test_alone_means_one_request_from_start_to_end() -> None:
+    """A shape that is not exact in company runs one request at a time, and finishes what it started."""
+    admission = Admission(lambda _: LanePlan(lanes=2, alone=True))
+    assert _choose(admission, [Job(1, lanes=1), Job(2, lanes=1)]) == [1]
+    assert _choose(admission, [Job(1, lanes=1), Job(2, lanes=1, started=True)]) == [2]
+
+
+def test_the_plan_is_the_chosen_shapes() -> None:
+    """The plan that comes back is that of the chosen shape."""
+    admission = Admission(lambda shape: LanePlan(lanes=2 if shape == LARGE else 8))
+    assert admission.choose([Job(1, shape=LARGE)])[1] == LanePlan(lanes=2)
+
+
+def test_admission_is_tensor_free() -> None:
+    """Importing admission loads neither torch nor numpy."""
+    code = "import sys, worker.engine.admission; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,113 @@
+"""The heartbeat: what it says, what it hears, and when it stops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import cast
+
+import pytest
+
+from storage.errors import StaleWorkerError, UnreachableError
+from storage.jobstore import JobStore
+from worker import heartbeat
+from worker.heartbeat import Heartbeat
+
+PATIENCE = 10.0
+
+
+class FakeStore:
+    """Answers beats with what it was told, or raises it."""
+
+    def __init__(self) -> None:
+        self.ours: set[int] = set()
+        self.errors: list[Exception] = []
+        self.beats: list[dict[int, float]] = []
+        self.enough = threading.Event()
+
+    def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
+        """Count the beat."""
+        assert incarnation == "w1"
+        if self.errors:
+            raise self.errors.pop(0)
+        self.beats.append(dict(progress))
+        if len(self.beats) >= 2:
+            self.enough.set()
+        return self.ours
+
+
+class Setup:
+    """A heartbeat with a fake store, and what it was told to drop."""
+
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.held: dict[int, float] = {}
+        self.dropped: list[int] = []
+        self.stale = threading.Event()
+        self.heart = Heartbeat(
+            cast("JobStore", self.store),
+            "w1",
+            progress=lambda: self.held,
+            drop=self.dropped.append,
+            stale=self.on_stale,
+        )
+
+    def on_stale(self, _error: StaleWorkerError) -> None:
+        """End as a worker process does: it stops its heart from the heart's own thread."""
+        self.heart.stop()
+        self.stale.set()
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> Setup:
+    """A heart that beats fast."""
+    monkeypatch.setattr(heartbeat, "BEAT", 0.001)
+    return Setup()
+
+
+def test_a_beat_tells_progress_and_drops_what_is_no_longer_ours(setup: Setup) -> None:
+    """What is missing in the answer was cancelled or taken over."""
+    setup.held = {1: 0.5, 2: 0.25}
+    setup.store.ours = {2, 3}
+    setup.heart.beat()
+    assert setup.store.beats == [{1: 0.5, 2: 0.25}]
+    assert setup.dropped == [1]
+
+
+def test_what_was_claimed_during_a_beat_is_not_dropped(setup: Setup) -> None:
+    """A job that was not yet held when the question was asked cannot be in the answer."""
+    original = setup.store.heartbeat
+
+    def claim_meanwhile(incarnation: str, progress: Mapping[int, float]) -> set[int]:
+        setup.held[5] = 0.0
+        return original(incarnation, progress)
+
+    setup.store.heartbeat = claim_meanwhile  # type: ignore[method-assign]
+    setup.heart.beat()
+    assert setup.dropped == []
+
+
+@pytest.mark.parametrize("error", [UnreachableError("down"), RuntimeError("a mistake of ours")])
+def test_no_error_silences_the_heart(setup: Setup, error: Exception) -> None:
+    """An outage, or whatever else goes wrong, is followed by another beat."""
+    setup.store.errors = [error, error]
+    setup.heart.start()
+    assert setup.store.enough.wait(PATIENCE)
+    setup.heart.stop()
+    count = len(setup.store.beats)
+    threading.Event().wait(0.01)
+    assert len(setup.store.beats) == count
+
+
+def test_a_process_that_was_declared_dead_hears_it_and_can_end(setup: Setup) -> None:
+    """The heart stops for good, and whoever is told may stop it once more from there."""
+    setup.store.errors = [StaleWorkerError("expired")]
+    setup.heart.start()
+    assert setup.stale.wait(PATIENCE)
+    assert setup.store.beats == []
+
+
+def test_a_heart_that_never_beat_can_be_stopped(setup: Setup) -> None:
+    """A process that fails before its first beat ends like any other."""
+    setup.heart.stop()
+    setup.heart.stop()

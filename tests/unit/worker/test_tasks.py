@@ -1,0 +1,520 @@
+"""From claim to image row: what becomes of a job on every path, with a fake engine and real stores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from celery import Celery
+
+from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
+from storage.imagestore import picture_key
+from storage.infotext import read_infotext
+from storage.jobstore import MAX_FAILURES
+from storage.parameters import JobParameters
+from storage.queue import TASK
+from storage.records import Finish, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
+from storage.version import MESSAGE_VERSION
+from storage.worker_options import WorkerOptions
+from worker import process as process_module
+from worker import surroundings
+from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
+from worker.engine.request import RenderResult
+from worker.exits import Exit
+from worker.orders import ChildOrder
+from worker.process import WorkerProcess, check_version
+from worker.tasks import add_render_task, render_job
+
+PATIENCE = 10.0
+
+
+class FakeTicket:
+    """What an engine hands out; the test decides how it ends."""
+
+    def __init__(self) -> None:
+        self.future: Future[RenderResult] = Future()
+        self.progress = 0.0
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Drop the request, as the engine does at its next step."""
+        self.cancelled = True
+        if not self.future.done():
+            self.future.set_exception(Cancelled("cancelled"))
+
+
+class FakeEngine:
+    """Ends every request with the next of its outcomes: an error, or else a picture."""
+
+    lanes = 4
+
+    def __init__(self) -> None:
+        self.outcomes: list[Exception] = []
+        self.submitted: list[JobParameters] = []
+        self.on_submit: Callable[[FakeTicket], None] | None = None
+        self.released = False
+
+    def submit(self, parameters: JobParameters) -> FakeTicket:
+        """Render at once."""
+        self.submitted.append(parameters)
+        ticket = FakeTicket()
+        if self.on_submit is not None:
+            self.on_submit(ticket)
+        elif self.outcomes:
+            ticket.future.set_exception(self.outcomes.pop(0))
+        else:
+            ticket.future.set_result(picture())
+        return ticket
+
+    def release_waiting(self) -> None:
+        """Remember that the process drains."""
+        self.released = True
+
+
+def picture() -> RenderResult:
+    """Return a small red picture."""
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[..., 0] = 255
+    return RenderResult(
+        pixels=pixels, warnings=["truncated"], seconds={"denoise": 0.5}, numerics={"dtype": "x"}
+    )
+
+
+class Mill:
+    """A worker process with a fake engine, and one submission to render."""
+
+    def __init__(self, process: WorkerProcess, engine: FakeEngine, count: int) -> None:
+        self.process = process
+        self.engine = engine
+        self.jobs = process.jobs
+        submission, _ = self.jobs.add_submission(model="demo", source="test")
+        self.jobs.add_jobs(
+            submission.id,
+            (JobParameters(prompt=f"otter {i}", seed=i, num_inference_steps=3) for i in range(count)),
+        )
+        self.id = self.jobs.open_submission(submission.id).id
+
+    @property
+    def submission(self) -> Submission:
+        """The submission as it is now."""
+        return self.jobs.find_submission(self.id)
+
+    def job(self, index: int = 0) -> Job:
+        """Return a job as it is now."""
+        return self.jobs.find_job(f"{self.id}:{index}")
+
+    def dispatch(self, count: int = 1) -> list[int]:
+        """Queue jobs and return their ids."""
+        return self.jobs.take_for_dispatch("demo", window=count)
+
+    def render(self) -> Job:
+        """Render the first job from its message on, and return what became of it."""
+        (job,) = self.dispatch()
+        render_job(self.process, job)
+        return self.job()
+
+    def files(self) -> list[str]:
+        """Return the keys of all stored pictures."""
+        root = self.process.settings.images_path
+        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
+    """A ready worker process with three jobs to render."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "REDIS_URL", "STORE_URL", "MODELS", "LEASE"):
+        monkeypatch.delenv(f"PROMPTMILL_{name}", raising=False)
+    monkeypatch.setenv("PROMPTMILL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(surroundings, "BACKOFF_BASE", 0.0)
+    order = ChildOrder(
+        options=WorkerOptions(model="demo=./demo"), device="cpu", incarnation="w1", name="demo@here"
+    )
+    process = WorkerProcess(order)
+    engine = FakeEngine()
+    process.engine = engine  # type: ignore[assignment]
+    process.model = SimpleNamespace(revision="0123456789abcdef", defaults={"width": 64, "height": 64})  # type: ignore[assignment]
+    add_worker(process)
+    yield Mill(process, engine, 3)
+    process.jobs.close()
+
+
+def add_worker(process: WorkerProcess, incarnation: str = "w1") -> None:
+    """Say that the process is ready."""
+    moment = datetime.now(UTC)
+    process._state = WorkerState.READY
+    process.jobs.add_worker(
+        Worker(
+            incarnation=incarnation, name="demo@here", host="here", pid=1, device="cpu", device_uuid=None,
+            model="demo", revision=None,
+            family=None, defaults={}, mode="exact", dtype="float32", lanes=4, concurrency=6,
+            version="0.1.0", state=WorkerState.READY, beat=0, beat_at=moment, started_at=moment,
+        )
+    )  # fmt: skip
+
+
+def fail_times(times: int, error: Exception, then: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that fails so often before it does what it should."""
+    left = [error] * times
+
+    def act(*arguments: Any, **named: Any) -> Any:
+        if left:
+            raise left.pop()
+        return then(*arguments, **named)
+
+    return act
+
+
+# -- success
+
+
+def test_a_job_becomes_a_file_and_a_row(mill: Mill) -> None:
+    """The picture lies under its key with its infotext, and the row describes exactly this file."""
+    job = mill.render()
+    assert job.status is JobStatus.SUCCEEDED
+    assert job.warnings == ["truncated"]
+    assert job.image is not None
+    assert mill.files() == [job.image.key] == [picture_key(mill.id, 0, 1)]
+    data = mill.process.images.read(job.image.key)
+    assert job.image.bytes == len(data)
+    assert set(job.image.seconds) == {"denoise", "save"}
+    text = (mill.process.settings.images_path / job.image.key).read_bytes()
+    assert b"parameters" in text
+    assert mill.engine.submitted[0].width == 64
+    assert mill.process._held == {}
+
+
+def test_the_infotext_says_how_the_picture_was_made(mill: Mill) -> None:
+    """Prompt, steps and the model's revision are in the file itself."""
+    from PIL import Image as Picture  # noqa: PLC0415
+
+    job = mill.render()
+    assert job.image is not None
+    with Picture.open(mill.process.settings.images_path / job.image.key) as opened:
+        found = read_infotext(opened.info["parameters"])
+    assert (found["prompt"], found["num_inference_steps"], found["seed"]) == ("otter 0", 3, 0)
+    assert found["model_hash"] == "0123456789"
+
+
+def test_a_duplicate_message_renders_nothing(mill: Mill) -> None:
+    """The second message of a job finds nothing to do."""
+    (job,) = mill.dispatch()
+    render_job(mill.process, job)
+    render_job(mill.process, job)
+    assert len(mill.engine.submitted) == 1
+    assert len(mill.files()) == 1
+
+
+def test_many_threads_render_many_messages(mill: Mill) -> None:
+    """Messages in any number and order give one picture a job."""
+    queued = mill.dispatch(3)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda job: render_job(mill.process, job), [*queued, *reversed(queued)]))
+    assert [mill.job(index).status for index in range(3)] == [JobStatus.SUCCEEDED] * 3
+    assert len(mill.files()) == 3
+
+
+# -- what the engine says
+
+
+@pytest.mark.parametrize("outcome", [Cancelled("x"), Released("x")])
+def test_what_the_engine_gives_back_waits_again_uncharged(mill: Mill, outcome: Exception) -> None:
+    """A request that was taken from the engine is no failure of the job."""
+    mill.engine.outcomes = [outcome]
+    job = mill.render()
+    assert (job.status, job.failures, job.attempt) == (JobStatus.WAITING, 0, 1)
+
+
+def test_a_cancelled_submission_ends_its_running_job(mill: Mill) -> None:
+    """The heartbeat hears of the cancel, the engine drops the request, the row ends cancelled."""
+    rendering = threading.Event()
+    tickets: list[FakeTicket] = []
+
+    def begin(ticket: FakeTicket) -> None:
+        tickets.append(ticket)
+        rendering.set()
+
+    mill.engine.on_submit = begin
+    (job,) = mill.dispatch()
+    task = threading.Thread(target=render_job, args=(mill.process, job))
+    task.start()
+    assert rendering.wait(PATIENCE)
+    mill.process._heartbeat.beat()
+    assert not tickets[0].cancelled
+    mill.jobs.cancel(mill.id)
+    while task.is_alive():  # the ticket may not be known to the process at the first beat
+        mill.process._heartbeat.beat()
+        task.join(0.01)
+    assert tickets[0].cancelled
+    assert mill.job().status is JobStatus.CANCELLED
+
+
+def test_a_job_that_is_cancelled_while_it_enters_the_engine_is_dropped(mill: Mill) -> None:
+    """A drop that comes before the engine's ticket is known is not forgotten."""
+
+    def drop_first(ticket: FakeTicket) -> None:
+        mill.jobs.cancel(mill.id)
+        mill.process._heartbeat.beat()
+        assert not ticket.cancelled
+
+    mill.engine.on_submit = drop_first
+    assert mill.render().status is JobStatus.CANCELLED
+
+
+def test_a_dead_engine_leaves_the_job_to_the_supervisor(mill: Mill) -> None:
+    """The row stays running: whoever watches the process makes it a suspect."""
+    mill.engine.outcomes = [EngineDeadError("x")]
+    assert mill.render().status is JobStatus.RUNNING
+    assert mill.jobs.release_incarnation("w1", crashed=True) == 1
+    assert mill.job().suspect
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (RenderError("NaN in the latents"), False),
+        (RenderError("no such sampler", permanent=True), True),
+        (OutOfMemoryError("too large"), False),
+        (BadInputError("too large for this model"), True),
+        (ZeroDivisionError("a mistake"), False),
+        (ValueError(""), False),
+    ],
+)
+def test_an_error_of_the_job_is_charged_to_it(mill: Mill, error: Exception, *, ends: bool) -> None:
+    """What would fail again ends the job at once, everything else may be tried again; both say why."""
+    mill.engine.outcomes = [error]
+    job = mill.render()
+    assert job.status is (JobStatus.FAILED if ends else JobStatus.WAITING)
+    assert (job.failures, job.error_type) == (1, type(error).__name__)
+    assert job.error_message == (str(error) or type(error).__name__)
+    assert type(error).__name__ in (job.traceback or "")
+    assert mill.files() == []
+
+
+def test_an_engine_that_refuses_a_job_fails_it(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal at the door is the job's failure, with the engine's sentence."""
+
+    def refuse(_: JobParameters) -> FakeTicket:
+        raise BadInputError("This model has no such size.")
+
+    monkeypatch.setattr(mill.engine, "submit", refuse)
+    job = mill.render()
+    assert (job.status, job.error_message) == (JobStatus.FAILED, "This model has no such size.")
+
+
+# -- the surroundings
+
+
+@pytest.mark.parametrize("error", [StoreFullError("full"), UnreachableError("gone")])
+def test_a_store_that_recovers_costs_the_job_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The rendered picture is kept until the store takes it."""
+    monkeypatch.setattr(mill.process.images, "write", fail_times(4, error, mill.process.images.write))
+    job = mill.render()
+    assert (job.status, job.failures, job.attempt) == (JobStatus.SUCCEEDED, 0, 1)
+    assert len(mill.engine.submitted) == 1
+    assert mill.process.gave_up is None
+    assert mill.jobs.workers()[0].note is None
+
+
+@pytest.mark.parametrize(
+    "error", [StoreFullError("The store is full."), UnreachableError("The store is gone.")]
+)
+def test_a_store_that_stays_broken_pauses_the_submission_and_stops_the_process(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Nobody goes on rendering what cannot be kept: the submission says why, the job waits uncharged."""
+    monkeypatch.setattr(mill.process.images, "write", fail_times(10**6, error, print))
+    job = mill.render()
+    assert (job.status, job.failures) == (JobStatus.WAITING, 0)
+    assert (mill.submission.state, mill.submission.note) == (SubmissionState.PAUSED, str(error))
+    assert mill.process.gave_up == str(error)
+    assert mill.process.stopping.is_set()
+    mill.jobs.open_submission(mill.id)
+    assert mill.render().attempt == 1  # a process that stops claims nothing
+
+
+@pytest.mark.parametrize("error", [UnreachableError("down")])
+@pytest.mark.parametrize("method", ["claim", "finish", "fail", "release"])
+def test_a_database_that_comes_back_is_waited_for(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    """However long the outage, what only this process knows gets into the row."""
+    mill.engine.outcomes = {"fail": [RenderError("x", permanent=True)], "release": [Released("x")]}.get(
+        method, []
+    )
+    monkeypatch.setattr(mill.jobs, method, fail_times(20, error, getattr(mill.jobs, method)))
+    expected = {"fail": JobStatus.FAILED, "release": JobStatus.WAITING}.get(method, JobStatus.SUCCEEDED)
+    assert mill.render().status is expected
+    assert mill.process.gave_up is None
+
+
+@pytest.mark.parametrize("method", ["claim", "finish", "fail", "release"])
+def test_a_database_on_a_full_disk_stops_the_process(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Wherever the disk is found to be full, the process gives up, and never drops a job without a word."""
+    mill.engine.outcomes = {"fail": [RenderError("x", permanent=True)], "release": [Released("x")]}.get(
+        method, []
+    )
+    full = StoreFullError("The database's disk is full.")
+    monkeypatch.setattr(mill.jobs, method, fail_times(10**6, full, print))
+    job = mill.render()
+    assert mill.process.gave_up == str(full)
+    assert job.failures == 0
+    monkeypatch.undo()
+    mill.process.jobs.release_incarnation("w1", crashed=False)  # as the process does on its way out
+    assert mill.job().status in {JobStatus.WAITING, JobStatus.QUEUED}
+    assert not mill.job().suspect
+
+
+def test_a_repeated_finish_keeps_the_picture(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When only the reply was lost, the second try finds its own work and deletes nothing."""
+    finish = mill.jobs.finish
+    answers: list[Finish] = []
+
+    def lose_the_reply(*arguments: Any, **named: Any) -> Finish:
+        answers.append(finish(*arguments, **named))
+        if len(answers) == 1:
+            raise UnreachableError("The connection broke.")
+        return answers[-1]
+
+    monkeypatch.setattr(mill.jobs, "finish", lose_the_reply)
+    job = mill.render()
+    assert answers == [Finish.SAVED, Finish.OURS]
+    assert job.image is not None
+    assert mill.files() == [job.image.key]
+
+
+def test_a_loser_deletes_only_its_own_file(mill: Mill) -> None:
+    """A job that was taken over keeps the picture of the attempt that won."""
+
+    def taken_over(ticket: FakeTicket) -> None:
+        mill.jobs.release_incarnation("w1", crashed=False)
+        add_worker(mill.process, "w2")
+        mill.process.incarnation = "w2"
+        mill.engine.on_submit = None
+        mill.render()
+        ticket.future.set_result(picture())
+
+    mill.engine.on_submit = taken_over
+    job = mill.render()
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
+    assert job.image is not None
+    assert mill.files() == [job.image.key] == [picture_key(mill.id, 0, 2)]
+
+
+def test_a_lost_picture_that_cannot_be_deleted_harms_nobody(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault while a loser cleans up is not charged to the job that another attempt holds."""
+    monkeypatch.setattr(mill.process.images, "delete", fail_times(9, UnreachableError("gone"), print))
+
+    def taken_over(ticket: FakeTicket) -> None:
+        mill.jobs.release_incarnation("w1", crashed=False)
+        ticket.future.set_result(picture())
+
+    mill.engine.on_submit = taken_over
+    job = mill.render()
+    assert (job.status, job.failures) == (JobStatus.WAITING, 0)
+
+
+# -- suspects, draining, the process itself
+
+
+def test_a_suspect_renders_while_the_others_wait(mill: Mill) -> None:
+    """After a crash the suspects are rendered one at a time, and are then above suspicion."""
+    for job in mill.dispatch(3):
+        mill.jobs.claim(job, "w1", defaults=mill.process.model.defaults)
+    mill.jobs.release_incarnation("w1", crashed=True)
+    add_worker(mill.process, "w2")
+    mill.process.incarnation = "w2"
+    at_once: list[int] = []
+
+    def count(ticket: FakeTicket) -> None:
+        at_once.append(len(mill.process._held))
+        ticket.future.set_result(picture())
+
+    mill.engine.on_submit = count
+    queued = mill.dispatch(3)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda job: render_job(mill.process, job), queued))
+    assert at_once == [1, 1, 1]
+    assert [(mill.job(i).status, mill.job(i).suspect) for i in range(3)] == [(JobStatus.SUCCEEDED, False)] * 3
+    assert mill.job().failures < MAX_FAILURES
+
+
+def test_a_process_that_drains_claims_nothing_and_stays_draining(mill: Mill) -> None:
+    """Draining is said in the row at once, and no later note takes it back."""
+    mill.process.drain()
+    assert mill.engine.released
+    mill.process._note("backing off")
+    mill.process._note(None)
+    assert mill.jobs.workers()[0].state is WorkerState.DRAINING
+    assert mill.render().status is JobStatus.WAITING
+    assert mill.engine.submitted == []
+
+
+def test_a_drain_during_an_outage_still_releases_what_waits(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order to drain is obeyed even if the row cannot say so."""
+    monkeypatch.setattr(mill.jobs, "set_worker_state", fail_times(9, UnreachableError("down"), print))
+    mill.process.drain()
+    assert mill.engine.released
+
+
+def test_a_process_that_ends_gives_everything_back(mill: Mill) -> None:
+    """Closing works before the heart ever beat, and leaves a stopped worker without jobs."""
+    (job,) = mill.dispatch()
+    mill.jobs.claim(job, "w1", defaults=mill.process.model.defaults)
+    mill.process.close()
+    assert (mill.job().status, mill.job().suspect) == (JobStatus.WAITING, False)
+    assert mill.jobs.workers()[0].state is WorkerState.STOPPED
+
+
+def test_a_process_that_was_declared_dead_leaves(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen process that wakes up after its lease exits by itself, from the heart's own thread."""
+    codes: list[int] = []
+    gone = threading.Event()
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        gone.set()
+
+    monkeypatch.setattr(process_module.os, "_exit", leave)
+    monkeypatch.setattr("worker.heartbeat.BEAT", 0.001)
+    mill.jobs.release_incarnation("w1", crashed=True)
+    mill.process._heartbeat.start()
+    assert gone.wait(PATIENCE)
+    assert codes == [Exit.STALE]
+
+
+def test_a_worker_that_is_too_old_refuses(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schema names the oldest worker that it allows."""
+    check_version(mill.jobs)
+    monkeypatch.setattr(mill.jobs, "oldest_worker_version", lambda: "999.0")
+    with pytest.raises(SchemaError, match=r"999\.0 or newer"):
+        check_version(mill.jobs)
+
+
+def test_only_messages_of_ours_are_rendered(mill: Mill) -> None:
+    """A message of another version, or one without a number, is dropped and its job left alone."""
+    app = Celery("test", broker="memory://", set_as_current=False)
+    add_render_task(app, mill.process)
+    task = app.tasks[TASK]
+    (job,) = mill.dispatch()
+    task(job, version=MESSAGE_VERSION + 1)
+    task("1; DROP TABLE jobs")
+    assert mill.job().status is JobStatus.QUEUED
+    task(job, version=MESSAGE_VERSION)
+    assert mill.job().status is JobStatus.SUCCEEDED
+    app.close()
