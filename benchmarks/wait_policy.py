@@ -1,4 +1,4 @@
-"""Spinning against sleeping OpenMP threads: the demo UNet at 8 lanes, on idle cores and beside work."""
+"""OpenMP threads that spin, that sleep, and one alone: the demo UNet at 8 lanes, idle and beside work."""
 
 from __future__ import annotations
 
@@ -22,41 +22,38 @@ with torch.no_grad():
 print((time.perf_counter() - began) / int(sys.argv[1]))
 """
 BUSY = "while True: pass"
+WAYS: dict[str, dict[str, str]] = {
+    "spin, ms": {},  # without a policy libgomp spins for a while, then sleeps
+    "sleep, ms": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "one thread, ms": {"OMP_NUM_THREADS": "1"},
+}
 
 
 def main() -> None:
-    """Measure both policies in turn, without and with one busy process beside."""
+    """Measure all ways in turn, without and with one busy process beside."""
     options = arguments(main.__doc__ or "").parse_args()
     runs, forwards = (1, 5) if options.quick else (3, 20)
     rows = []
     for beside in (0, 1):
         rivals = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(beside)]
-        times: dict[str, list[float]] = {"ACTIVE": [], "PASSIVE": []}
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
         try:
             for _ in range(runs):
-                for policy, values in times.items():
-                    values.append(_forward(policy, forwards))
+                for way, values in times.items():
+                    values.append(_forward(WAYS[way], forwards))
         finally:
             for rival in rivals:
                 rival.kill()
                 rival.wait()
-        spinning, sleeping = median(times["ACTIVE"]), median(times["PASSIVE"])
         rows.append(
-            {
-                "busy processes beside": beside,
-                "spinning ms": spinning * 1000,
-                "sleeping ms": sleeping * 1000,
-                "spinning / sleeping": spinning / sleeping,
-            }
+            {"busy processes beside": beside} | {way: median(values) * 1000 for way, values in times.items()}
         )
     show(rows, as_json=options.json)
 
 
-def _forward(policy: str, forwards: int) -> float:
-    # Without a policy libgomp spins for a while, then sleeps; that is what torch does when nobody sets one.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if policy == "PASSIVE":
-        environment["OMP_WAIT_POLICY"] = policy
+def _forward(way: dict[str, str], forwards: int) -> float:
+    ours = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in ours} | way
     done = subprocess.run(
         [sys.executable, "-c", FORWARDS, str(forwards)],
         env=environment,

@@ -32,6 +32,7 @@ from worker.exits import Exit
 from worker.heartbeat import Heartbeat
 from worker.models.device import choose_device, choose_dtype, device_facts, make_repeatable
 from worker.models.load import LoadedModel, load_model
+from worker.models.threads import set_threads
 from worker.orders import ChildOrder
 from worker.surroundings import Surroundings
 
@@ -114,6 +115,7 @@ class WorkerProcess:
         device = choose_device(self._order.device)
         dtype = choose_dtype(options.dtype, device, mode=options.mode)
         self.model = load_model(self._reference, device=device, dtype=dtype)
+        threads = set_threads(self.model.unet, device)
         self.engine = Engine(self.model, lanes=options.lanes, mode=options.mode, on_death=self._engine_died)
         self.engine.start()
         if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile
@@ -127,6 +129,7 @@ class WorkerProcess:
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             lanes=self.engine.lanes,
+            threads=threads,
             mode=options.mode,
         )
 
