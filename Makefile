@@ -43,7 +43,7 @@ bench: $(VENV)/.installed  ## run a benchmark: make bench NAME=commands
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 docs: $(VENV)/.installed  ## write docs/cli.md anew from --help
-	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python -m producer.clidoc docs/cli.md
 
 clean:  ## remove the virtual environment and everything rendered here
 	rm -rf $(VENV) out

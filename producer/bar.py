@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
+from producer.follow import unlucky, waiting_because
 from producer.output import duration, printable
-from storage.records import JobStatus, Status
+from storage.records import Status
 
 
 class Bar:
@@ -19,7 +20,7 @@ class Bar:
         self._title = title
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=20),  # leaves room for the remark in 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[remark]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=Console(stderr=True),  # obeys NO_COLOR
@@ -47,12 +48,11 @@ class Bar:
 
 
 def _remark(status: Status) -> str:
-    failed = status.counts.get(JobStatus.FAILED, 0)
-    parts = [f"{failed} failed"] if failed else []
+    parts = unlucky(status)
     if status.images_per_second:
         parts.append(f"{status.images_per_second:.2f} images/s")
     if status.eta_seconds is not None and status.unfinished:
         parts.append(f"{duration(status.eta_seconds)} left")
-    elif status.waiting_because:
-        parts.append(status.waiting_because)
+    elif because := waiting_because(status):
+        parts.append(because)
     return printable(", ".join(parts))

@@ -5,6 +5,7 @@ A command's module is imported when the command is called for, so that `--help` 
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -17,6 +18,7 @@ import click
 from producer.session import Session
 from storage.errors import PromptmillError
 
+UNREACHABLE = 3  # or full
 INTERRUPTED = 130
 
 
@@ -63,12 +65,13 @@ class PromptmillGroup(LazyGroup):
         """Run the command line; like click's own `main`, it exits unless `standalone_mode` is off."""
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
+        _open_missing_streams()
         session = Session()
         try:
             code = super().main(args, prog_name, standalone_mode=False, **(extra | {"obj": session}))
             sys.stdout.flush()
         except BrokenPipeError:
-            _silence_stdout()
+            silence_stdout()
             code = 1
         except BaseException as error:  # noqa: BLE001  (the outermost boundary: whatever it is becomes a sentence)
             if session.debug and not isinstance(error, SystemExit):
@@ -76,12 +79,14 @@ class PromptmillGroup(LazyGroup):
 
                 traceback.print_exc()
             code = _report(error)
+            if isinstance(error, OSError):
+                silence_stdout()  # what it could not write, it would try to write once more at the very end
         finally:
             session.close()
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _report(error: BaseException) -> int:
+def _report(error: BaseException) -> int:  # noqa: PLR0911  (one for each kind of error)
     """Say on stderr what went wrong, in one sentence, and return the exit code."""
     match error:
         case SystemExit():
@@ -90,11 +95,15 @@ def _report(error: BaseException) -> int:
             return _fail("Interrupted.", INTERRUPTED, prefix="")
         case PromptmillError():
             return _fail(str(error), error.exit_code)
+        case click.exceptions.NoArgsIsHelpError():
+            return _fail(error.format_message(), error.exit_code, prefix="")
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "promptmill"
             return _fail(f"{_sentence(error.format_message())} See `{path} --help`.", error.exit_code)
         case click.ClickException():
             return _fail(_sentence(error.format_message()), 2)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return _fail("No space is left to write to; free some, then run it again.", UNREACHABLE)
         case _:
             what = f"Unexpected {type(error).__name__}: {error}".rstrip(": ")
             return _fail(f"{what}; run it again as `promptmill --debug …` to see where, and report it.", 1)
@@ -109,7 +118,27 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _silence_stdout() -> None:
+def _open_missing_streams() -> None:
+    """Put nothing where the caller closed standard input, output or error.
+
+    Python has None there, and the first file that is opened, the database for one, would take its place.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None and _is_closed(number):
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            if number:
+                setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
+def _is_closed(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return True
+    return False
+
+
+def silence_stdout() -> None:
     """Keep the interpreter from complaining when it flushes a pipe that nobody reads any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

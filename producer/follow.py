@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -95,23 +96,34 @@ def status_fields(status: Status) -> dict[str, Any]:
         "counts": {str(name): status.counts.get(name, 0) for name in JobStatus},
         "images_per_second": round(status.images_per_second, 4),
         "eta_seconds": None if status.eta_seconds is None else round(status.eta_seconds, 1),
-        "waiting_because": status.waiting_because,
+        "waiting_because": waiting_because(status),
     }
+
+
+def waiting_because(status: Status) -> str | None:
+    """Say why nothing moves; None when something does, or nothing has to."""
+    if status.submission.state is SubmissionState.LOADING:
+        return "its prompts are not all submitted"
+    return status.waiting_because
+
+
+def unlucky(status: Status) -> list[str]:
+    """Say how many jobs ended without a picture, by how; nothing where none did."""
+    numbers = {end: status.counts.get(end, 0) for end in (JobStatus.FAILED, JobStatus.CANCELLED)}
+    return [f"{number} {end}" for end, number in numbers.items() if number]
 
 
 def one_line(status: Status) -> str:
     """Say in one line how far a submission is."""
     finished = status.submission.total - status.unfinished
-    failed = status.counts.get(JobStatus.FAILED, 0)
     parts = [f"{status.submission.id}  {finished}/{status.submission.total} finished"]
-    if failed:
-        parts.append(f"{failed} failed")
+    parts += unlucky(status)
     if status.images_per_second:
         parts.append(f"{status.images_per_second:.2f} images/s")
     if status.eta_seconds is not None and status.unfinished:
         parts.append(f"{duration(status.eta_seconds)} left")
-    if status.waiting_because:
-        parts.append(status.waiting_because)
+    if because := waiting_because(status):
+        parts.append(because)
     return ", ".join(parts)
 
 
@@ -137,8 +149,9 @@ def check_all_succeeded(store: JobStore, status: Status) -> None:
 
 
 def display(*, title: str | None = None) -> Display:
-    """Return a live bar where stderr is a terminal, else plain lines now and then."""
-    if sys.stderr is not None and sys.stderr.isatty():
+    """Return a live bar where stderr is a terminal that can redraw a line, else plain lines now and then."""
+    moves = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")  # there a bar would show nothing
+    if sys.stderr is not None and sys.stderr.isatty() and moves:
         from producer.bar import Bar  # noqa: PLC0415  (rich takes 0.1 s)
 
         return Bar(title=title)

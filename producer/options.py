@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from producer.session import Session
+from storage.devices import list_devices
 from storage.errors import BadInputError, PromptmillError
 from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
 from storage.samplers import SAMPLERS, SCHEDULES
@@ -177,10 +178,13 @@ def check_worker_flags(
         raise BadInputError(
             f"--drain-timeout {drain_timeout} is out of range; choose seconds from 0 to a week."
         )
+    if mode == "reference" and dtype not in ("auto", "float32"):
+        raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
+    list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
     rest: dict[str, Any] = {} if drain_timeout is None else {"drain_timeout": drain_timeout}
     return WorkerOptions(
         model=str(model),
-        devices=check_devices(devices),
+        devices=devices,
         dtype=dtype,
         lanes=check_lanes(lanes),
         mode=mode,

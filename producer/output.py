@@ -13,13 +13,18 @@ from typing import Any
 import click
 
 JSON_VERSION = 1
+NEVER_FOLDED = 9  # characters: wider columns of a table give way on a narrow terminal
 Row = Mapping[str, Any]
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
 
 def listing(
-    key: str, columns: Mapping[str, str], *, empty: str
+    key: str,
+    columns: Mapping[str, str],
+    *,
+    empty: str,
+    short: Mapping[str, Callable[[str], str]] | None = None,
 ) -> Callable[[Callable[..., Iterable[Row]]], Callable[..., None]]:
     """Make a command of a function that returns rows: it prints a table, or JSON with `--json`.
 
@@ -27,7 +32,9 @@ def listing(
         key: name of the list in the JSON object.
         columns: which keys of a row the table shows, with their titles; JSON has all of them.
         empty: what to say on stderr when there are no rows.
+        short: for keys whose values are longer than anybody reads: what the table shows instead.
     """
+    shortened = short or {}
 
     def decorate(function: Callable[..., Iterable[Row]]) -> Callable[..., None]:
         @_json_option
@@ -37,7 +44,7 @@ def listing(
             if as_json:
                 print_json({key: rows})
             elif rows:
-                cells = [[cell(row.get(name)) for name in columns] for row in rows]
+                cells = [[shortened.get(name, str)(cell(row.get(name))) for name in columns] for row in rows]
                 print_table(list(columns.values()), cells)
             else:
                 remark(empty)
@@ -81,21 +88,39 @@ def print_fields(row: Row) -> None:
 
 
 def print_table(titles: list[str], rows: list[list[str]]) -> None:
-    """Print a table: fitted to the terminal's width, or one whole row a line where no terminal is."""
+    """Print a table: fitted to the terminal's width, or one whole row a line where no terminal is.
+
+    Nothing is cut: long cells are folded, and where even that is too narrow each row is a block of lines.
+    """
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
         for row in (titles, *rows):
             line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
             click.echo(line.rstrip())
         return
-    from rich.console import Console  # noqa: PLC0415  (0.1 s, and only a terminal needs it)
+    from rich.cells import cell_len  # noqa: PLC0415  (0.1 s, and only a terminal needs it)
+    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    least = 0
+    for at, title in enumerate(titles):
+        width = max(len(title), *(cell_len(row[at]) for row in rows))
+        whole = at == 0 or width <= NEVER_FOLDED
+        least += 2 + (width if whole else NEVER_FOLDED)
+        table.add_column(title, overflow="fold", no_wrap=whole, min_width=width if whole else None)
+    if least - 2 > console.width:
+        click.echo("\n\n".join(_block(titles, row) for row in rows))
+        return
     for row in rows:
         table.add_row(*(Text(text) for text in row))
-    Console().print(table)
+    console.print(table)
+
+
+def _block(titles: list[str], row: list[str]) -> str:
+    return "\n".join(f"{title}: {text}" for title, text in zip(titles, row, strict=True) if text)
 
 
 def remark(text: str) -> None:
@@ -131,6 +156,11 @@ def printable(text: str) -> str:
 def timestamp(moment: datetime | None) -> str | None:
     """Write a moment as ISO 8601 in UTC; None stays None."""
     return moment.astimezone(UTC).isoformat(timespec="seconds") if moment else None
+
+
+def minute(moment: str) -> str:
+    """Cut a timestamp for a table: `2026-01-31 23:59`."""
+    return moment[:16].replace("T", " ")
 
 
 def duration(seconds: float) -> str:

@@ -33,7 +33,7 @@ class Line:
     """One prompt as a reader found it.
 
     Attributes:
-        file, line: where it stands, for messages; line counts from 1.
+        file, line: where it stands, for messages; line counts from 1; 0 is a text without lines.
         prompt: the text, white space stripped.
         settings: job parameters that the line sets itself, by their name in `JobParameters`.
         extra: unknown columns, kept with the job.
@@ -143,7 +143,7 @@ def _all(files: Sequence[str], texts: Sequence[str]) -> Iterator[Line | Problem]
     for number, text in enumerate(texts, 1):
         reason = check_options(text)
         place = f"--prompt {number}"
-        yield Problem(file=place, reason=reason) if reason else Line(file=place, line=1, prompt=text.strip())
+        yield Problem(file=place, reason=reason) if reason else Line(file=place, line=0, prompt=text.strip())
 
 
 def _source(name: str) -> Iterator[Line | Problem]:
@@ -184,7 +184,7 @@ def _checked(found: Line | Problem) -> Line | Problem:
     try:
         check_prompt(found.prompt)
     except BadInputError as error:
-        return Problem(file=found.file, line=found.line, reason=str(error))
+        return Problem(file=found.file, line=found.line or None, reason=str(error))
     return found
 
 

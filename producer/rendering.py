@@ -73,7 +73,7 @@ def run(rendering: Rendering) -> None:
             company.ask_to_stop()  # it ends while the pictures are written
             _write(rendering)
     except KeyboardInterrupt:
-        company.stop()
+        company.stop(said=True)
         remark(_interrupted(rendering))
         raise
     except PromptmillError as error:
@@ -127,8 +127,10 @@ class _Company:
         if self._own is not None:
             self._own.ask_to_stop()
 
-    def stop(self) -> None:
+    def stop(self, *, said: bool = False) -> None:
         if self._own is not None:
+            if said:
+                remark("Stopping …")  # a worker that is still loading takes some seconds
             self._own.stop()
             self._own = None
 
@@ -154,13 +156,18 @@ def _check_state(status: Status) -> None:
 def _write(rendering: Rendering) -> None:
     """Write the pictures and contact sheets, and print their paths."""
     session = rendering.session
-    first, written = [], 0
+    first, written, warned = [], 0, []
     for picture in write_pictures(session.jobs, session.images, rendering.submission, rendering.out):
         written += 1
+        if picture.job.warnings:
+            warned.append(picture.job.label)
         if written <= PER_PAGE * MAX_PAGES:
             first.append(picture)
     sheets = write_contact_sheets(first, rendering.out)
     print_result(rendering.out, written, sheets)
+    if warned:
+        pictures = count_of(len(warned), "picture")
+        remark(f"Warnings came with {pictures}; see `promptmill show {warned[0]}`, or metadata.jsonl.")
     if written > len(first):
         remark(f"The contact sheets show the first {count_of(len(first), 'picture')}.")
 

@@ -41,13 +41,18 @@ def with_native_size(options: JobOptions, model: KnownModel) -> JobOptions:
     return dataclasses.replace(options, width=options.width or width, height=options.height or height)
 
 
-def submit_order(store: JobStore, order: Order, *, committed: Callable[[Submission], None]) -> Submission:
+def submit_order(
+    store: JobStore, order: Order, *, committed: Callable[[Submission], None]
+) -> tuple[Submission, bool]:
     """Insert the submission and its jobs, and open it; with a known key, finish or return the first.
 
     Args:
         store: the job store.
         order: what to submit.
         committed: called as soon as the submission's row is safe, before its jobs are.
+
+    Returns:
+        The submission, and whether this call has put jobs into it.
 
     Raises:
         BadInputError: when the key belongs to a submission of another model.
@@ -68,7 +73,7 @@ def submit_order(store: JobStore, order: Order, *, committed: Callable[[Submissi
     committed(submission)
     if not new and submission.state is not SubmissionState.LOADING:
         _remark_repeated(submission, order)
-        return submission
+        return submission, False
     try:
         inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options))
     except BaseException:
@@ -79,7 +84,7 @@ def submit_order(store: JobStore, order: Order, *, committed: Callable[[Submissi
             f"Warning: submission {submission.id} has {count_of(inserted, 'job')}, and this list makes "
             f"{order.total:,}: its key was used with another list before."
         )
-    return store.open_submission(submission.id)
+    return store.open_submission(submission.id), True
 
 
 def _remark_repeated(submission: Submission, order: Order) -> None:

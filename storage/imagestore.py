@@ -36,7 +36,7 @@ class ImageStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove `key`; nothing happens if it is not there."""
+        """Remove `key` and what a killed write of it left; nothing happens if neither is there."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -69,7 +69,9 @@ class FsspecImageStore:
 
         self.url = url
         try:
-            self._files, root = fsspec.url_to_fs(url)
+            # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
+            local = fsspec.filesystem("file") if url.startswith("file://") else None
+            self._files, root = (local, url.removeprefix("file://")) if local else fsspec.url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:
             raise UnreachableError(f"The picture store {url} cannot be opened: {error}.") from error
         self._root = str(root).rstrip("/")
@@ -87,30 +89,36 @@ class FsspecImageStore:
                 _write_local(Path(path), data)
             else:
                 self._files.pipe_file(path, data)
-        except OSError as error:
+        except Exception as error:
             raise _translated(error, self.url, f"write {key}") from error
 
     def read(self, key: str) -> bytes:
         """See `ImageStore.read`."""
+        path = self.path(key)
         try:
-            return bytes(self._files.cat_file(self.path(key)))
-        except OSError as error:
+            return bytes(self._files.cat_file(path))
+        except Exception as error:
             raise _translated(error, self.url, f"read {key}") from error
 
     def delete(self, key: str) -> None:
         """See `ImageStore.delete`."""
+        path = self.path(key)
         try:
-            self._files.rm_file(self.path(key))
+            if self._local:
+                for left in Path(path).parent.glob(f".{Path(path).name}.*.part"):
+                    left.unlink(missing_ok=True)
+            self._files.rm_file(path)
         except FileNotFoundError:
             return
-        except OSError as error:
+        except Exception as error:
             raise _translated(error, self.url, f"delete {key}") from error
 
     def exists(self, key: str) -> bool:
         """See `ImageStore.exists`."""
+        path = self.path(key)
         try:
-            return bool(self._files.exists(self.path(key)))
-        except OSError as error:
+            return bool(self._files.exists(path))
+        except Exception as error:
             raise _translated(error, self.url, f"look for {key}") from error
 
 
@@ -138,9 +146,11 @@ def _protocols(files: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def _translated(error: OSError, url: str, what: str) -> UnreachableError:
-    if error.errno in _FULL:
+def _translated(error: Exception, url: str, what: str) -> UnreachableError:
+    """Name the store's fault; object stores let errors of their own HTTP libraries through."""
+    if isinstance(error, OSError) and error.errno in _FULL:
         return StoreFullError(
             f"The picture store {url} is full: no space left to {what}; free some, then resume."
         )
-    return UnreachableError(f"The picture store {url} failed to {what}: {error.strerror or error}.")
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
+    return UnreachableError(f"The picture store {url} failed to {what}: {reason}.")

@@ -189,6 +189,10 @@ class JobStore(Protocol):
         """Give the job back uncharged: to `waiting`, or `cancelled` if its submission was; False if lost."""
         ...
 
+    def release_stray(self, job: int, incarnation: str) -> bool:
+        """Give back, uncharged, a job that runs under this incarnation but is held by nobody there."""
+        ...
+
     def set_worker_state(self, incarnation: str, state: WorkerState, *, note: str | None = None) -> None:
         """Record what the incarnation does now; never brings an expired one back."""
         ...

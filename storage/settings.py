@@ -48,6 +48,16 @@ class Settings(BaseSettings):
         except RuntimeError as error:  # ~somebody who is not here
             raise ValueError(str(error)) from error
 
+    @field_validator("store_url")
+    @classmethod
+    def _same_everywhere(cls, store_url: str | None) -> str | None:
+        """Let a relative path mean one folder, whatever a process's working directory is."""
+        return (
+            store_url
+            if store_url is None or ":" in store_url
+            else str(Path(store_url).expanduser().absolute())
+        )
+
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, models: Any) -> Any:
@@ -105,6 +115,11 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(Settings.model_fields)
+            raise BadInputError(
+                f"There is no setting {where!r}, which {_config_file()} names; known are {known}."
+            ) from error
         sources = f"PROMPTMILL_{where.upper()} or {CONFIG_FILE}"
         raise BadInputError(
             f"Setting {where!r} ({sources}) cannot be used: {first['msg'].rstrip('.')}."

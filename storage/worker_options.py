@@ -46,7 +46,8 @@ class WorkerOptions:
 
     def command(self) -> list[str]:
         """Return the command line that starts a supervisor with these options."""
-        return [sys.executable, "-m", "worker", "supervise", json.dumps(dataclasses.asdict(self))]
+        # -P: a folder `worker` where the user stands must not be taken for ours.
+        return [sys.executable, "-P", "-m", "worker", "supervise", json.dumps(dataclasses.asdict(self))]
 
 
 def check_devices(text: str) -> str:

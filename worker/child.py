@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     try:
         process = WorkerProcess(parse_order(arguments[0]))
         _obey(process)
+        report("listening")
         process.load()
         _consume(process)
     except StaleWorkerError:

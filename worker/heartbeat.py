@@ -13,6 +13,7 @@ from storage.jobstore import JobStore
 log = structlog.get_logger()
 
 BEAT = 1.0  # seconds
+STRAY_AFTER = 10  # beats in a row that a job of ours is held by nobody here
 
 
 class Heartbeat:
@@ -23,6 +24,8 @@ class Heartbeat:
         incarnation: whose heart it is.
         progress: returns the share done of each job that the process holds, by job id.
         drop: told the id of each job that was cancelled or taken over.
+        stray: told the id of each job that the database says is ours and nobody here holds: the reply to its
+            claim was lost.
         stale: called once when a reaper declared this process dead.
     """
 
@@ -33,15 +36,18 @@ class Heartbeat:
         *,
         progress: Callable[[], Mapping[int, float]],
         drop: Callable[[int], None],
+        stray: Callable[[int], None],
         stale: Callable[[StaleWorkerError], None],
     ) -> None:
         self._jobs = jobs
         self._incarnation = incarnation
         self._progress = progress
         self._drop = drop
+        self._stray = stray
         self._stale = stale
         self._stopped = threading.Event()
         self._ailing = False
+        self._unheld: dict[int, int] = {}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -70,10 +76,14 @@ class Heartbeat:
                 log.exception("heartbeat failed, trying again", action="heartbeat")
 
     def beat(self) -> None:
-        """Beat once, and drop what is no longer ours."""
+        """Beat once, drop what is no longer ours, and give back what is ours without anybody knowing."""
         # Taken before the question: what is claimed after it cannot be in the answer.
         held = dict(self._progress())
         ours = self._jobs.heartbeat(self._incarnation, held)
         self._ailing = False
         for job in held.keys() - ours:
             self._drop(job)
+        self._unheld = {job: self._unheld.get(job, 0) + 1 for job in ours - held.keys()}
+        for job, beats in self._unheld.items():
+            if beats >= STRAY_AFTER:
+                self._stray(job)

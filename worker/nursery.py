@@ -14,17 +14,17 @@ from typing import IO, Any
 
 import structlog
 
+from storage.devices import Device
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
 from storage.worker_options import WorkerOptions
-from worker.devices import Device
 from worker.exits import FINAL, ORDERLY
 from worker.orders import STOP, ChildOrder
 
 log = structlog.get_logger()
 
 BACKOFF_BASE, BACKOFF_LIMIT = 0.5, 30.0  # seconds before a crashed process is started again
-STEADY_AFTER = 60.0  # seconds of life after which a crash counts as the first one again
+STEADY_AFTER = 60.0  # seconds of a life that got ready, after which a crash counts as the first one again
 STILLBORN = 2  # crashes before it was ever ready, after which one more ends the supervisor
 STOP_TIMEOUT = 15.0  # seconds between `stop` and SIGKILL
 HEARING_TIMEOUT = 2.0  # seconds for the rest of the output of a process that has ended
@@ -59,6 +59,7 @@ class Child:
         self.incarnation = ""
         self.crashes = 0
         self.not_before = 0.0
+        self.listening = False
         self.ready = False
         self.was_ready = False
         self.killed = False
@@ -82,6 +83,7 @@ class Child:
         )
         self._born = time.monotonic()
         self._told = None
+        self.listening = False
         self.ready = False
         self.killed = False
         self.message = ""
@@ -98,6 +100,7 @@ class Child:
                 if event is None:
                     log.warning("unexpected output", action="hear", line=line.strip()[:200])
                     continue
+                self.listening = True
                 if event["event"] == "ready":
                     self.ready = self.was_ready = True
                 if event["event"] == "failed":
@@ -125,7 +128,9 @@ class Child:
         """Return the exit code if the process has ended, once; SIGKILL one that does not stop."""
         if self._process is None:
             return None
-        if self._told == STOP and time.monotonic() - self._told_at > STOP_TIMEOUT:
+        # One that still imports its libraries hears nothing yet, and has nothing to give back.
+        deaf = self._told is not None and not self.listening
+        if deaf or (self._told == STOP and time.monotonic() - self._told_at > STOP_TIMEOUT):
             self.killed = True
             self._process.kill()
         code = self._process.poll()
@@ -137,8 +142,8 @@ class Child:
         if self._hearing is not None:
             self._hearing.join(timeout=HEARING_TIMEOUT)  # its last words say why it ended
         self._process = None
-        if time.monotonic() - self._born > STEADY_AFTER:
-            self.crashes = 0
+        if self.ready and time.monotonic() - self._born > STEADY_AFTER:
+            self.crashes = 0  # only a life that rendered: a large model may take longer than that to fail
         return code
 
     def back_off(self) -> float:
@@ -185,7 +190,14 @@ class Nursery:
     def start(self) -> None:
         """Start every device's first incarnation."""
         for child in self._children:
+            self._start(child)
+
+    def _start(self, child: Child) -> None:
+        try:
             child.start(self._on_event)
+        except OSError as error:  # no memory or no process number left: a fault that passes
+            pause = child.back_off()
+            log.error("cannot start", action="start", reason=str(error), seconds=pause)  # noqa: TRY400
 
     @property
     def over(self) -> bool:
@@ -207,7 +219,7 @@ class Nursery:
                 self._unreleased[child.incarnation] = code not in ORDERLY and not child.killed
                 self._judge(child, code)
             elif not child.alive and not self._leaving and time.monotonic() >= child.not_before:
-                child.start(self._on_event)
+                self._start(child)
         self._release()
 
     def _judge(self, child: Child, code: int) -> None:

@@ -1,7 +1,7 @@
 """What a supervisor and its worker process say to each other.
 
 Down the child's standard input: `drain`, `stop`, one a line; its end means that the supervisor is gone.
-Up the child's standard output: one JSON object a line, `{"event": "ready" | "failed", …}`.
+Up the child's standard output: one JSON object a line, `{"event": "listening" | "ready" | "failed", …}`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ChildOrder:
 
     def command(self) -> list[str]:
         """Return the command line that starts this worker process."""
-        return [sys.executable, "-m", "worker.child", json.dumps(dataclasses.asdict(self))]
+        # -P: a folder `worker` where the user stands must not be taken for ours.
+        return [sys.executable, "-P", "-m", "worker.child", json.dumps(dataclasses.asdict(self))]
 
 
 def parse_order(text: str) -> ChildOrder:

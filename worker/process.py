@@ -72,7 +72,12 @@ class WorkerProcess:
         self._held: dict[int, Ticket | None] = {}
         self._held_lock = threading.Lock()
         self._heartbeat = Heartbeat(
-            self.jobs, self.incarnation, progress=self._progress, drop=self._drop, stale=self._stale
+            self.jobs,
+            self.incarnation,
+            progress=self._progress,
+            drop=self._drop,
+            stray=self._give_back_stray,
+            stale=self._stale,
         )
 
     @property
@@ -231,6 +236,10 @@ class WorkerProcess:
         if ticket is not None:
             log.info("dropped", action="drop", job=job)
             ticket.cancel()
+
+    def _give_back_stray(self, job: int) -> None:
+        if self.jobs.release_stray(job, self.incarnation):
+            log.warning("gave back a job that nobody held", action="stray", job=job)
 
     def _stale(self, error: StaleWorkerError) -> None:
         log.error(str(error), action="stale", incarnation=self.incarnation)

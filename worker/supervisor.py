@@ -12,6 +12,7 @@ from types import FrameType
 
 import structlog
 
+from storage.devices import list_devices
 from storage.dispatch import TICK, Dispatcher
 from storage.embedded_redis import EmbeddedRedis
 from storage.errors import BadInputError, UnreachableError
@@ -22,7 +23,6 @@ from storage.reaper import Reaper
 from storage.settings import Settings, load_settings
 from storage.stores import open_job_store
 from storage.worker_options import WorkerOptions
-from worker.devices import list_devices
 from worker.nursery import Nursery
 from worker.orders import DRAIN, STOP, report
 
@@ -138,11 +138,11 @@ class Supervisor:
         while not self._stop.is_set():
             pause = TICK
             try:
-                if redis is not None:
-                    redis.ensure_running()
                 reaper.tick()
                 if ticks % SWEEP_EVERY == 0:
                     jobs.sweep_cancelled()
+                if redis is not None:  # after what needs only the database
+                    redis.ensure_running()
                 if not self._drain.is_set() and dispatcher.tick():
                     pause = FAST_TICK
                 if ailing:

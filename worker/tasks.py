@@ -105,6 +105,16 @@ def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[st
             log.warning("a lost picture stays", action="lost", key=image.key, reason=str(error))
         return
     log.info("rendered", action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
+    sweep_earlier(process, claim)
+
+
+def sweep_earlier(process: WorkerProcess, claim: Claim) -> None:
+    """Delete what earlier attempts wrote and, killed before their row, could not delete themselves."""
+    try:
+        for attempt in range(1, claim.attempt):
+            process.images.delete(picture_key(claim.submission, claim.index, attempt))
+    except UnreachableError as error:
+        log.warning("a stale picture stays", action="sweep", job=claim.label, reason=str(error))
 
 
 def give_back(process: WorkerProcess, claim: Claim) -> None:

@@ -132,9 +132,10 @@ def _submitted(
         weight=weight,
         key=key,
     )
-    return submit_order(
+    submission, _ = submit_order(
         session.jobs, order, committed=lambda submission: remark(f"Submission {submission.id}")
     )
+    return submission
 
 
 def _refuse_job_flags(ctx: click.Context) -> None:

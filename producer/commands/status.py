@@ -9,7 +9,7 @@ import click
 
 from producer.follow import derived_state, status_fields, submission_fields
 from producer.options import LAST, SubmissionReference
-from producer.output import listing, print_fields, print_json, record, timestamp
+from producer.output import listing, minute, print_fields, print_json, record, timestamp
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
 
@@ -38,7 +38,7 @@ def status(session: Session, *, submission: str, as_json: bool) -> None:
         print_json({"submission": fields})
     else:
         counts = {name: number for name, number in fields.pop("counts").items() if number}
-        speed = {"images_per_second": fields.pop("images_per_second") or None}
+        speed = {"images_per_second": None if current.done else fields["images_per_second"] or None}
         print_fields(fields | {"counts": counts} | speed | submission_fields(current))
 
 
@@ -66,11 +66,12 @@ Examples:
         "model": "MODEL",
         "state": "STATE",
         "total": "JOBS",
-        "succeeded": "SUCCEEDED",
+        "succeeded": "DONE",
         "failed": "FAILED",
-        "created": "CREATED",
+        "created": "CREATED (UTC)",
         "source": "SOURCE",
     },
+    short={"created": minute},
     empty="There are no submissions yet; make one with `promptmill submit`.",
 )
 @pass_session

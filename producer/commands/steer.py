@@ -27,6 +27,11 @@ def cancel(session: Session, *, submission: str) -> None:
     Running jobs stop at their next step. `promptmill retry` brings cancelled jobs back.
     """
     found = session.jobs.find_submission(submission)
+    if found.state is not SubmissionState.CANCELLED:
+        current = session.jobs.status(found.id, lease=session.settings.lease)
+        if current.done and found.total:
+            remark(f"Nothing to cancel: all {count_of(found.total, 'job')} of {found.id} are finished.")
+            return
     session.jobs.cancel(found.id)
     session.jobs.sweep_cancelled(found.id)
     counts = session.jobs.counts(found.id)

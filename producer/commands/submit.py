@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
 from producer.jobs import check_seeds, job_options
 from producer.models import KnownModel, choose_model, known_models
@@ -14,7 +15,7 @@ from producer.output import count_of, remark
 from producer.prompts import read_prompts
 from producer.session import Session, pass_session
 from producer.submitting import Order, submit_order, with_native_size
-from storage.records import Submission, SubmissionState
+from storage.records import Submission
 
 
 @click.command(
@@ -67,9 +68,9 @@ def submit(
         weight=weight,
         key=key,
     )
-    submission = submit_order(session.jobs, order, committed=_print_id)
+    submission, added = submit_order(session.jobs, order, committed=_print_id)
     # Workers look for new jobs twice a second, so nobody has to be told.
-    if submission.state is SubmissionState.OPEN:
+    if added:
         remark_workers(submission, chosen)
     if wait:
         wait_for(session, submission)
@@ -105,4 +106,9 @@ def remark_workers(submission: Submission, model: KnownModel) -> None:
 
 
 def _print_id(submission: Submission) -> None:
-    click.echo(submission.id)  # click flushes: the id is out before the jobs are in
+    """Print the id; where nobody reads it any more, the jobs must go in all the same."""
+    try:
+        click.echo(submission.id)  # click flushes: the id is out before the jobs are in
+    except OSError:
+        silence_stdout()
+        remark(f"Submission {submission.id}")

@@ -44,7 +44,7 @@ def samplers() -> Iterator[dict[str, Any]]:
     epilog="""\b
 Examples:
   promptmill models
-  PROMPTMILL_MODELS='["sd15=stable-diffusion-v1-5/stable-diffusion-v1-5"]' promptmill models
+  PROMPTMILL_MODELS=sd15=stable-diffusion-v1-5/stable-diffusion-v1-5 promptmill models
 """
 )
 @listing(
@@ -57,6 +57,7 @@ Examples:
         "native_size": "NATIVE SIZE",
     },
     empty="There are no models.",
+    short={"revision": lambda revision: revision[:12]},
 )
 @pass_session
 def models(session: Session) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,7 @@ def start(session: Session, /, *, model: str | None, name: str | None, **flags: 
     """
     reference = resolve_model(session.settings, model or _only_model(session))
     if name is not None:
-        check_model_name(name)
+        _check_name(name)
     options = check_worker_flags(reference, name=name, **flags)
     check_worker_extra()
     session.close()
@@ -68,6 +68,16 @@ def start(session: Session, /, *, model: str | None, name: str | None, **flags: 
     command = options.command()
     # From here on signals and the exit code are the supervisor's own.
     os.execv(command[0], command)  # noqa: S606  (our own interpreter)
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_model_name(name)
+    except BadInputError as error:
+        raise BadInputError(
+            f"--name {name!r} cannot name a worker; use lower case letters, digits, '.', '_' and '-', "
+            f"at most 63."
+        ) from error
 
 
 def _only_model(session: Session) -> str:

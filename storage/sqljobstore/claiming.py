@@ -138,6 +138,12 @@ class Claiming(SqlBase):
         with self.database.write() as connection:
             return bool(connection.execute(update(JOBS).where(*_held(claim)).values(given_back())).rowcount)
 
+    def release_stray(self, job: int, incarnation: str) -> bool:
+        """See `JobStore.release_stray`."""
+        mine = (JOBS.c.id == job, status_is(JobStatus.RUNNING), JOBS.c.incarnation == incarnation)
+        with self.database.write() as connection:
+            return bool(connection.execute(update(JOBS).where(*mine).values(given_back())).rowcount)
+
 
 def given_back() -> dict[str, Any]:
     """Values of a running job that is given back: `cancelled` if its submission was, else `waiting`."""
@@ -185,10 +191,11 @@ def _runs_something(incarnation: str) -> ColumnElement[bool]:
 
 
 def _refuse(connection: Connection, job: int, *, alone: bool) -> Refusal:
-    row = connection.execute(select(JOBS.c.status, JOBS.c.suspect).filter_by(id=job)).one_or_none()
+    query = select(JOBS.c.status, JOBS.c.suspect, _open().label("open")).where(JOBS.c.id == job)
+    row = connection.execute(query).one_or_none()
     if row is None or row.status != JobStatus.QUEUED:
         return Refusal.GONE
-    if row.suspect and not alone:
+    if row.suspect and row.open and not alone:
         return Refusal.SUSPECT
     # In company; or its submission is paused or cancelled, or this worker drains. Its message is spent.
     back = update(JOBS).where(JOBS.c.id == job, status_is(JobStatus.QUEUED))

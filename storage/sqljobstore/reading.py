@@ -107,8 +107,8 @@ class Reading(SqlBase):
         with self.database.read() as connection:
             record = to_submission(_find(connection, submission))
             counts = _counts(connection, record.id)
-            rate = _images_per_second(connection, record.id)
             unfinished = sum(counts[status] for status in UNFINISHED)
+            rate = _images_per_second(connection, record.id, ended=not unfinished)
             return Status(
                 submission=record,
                 counts=counts,
@@ -195,18 +195,19 @@ def _counts(connection: Connection, submission: str) -> dict[JobStatus, int]:
     return {status: found.get(status, 0) for status in JobStatus}
 
 
-def _images_per_second(connection: Connection, submission: str) -> float:
+def _images_per_second(connection: Connection, submission: str, *, ended: bool) -> float:
     moment = now()
     query = (
-        select(func.count(), func.min(IMAGES.c.created_at))
+        select(func.count(), func.min(IMAGES.c.created_at), func.max(IMAGES.c.created_at))
         .select_from(IMAGES.join(JOBS, JOBS.c.id == IMAGES.c.job))
         .where(IMAGES.c.created_at > moment - timedelta(seconds=RATE_WINDOW), JOBS.c.submission == submission)
     )
-    count, first = connection.execute(query).one()
+    count, first, last = connection.execute(query).one()
     if count < 2:  # noqa: PLR2004  (one picture has no rate)
         return 0.0
     # The first picture of the window marks its start, so it does not count.
-    return float((count - 1) / max((moment - first).total_seconds(), 0.001))
+    until = last if ended else moment  # what has ended does not get slower by being looked at
+    return float((count - 1) / max((until - first).total_seconds(), 0.001))
 
 
 def _waiting_because(

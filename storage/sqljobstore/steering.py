@@ -45,6 +45,14 @@ class Steering(SqlBase):
 
     def retry(self, submission: str, *, index: int | None = None) -> int:
         """See `JobStore.retry`."""
+        with self.database.read() as connection:
+            row = submission_row(connection, submission)
+        if (
+            row["state"] == SubmissionState.CANCELLED and not row["total"]
+        ):  # only what was ever open has a total
+            raise BadInputError(
+                f"Submission {submission} was cancelled before it was complete; submit the list again."
+            )
         self.sweep_cancelled(submission)  # jobs that a killed cancel left behind come back as well
         ended = [JOBS.c.submission == submission, status_is(JobStatus.FAILED, JobStatus.CANCELLED)]
         if index is not None:

@@ -34,8 +34,8 @@ def test_render_writes_pictures_in_the_order_of_the_prompts_and_leaves_nothing_r
     assert not list(farm.home.glob("redis/*.sock"))
 
 
-def test_ctrl_c_leaves_no_process_and_no_socket_and_resume_completes(farm: Farm) -> None:
-    """An interrupted render ends with 130; `render --resume` writes every picture."""
+def test_ctrl_c_leaves_no_process_and_no_socket_and_a_later_worker_completes(farm: Farm) -> None:
+    """An interrupted render ends with 130; a worker renders the rest, `--resume` writes it."""
     out = farm.home.parent / "out"
     prompts = farm.home.parent / "prompts.txt"
     prompts.write_text("\n".join(f"{prompt}, number {number}" for number in range(10) for prompt in PROMPTS))
@@ -50,6 +50,9 @@ def test_ctrl_c_leaves_no_process_and_no_socket_and_resume_completes(farm: Farm)
     assert not list(farm.home.glob("redis/*.sock"))
     assert farm.count(submission, JobStatus.RUNNING) == 0
     assert farm.count(submission, JobStatus.WAITING, JobStatus.QUEUED) > 0
+    worker = farm.start_worker()
+    farm.wait_for(submission, 30)
+    assert farm.stop(worker) == 0
     resumed = farm.run("render", "--resume", submission, "--out", str(out))
     assert resumed.returncode == 0, resumed.stderr
     farm.audit(submission, 30)

@@ -104,6 +104,21 @@ class TestImageStore:
             image_store.write(KEY, b"data")
         assert not isinstance(caught.value, StoreFullError)
 
+    @pytest.mark.parametrize("error", [RuntimeError("NoSuchBucket"), KeyError()])
+    def test_a_foreign_error_is_the_stores_fault(
+        self, image_store: FsspecImageStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        """What a store's own libraries raise is never taken for the fault of a job."""
+
+        def fail(*_: object, **__: object) -> NoReturn:
+            raise error
+
+        for name in ("cat_file", "rm_file", "exists"):
+            monkeypatch.setattr(type(image_store._files), name, fail)
+        for act in (image_store.read, image_store.delete, image_store.exists):
+            with pytest.raises(UnreachableError, match="failed to"):
+                act(KEY)
+
     def test_a_failed_overwrite_keeps_the_old_picture(
         self, image_store: FsspecImageStore, break_writes: Fault
     ) -> None:
@@ -152,7 +167,7 @@ class TestLocalFiles:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
         """The store's root, with a name that is no plain URL."""
-        return tmp_path / "what? #1 100% ü"
+        return tmp_path / "what? #1 100% a::b ü"
 
     @pytest.fixture
     def store(self, folder: Path) -> FsspecImageStore:
@@ -205,6 +220,9 @@ class TestLocalFiles:
         assert not store.exists(KEY)
         with pytest.raises(BadInputError):
             check_key(str(left.relative_to(folder)))
+        monkeypatch.undo()
+        store.delete(KEY)
+        assert files_below(folder) == []
 
     def test_a_root_below_a_regular_file_is_one_sentence(self, tmp_path: Path) -> None:
         """A folder that cannot be made is a fault of the store."""

@@ -465,6 +465,17 @@ class TestJobStore:
         taken = Counter(owner[job] for job in job_store.take_for_dispatch(MODEL, window=20))
         assert taken == {ahead.id: 10, other.id: 10}
 
+    def test_a_submission_cancelled_while_it_was_loading_is_not_opened_in_part(
+        self, job_store: JobStore
+    ) -> None:
+        """Half a list is never rendered as if it were whole."""
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        job_store.add_jobs(submission.id, prompts(3))
+        job_store.cancel(submission.id)
+        with pytest.raises(BadInputError, match="submit the list again"):
+            job_store.retry(submission.id)
+        assert job_store.find_submission(submission.id).state is SubmissionState.CANCELLED
+
     def test_only_one_of_many_dispatchers_takes_a_job(self, job_store: JobStore) -> None:
         """Simultaneous dispatch never queues one job twice nor more than the window."""
         submit(job_store, 40)
@@ -676,6 +687,18 @@ class TestJobStore:
         (job,) = jobs(job_store, submission)
         assert (job.status, job.failures, job.attempt) == (JobStatus.WAITING, 0, 1)
         assert take_and_claim(job_store).attempt == 2
+
+    def test_a_stray_job_is_given_back_uncharged(self, job_store: JobStore) -> None:
+        """A claim whose reply was lost can be undone by its incarnation, and by no other."""
+        add_worker(job_store)
+        submission = submit(job_store)
+        claimed = take_and_claim(job_store)
+        assert not job_store.release_stray(claimed.job, "w2")
+        assert job_store.release_stray(claimed.job, "w1")
+        assert not job_store.release_stray(claimed.job, "w1")
+        (job,) = jobs(job_store, submission)
+        assert (job.status, job.failures, job.attempt) == (JobStatus.WAITING, 0, 1)
+        assert job_store.finish(claimed, image(claimed)) is Finish.LOST
 
     # -- cancelling, pausing, retrying
 

@@ -29,14 +29,15 @@ def _job(sampler: str, *, schedule: str = "default", **settings: Any) -> JobPara
 
 CASES: dict[str, JobParameters] = {}
 for _name, _sampler in SAMPLERS.items():
-    CASES[f"{_name} at 3"] = _job(_name, guidance_scale=3.0)
-    CASES[f"{_name} at 7.5 with a negative prompt"] = _job(
-        _name,
-        guidance_scale=7.5,
-        negative_prompt="a green background",
-        seed=2**63 - 1,
-        num_inference_steps=21,
-    )
+    for _guidance in (3.0, 7.5):
+        CASES[f"{_name} at {_guidance:g}"] = _job(_name, guidance_scale=_guidance)
+        CASES[f"{_name} at {_guidance:g} with a negative prompt"] = _job(
+            _name,
+            guidance_scale=_guidance,
+            negative_prompt="a green background",
+            seed=2**63 - 1,
+            num_inference_steps=21,
+        )
     for _schedule in _sampler.schedules[1:]:
         CASES[f"{_name} with schedule {_schedule}"] = _job(
             _name, schedule=_schedule, guidance_scale=4.0, num_inference_steps=10

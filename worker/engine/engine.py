@@ -40,7 +40,7 @@ class Engine:
             (no padding) or `reference` (one request at a time, float32: the reference loop bit for bit).
         lanes: R.
         numerics: the record that goes into every result.
-        steps: forward passes so far; a watchdog can see from it that the engine moves.
+        steps: forward passes so far.
     """
 
     def __init__(

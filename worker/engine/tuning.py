@@ -11,6 +11,7 @@ import torch
 
 from storage.errors import BadInputError
 from worker.engine.admission import LanePlan, LatentShape
+from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lane, predict_noise
 from worker.models.load import LoadedModel
 
@@ -87,9 +88,23 @@ def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = 
 def _choose_exact(model: LoadedModel, lanes: int | None) -> int:
     if lanes is not None and (lanes < min(CANDIDATES) or lanes % 2):
         raise BadInputError(f"--mode exact needs an even number of lanes, 2 or more, not {lanes}.")
+    too_large = False
     for candidate in CANDIDATES if lanes is None else (lanes,):
-        if verify_exact(model, candidate):
-            return candidate
+        try:
+            if verify_exact(model, candidate):
+                return candidate
+            too_large = False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            too_large = True
+        if too_large and model.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if too_large:
+        raise BadInputError(
+            f"The {model.device.type} has too little memory for {lanes or min(CANDIDATES)} lanes in "
+            f"{model.dtype}; take fewer --lanes, or --dtype float16."
+        )
     tried = "any of 8, 4 or 2 lanes" if lanes is None else f"{lanes} lanes"
     raise BadInputError(
         f"--mode exact is not possible with {tried} on this {model.device.type}: in {model.dtype} with "

@@ -41,11 +41,11 @@ def choose_device(wanted: str = "auto") -> torch.device:
         raise BadInputError(f"There is no device {wanted!r}; choose auto, cpu, mps, cuda or a GPU number.")
     number = match[1]
     if wanted == "mps" and not torch.backends.mps.is_available():
-        raise BadInputError("There is no Metal device (mps) here; choose --device auto or cpu.")
+        raise BadInputError("There is no Metal device (mps) here; choose --devices auto or cpu.")
     if (wanted == "cuda" or number is not None) and int(number or 0) >= torch.cuda.device_count():
         raise BadInputError(
             f"There is no GPU {number or 0} here ({torch.cuda.device_count()} visible to torch); "
-            f"choose --device auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES."
+            f"choose --devices auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES."
         )
     return torch.device(wanted if number is None else f"cuda:{number}")
 

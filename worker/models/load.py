@@ -71,7 +71,13 @@ def load_model(
     Raises:
         ModelLoadError: when it is missing, gated, incomplete, corrupt, unsafe or of another family.
     """
-    return in_passing_thread(lambda: _load_model(reference, device, dtype))
+    try:
+        return in_passing_thread(lambda: _load_model(reference, device, dtype))
+    except OSError as error:  # while its files are listed, checked and hashed
+        where = error.filename or reference.source
+        raise ModelLoadError(
+            f"{where} cannot be read ({error.strerror or error}); mend its permissions or its disk."
+        ) from error
 
 
 def _load_model(reference: ModelReference, device: torch.device, dtype: torch.dtype) -> LoadedModel:

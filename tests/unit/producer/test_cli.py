@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,10 @@ import pytest
 
 from producer.cli import LazyGroup, cli
 from producer.clidoc import command_docs
+from producer.follow import PlainLines, display
+from producer.output import print_table
+from storage.jobstore import JobStore
+from storage.records import SubmissionState
 from storage.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -162,6 +167,87 @@ def test_reader_that_goes_away_is_no_error() -> None:
     )  # fmt: skip
     assert done.stdout.startswith("NAME")
     assert done.stderr == ""
+
+
+def test_call_without_a_command_shows_the_help_and_no_error() -> None:
+    """Whoever types the bare name wants to know what there is; --help has nothing to add."""
+    for args in ([], ["worker"]):
+        done = run(*args)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("Usage: promptmill")
+        assert "Error" not in done.stderr
+        assert "See `promptmill" not in done.stderr
+
+
+def _shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in which `promptmill` is this program; its own output is not captured away."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'promptmill() {{ {sys.executable} -m producer.cli "$@"; }}; {command}'],
+        capture_output=True, text=True, check=False, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_closed_standard_streams_do_no_harm(store: JobStore) -> None:
+    """A caller may have closed them; what is submitted is safe, and no file takes their place."""
+    assert _shell("promptmill samplers >&-").stderr == ""
+    assert _shell("promptmill submit -p otter >&- 2>&-").returncode == 0
+    assert _shell("promptmill submit -p fox <&- >&-").returncode == 0
+    assert [found.total for found in store.submissions()] == [1, 1]
+
+
+def test_submit_is_complete_when_nobody_reads_its_id(store: JobStore) -> None:
+    """Rows count, not the reader of a pipe: the id goes to stderr then."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "producer.cli", "submit", "-p", "an otter"],
+            stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    submission = store.find_submission("@last")
+    assert done.returncode == 0
+    assert f"Submission {submission.id}" in done.stderr
+    assert (submission.state, submission.total) == (SubmissionState.OPEN, 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_below_stdout_is_one_sentence() -> None:
+    """What cannot be written is exit code 3, not a bug."""
+    done = _shell("promptmill samplers >/dev/full")
+    assert done.returncode == 3
+    assert done.stderr == "Error: No space is left to write to; free some, then run it again.\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar that cannot be redrawn would show nothing until the end."""
+    monkeypatch.setattr(sys, "stderr", _Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(display(), PlainLines)
+
+
+@pytest.mark.parametrize(("columns", "in_blocks"), [(200, False), (40, False), (20, True)])
+def test_table_cuts_nothing_whatever_the_width(
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+    in_blocks: bool,  # noqa: FBT001  (pytest passes by name)
+) -> None:
+    """Ids stay whole; long cells are folded, and a row becomes a block where even that is too wide."""
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    print_table(["ID", "STATE", "SOURCE"], [["gz4h52q7", "open", "a-long-file-name-of-prompts.txt"]])
+    shown = click.unstyle(terminal.getvalue())
+    assert "gz4h52q7" in shown
+    assert "…" not in shown
+    assert ("ID: gz4h52q7\n" in shown) is in_blocks
+    assert in_blocks or max(map(len, shown.splitlines())) <= columns
 
 
 def test_version_is_printed() -> None:

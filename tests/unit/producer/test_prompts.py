@@ -121,6 +121,6 @@ def test_prompts_keep_their_order_and_can_be_read_again(tmp_path: Path) -> None:
     file = tmp_path / "prompts"
     file.write_text("one\n\ntwo\n")
     prompts = read_prompts([str(file)], ["three"])
-    assert [(line.line, line.prompt) for line in prompts] == [(1, "one"), (3, "two"), (1, "three")]
+    assert [(line.line, line.prompt) for line in prompts] == [(1, "one"), (3, "two"), (0, "three")]
     assert [line.prompt for line in prompts] == ["one", "two", "three"]
     assert prompts.source == "prompts, the command line"

@@ -135,11 +135,23 @@ def test_cancel_and_retry_are_each_others_undo(invoke: Invoke, store: JobStore, 
     cancelled = invoke("cancel", otters)
     assert "3 jobs cancelled" in cancelled.stderr
     assert store.find_submission(otters).state is SubmissionState.CANCELLED
-    assert invoke("wait", otters).exit_code == 1
+    waited = invoke("wait", otters)
+    assert waited.exit_code == 1
+    assert "3/3 finished, 3 cancelled" in waited.stderr
     assert "use `promptmill retry" in invoke("resume", otters).stderr
     retried = invoke("retry", otters)
     assert "3 jobs" in retried.stderr
     assert store.counts(otters)[JobStatus.WAITING] == 3
+
+
+def test_cancel_leaves_a_finished_submission_as_it_is(
+    invoke: Invoke, store: JobStore, otters: str, stand_in: Any
+) -> None:
+    """A list whose pictures are all there does not become a cancelled one."""
+    stand_in.start()
+    stand_in.render()
+    assert "Nothing to cancel" in invoke("cancel", otters).stderr
+    assert store.find_submission(otters).state is SubmissionState.OPEN
 
 
 def test_one_job_can_be_retried(invoke: Invoke, store: JobStore, otters: str, stand_in: Any) -> None:

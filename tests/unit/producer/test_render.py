@@ -190,6 +190,8 @@ def test_submission_paused_by_a_fault_ends_render_with_3(
         (["--model", "./missing"], ("there is nothing at", 5)),
         (["--lanes", "0"], ("Lanes '0'", 2)),
         (["--devices", "toaster"], ("There is no device 'toaster'", 2)),
+        (["--devices", "97"], ("There is no GPU 97", 2)),
+        (["--mode", "reference", "--dtype", "bfloat16"], ("float32 only", 2)),
         (["--size", "513x512"], ("Width 513", 2)),
         (["none.txt"], ("there is no such file", 2)),
     ],

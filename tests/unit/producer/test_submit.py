@@ -119,6 +119,7 @@ def test_key_returns_the_first_submission(invoke: Invoke, store: JobStore) -> No
     assert again.stdout == first.stdout
     assert again.exit_code == 0
     assert "nothing was added" in again.stderr
+    assert "Submitted" not in again.stderr
     assert len(store.submissions()) == 1
     assert "another list needs another --key" in invoke("submit", "-p", "x", "-p", "y", "--key", "k").stderr
 
@@ -139,6 +140,7 @@ def test_killed_submit_is_finished_by_its_key(
     submission = broken.stdout.strip()
     assert store.find_submission(submission).state is SubmissionState.LOADING
     assert "submit it again with the same --key" in broken.stderr
+    assert "its prompts are not all submitted" in invoke("status").stdout
     again = invoke("submit", "-p", "an otter", "-p", "a fox", "--key", "k")
     assert (again.exit_code, again.stdout.strip()) == (0, submission)
     assert store.counts(submission)[JobStatus.WAITING] == 2

@@ -102,3 +102,11 @@ def test_a_home_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnreachableError, match="cannot be used"):
         ensure_home(Settings(home=tmp_path / "file" / "below"))
+
+
+def test_a_relative_store_is_the_same_folder_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is made absolute where it is read; a URL stays as it is."""
+    monkeypatch.setenv("PROMPTMILL_STORE_URL", "pictures")
+    assert load_settings().store_url == str(Path("pictures").absolute())
+    monkeypatch.setenv("PROMPTMILL_STORE_URL", "memory://pictures")
+    assert load_settings().store_url == "memory://pictures"

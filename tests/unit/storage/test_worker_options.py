@@ -16,8 +16,8 @@ def test_options_survive_the_command_line() -> None:
         model="x=/a b/ü'\"", devices="0,1", dtype="float16", lanes=8, name="n", parent_pipe=True
     )
     command = options.command()
-    assert command[:4] == [sys.executable, "-m", "worker", "supervise"]
-    assert parse_options(command[4]) == options
+    assert command[:5] == [sys.executable, "-P", "-m", "worker", "supervise"]
+    assert parse_options(command[5]) == options
 
 
 @pytest.mark.parametrize("text", ["auto", "cpu", "mps", "all", "0", "0,1,15"])

@@ -43,12 +43,14 @@ class Setup:
         self.store = FakeStore()
         self.held: dict[int, float] = {}
         self.dropped: list[int] = []
+        self.strays: list[int] = []
         self.stale = threading.Event()
         self.heart = Heartbeat(
             cast("JobStore", self.store),
             "w1",
             progress=lambda: self.held,
             drop=self.dropped.append,
+            stray=self.strays.append,
             stale=self.on_stale,
         )
 
@@ -85,6 +87,17 @@ def test_what_was_claimed_during_a_beat_is_not_dropped(setup: Setup) -> None:
     setup.store.heartbeat = claim_meanwhile  # type: ignore[method-assign]
     setup.heart.beat()
     assert setup.dropped == []
+
+
+def test_what_is_ours_for_long_and_held_by_nobody_is_a_stray(setup: Setup) -> None:
+    """A job whose claim's reply was lost is found; one that is only just being claimed is left alone."""
+    setup.store.ours = {1, 2}
+    for _ in range(heartbeat.STRAY_AFTER - 1):
+        setup.heart.beat()
+    assert setup.strays == []
+    setup.held = {2: 0.0}
+    setup.heart.beat()
+    assert setup.strays == [1]
 
 
 @pytest.mark.parametrize("error", [UnreachableError("down"), RuntimeError("a mistake of ours")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -9,11 +11,11 @@ from typing import Any, cast
 
 import pytest
 
+from storage.devices import Device
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
 from storage.worker_options import WorkerOptions
 from worker import nursery as nursery_module
-from worker.devices import Device
 from worker.exits import Exit
 from worker.nursery import Nursery
 from worker.orders import DRAIN, STOP, ChildOrder
@@ -101,6 +103,14 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
     yield made
     made.nursery.tell(STOP)
     made.look_until(lambda: made.nursery.over)
+
+
+def test_a_child_that_does_not_listen_yet_is_not_waited_for(family: Family) -> None:
+    """One that still imports its libraries holds nothing: it is ended at once, and nobody is suspect."""
+    nursery = family.start("import time; time.sleep(60)")
+    nursery.tell(STOP)
+    family.look_until(lambda: nursery.over)
+    assert list(family.store.released.values()) == [False]
 
 
 def test_a_child_is_told_and_goes_in_order(family: Family) -> None:
@@ -192,6 +202,35 @@ def test_one_that_never_gets_ready_is_given_up(family: Family) -> None:
     assert nursery.failure is not None
     assert "before it was ready" in nursery.failure[0]
     assert "139" in nursery.failure[0]
+
+
+def test_a_slow_death_before_ready_counts_as_any_other(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model may take long to be killed while it loads: that is no steady life."""
+    monkeypatch.setattr(nursery_module, "STEADY_AFTER", 0.0)
+    nursery = family.start("raise SystemExit(137)")
+    family.look_until(lambda: nursery.over)
+    assert nursery.failure is not None
+    assert "before it was ready" in nursery.failure[0]
+
+
+def test_a_host_without_room_for_a_process_is_tried_again(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that the system refuses does not end the supervisor."""
+    popen = subprocess.Popen
+    refusals = [OSError(errno.ENOMEM, "Cannot allocate memory")] * 2
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return popen(*arguments, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    family.start(OBEY)
+    family.look_until(lambda: family.heard("ready"))
+    assert family.nursery.failure is None
 
 
 def test_the_reason_of_an_earlier_life_is_not_repeated(family: Family) -> None:

@@ -18,8 +18,8 @@ def test_an_order_survives_the_command_line() -> None:
         options=WorkerOptions(model="x=/a b/ü'\"", lanes=8), device="cuda", incarnation="ab12", name="x@höst"
     )
     command = order.command()
-    assert command[:3] == [sys.executable, "-m", "worker.child"]
-    assert parse_order(command[3]) == order
+    assert command[:4] == [sys.executable, "-P", "-m", "worker.child"]
+    assert parse_order(command[4]) == order
 
 
 def test_a_report_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,21 @@ from storage.infotext import read_infotext
 from storage.jobstore import MAX_FAILURES
 from storage.parameters import JobParameters
 from storage.queue import TASK
-from storage.records import Finish, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
+from storage.records import (
+    Claim,
+    Finish,
+    Job,
+    JobStatus,
+    Refusal,
+    Submission,
+    SubmissionState,
+    Worker,
+    WorkerState,
+)
 from storage.version import MESSAGE_VERSION
 from storage.worker_options import WorkerOptions
+from worker import heartbeat, surroundings
 from worker import process as process_module
-from worker import surroundings
 from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
 from worker.engine.request import RenderResult
 from worker.exits import Exit
@@ -425,6 +435,46 @@ def test_a_lost_picture_that_cannot_be_deleted_harms_nobody(
     mill.engine.on_submit = taken_over
     job = mill.render()
     assert (job.status, job.failures) == (JobStatus.WAITING, 0)
+
+
+def test_a_claim_whose_reply_was_lost_is_undone(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that runs under this process although no thread holds it goes back to waiting."""
+    claim = mill.jobs.claim
+
+    def lose_the_reply(*arguments: Any, **named: Any) -> Claim | Refusal:
+        if isinstance(claim(*arguments, **named), Claim):
+            raise UnreachableError("The connection broke.")
+        return Refusal.GONE
+
+    monkeypatch.setattr(mill.jobs, "claim", lose_the_reply)
+    assert mill.render().status is JobStatus.RUNNING
+    monkeypatch.setattr(mill.jobs, "claim", claim)
+    for _ in range(heartbeat.STRAY_AFTER):
+        mill.process._heartbeat.beat()
+    assert (mill.job().status, mill.job().failures) == (JobStatus.WAITING, 0)
+    assert mill.render().status is JobStatus.SUCCEEDED
+
+
+def test_the_winner_deletes_what_a_killed_attempt_left(mill: Mill) -> None:
+    """A process killed between file and row leaves a file without a row, until the job has its picture."""
+
+    def killed(_ticket: FakeTicket) -> None:
+        stale = mill.process.settings.images_path / picture_key(mill.id, 0, 1)
+        stale.parent.mkdir(parents=True)
+        stale.write_bytes(b"stale")
+        stale.with_name(f".{stale.name}.1-abcd.part").write_bytes(b"half")
+        mill.jobs.release_incarnation("w1", crashed=False)
+        add_worker(mill.process, "w2")
+        mill.process.incarnation = "w2"
+        raise EngineDeadError("killed")
+
+    mill.engine.on_submit = killed
+    mill.render()
+    assert len(mill.files()) == 2
+    mill.engine.on_submit = None
+    job = mill.render()
+    assert job.image is not None
+    assert mill.files() == [job.image.key] == [picture_key(mill.id, 0, 2)]
 
 
 # -- suspects, draining, the process itself

@@ -253,6 +253,22 @@ def test_lanes_are_measured(model: LoadedModel, unet: Any) -> None:
     assert Engine(model).lanes == 4
 
 
+def test_lanes_that_do_not_fit_the_memory_are_not_taken(model: LoadedModel, unet: Any) -> None:
+    """Out of memory while trying out is an answer: fewer lanes, or a sentence when none fit."""
+    fits = 4
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample
+
+    unet.before = too_large
+    assert Engine(model).lanes == 4
+    fits = 1
+    with pytest.raises(BadInputError, match="too little memory for 2 lanes"):
+        Engine(model)
+
+
 def test_a_size_that_is_not_exact_is_rendered_alone(model: LoadedModel, unet: Any) -> None:
     """A latent shape where company would show runs one request at a time in two lanes, and says so."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from storage.errors import BadInputError, ModelLoadError
 from storage.models import ModelReference
+from worker.models import load as load_module
 from worker.models.device import choose_device, choose_dtype, device_facts
 from worker.models.load import load_model
 
@@ -64,6 +66,17 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     weights[name] = torch.zeros(3)
     safetensors.torch.save_file(weights, path)
     with pytest.raises(ModelLoadError, match=r"vae cannot be loaded"):
+        load_model(_reference(folder), device=CPU)
+
+
+def test_files_that_cannot_be_read_are_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails, or a file that belongs to somebody else, is named."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(load_module, "check_folder", refuse)
+    with pytest.raises(ModelLoadError, match=f"{folder} cannot be read .Permission denied."):
         load_model(_reference(folder), device=CPU)
 
 

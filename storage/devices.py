@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -25,11 +26,16 @@ class Device:
 def list_devices(wanted: str) -> list[Device]:
     """Turn `--devices` into devices; `auto` leaves the choice of one device to its process.
 
+    Numbers are nvidia-smi's; `all` keeps to what CUDA_VISIBLE_DEVICES leaves, if it is set.
+
     Raises:
         BadInputError: for `all` or GPU numbers where no such NVIDIA GPU is.
     """
     if wanted in ("auto", "cpu", "mps"):
         return [Device(kind=wanted)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted == "all" and visible:  # a cluster's scheduler has chosen already
+        return [Device(kind="cuda", environment={"CUDA_VISIBLE_DEVICES": one}) for one in visible.split(",")]
     found = _nvidia_gpus()
     numbers = found if wanted == "all" else list(dict.fromkeys(wanted.split(",")))  # one process a GPU
     missing = [number for number in numbers if number not in found]
@@ -38,7 +44,9 @@ def list_devices(wanted: str) -> list[Device]:
         raise BadInputError(
             f"There is no GPU {', '.join(missing) or 'at all'} ({here}); try --devices cpu or auto."
         )
-    return [Device(kind="cuda", environment={"CUDA_VISIBLE_DEVICES": number}) for number in numbers]
+    # nvidia-smi counts by PCI bus; CUDA by itself would count the fastest GPU first.
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return [Device(kind="cuda", environment={**order, "CUDA_VISIBLE_DEVICES": number}) for number in numbers]
 
 
 def _nvidia_gpus() -> list[str]:
