@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from storage import database
-from storage.database import WriterLock
+from storage import writer_lock
 from storage.errors import UnreachableError
+from storage.writer_lock import WriterLock
 
 COUNT_UP = """
 import sys
 from pathlib import Path
-from storage.database import WriterLock
+from storage.writer_lock import WriterLock
 
 lock, counter = WriterLock(Path(sys.argv[1])), Path(sys.argv[2])
 print("ready", flush=True)
@@ -29,7 +29,7 @@ for _ in range(100):
 HOLD = """
 import sys
 from pathlib import Path
-from storage.database import WriterLock
+from storage.writer_lock import WriterLock
 
 with WriterLock(Path(sys.argv[1])).held():
     print("held", flush=True)
@@ -75,7 +75,7 @@ def test_two_processes_and_many_threads_never_hold_it_together(tmp_path: Path) -
 
 def test_a_frozen_holder_is_named_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience ends with a sentence; once the holder is dead the lock is free again."""
-    monkeypatch.setattr(database, "WRITER_PATIENCE", 0.05)
+    monkeypatch.setattr(writer_lock, "WRITER_PATIENCE", 0.05)
     holder = start(HOLD, tmp_path / "lock")
     lock = WriterLock(tmp_path / "lock")
     with pytest.raises(UnreachableError, match="frozen promptmill process"), lock.held():
