@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from report import arguments, fresh_home, promptmill, seconds, show, worker
 
@@ -31,8 +32,10 @@ def main() -> None:
     options = arguments(main.__doc__ or "").parse_args()
     jobs = 24 if options.quick else 96
     with fresh_home() as environment:
+        pictures = Path(environment["PROMPTMILL_HOME"]).with_name("loop")  # goes away with the home
+        pictures.mkdir()
         looped = subprocess.run(
-            [sys.executable, "-c", LOOP, str(jobs), ",".join(map(str, STEPS)), "/tmp"],  # noqa: S108  (scratch)
+            [sys.executable, "-c", LOOP, str(jobs), ",".join(map(str, STEPS)), str(pictures)],
             env=environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         loop = jobs / float(looped.stdout)

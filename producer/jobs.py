@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from producer.prompts import Line
 from storage.errors import BadInputError
@@ -140,3 +141,17 @@ def build_jobs(lines: Iterable[Line], options: JobOptions) -> Iterator[JobParame
             if line.settings or line.extra:
                 job = dataclasses.replace(job, **line.settings, extra=line.extra)
             yield job
+
+
+def settings_of(parameters: JobParameters) -> dict[str, Any]:
+    """Return what a job was asked for besides its prompt, under the names that `show` and exports use."""
+    return {
+        "negative_prompt": parameters.negative_prompt,
+        "seed": parameters.seed,
+        "num_inference_steps": parameters.num_inference_steps,
+        "guidance_scale": parameters.guidance_scale,
+        "width": parameters.width,
+        "height": parameters.height,
+        "sampler": parameters.sampler,
+        "schedule": parameters.schedule,
+    }

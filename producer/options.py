@@ -36,7 +36,7 @@ class SubmissionReference(click.ParamType[str]):
     def shell_complete(
         self,
         ctx: click.Context,  # noqa: ARG002  (click's signature)
-        param: click.Parameter,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002  (likewise)
         incomplete: str,
     ) -> list[CompletionItem]:
         """Offer ids with their names; nothing where the database cannot be read."""

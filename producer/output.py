@@ -99,9 +99,9 @@ def print_table(titles: list[str], rows: list[list[str]]) -> None:
             click.echo(line.rstrip())
         return
     from rich.cells import cell_len  # noqa: PLC0415  (0.1 s, and only a terminal needs it)
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415  (likewise)
+    from rich.table import Table  # noqa: PLC0415  (likewise)
+    from rich.text import Text  # noqa: PLC0415  (likewise)
 
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from producer.jobs import settings_of
 from storage.errors import BadInputError, StoreFullError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
@@ -118,14 +119,7 @@ def metadata_row(job: Job, image: Image, submission: Submission, name: str) -> d
     row = {
         "file_name": name,
         "text": parameters.prompt,
-        "negative_prompt": parameters.negative_prompt,
-        "seed": parameters.seed,
-        "num_inference_steps": parameters.num_inference_steps,
-        "guidance_scale": parameters.guidance_scale,
-        "width": parameters.width,
-        "height": parameters.height,
-        "sampler": parameters.sampler,
-        "schedule": parameters.schedule,
+        **settings_of(parameters),
         **({"options": parameters.options} if parameters.options else {}),
         "model": submission.model,
         "job": job.label,

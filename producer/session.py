@@ -29,14 +29,14 @@ class Session:
     @cached_property
     def settings(self) -> Settings:
         """The settings; BadInputError when one cannot be used."""
-        from storage.settings import load_settings  # noqa: PLC0415
+        from storage.settings import load_settings  # noqa: PLC0415  (slow; --help needs none)
 
         return load_settings()
 
     @cached_property
     def jobs(self) -> JobStore:
         """The job store; UnreachableError or SchemaError when it cannot be used."""
-        from storage.stores import open_job_store  # noqa: PLC0415
+        from storage.stores import open_job_store  # noqa: PLC0415  (slow, likewise)
 
         store = open_job_store(self.settings)
         self._open.callback(store.close)
@@ -45,7 +45,7 @@ class Session:
     @cached_property
     def images(self) -> ImageStore:
         """The picture store; UnreachableError when it cannot be used."""
-        from storage.stores import open_image_store  # noqa: PLC0415
+        from storage.stores import open_image_store  # noqa: PLC0415  (slow, likewise)
 
         return open_image_store(self.settings)
 

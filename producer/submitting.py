@@ -76,7 +76,7 @@ def submit_order(
         return submission, False
     try:
         inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options))
-    except BaseException:
+    except BaseException:  # also an interrupt: the user has to know what was kept
         remark(_unfinished(submission))
         raise
     if inserted != order.total:

@@ -113,7 +113,7 @@ def open_database(settings: Settings, *, check: bool = True) -> Database:
     try:
         if check:
             _check_schema(database, settings)
-    except BaseException:
+    except BaseException:  # also an interrupt: no connection stays open
         database.db_engine.dispose()
         raise
     return database
@@ -223,8 +223,8 @@ def upgrade(settings: Settings) -> str:
     A SQLite file with an older schema is copied beside itself first.
     """
     from alembic import command  # noqa: PLC0415  (takes 0.3 s to import; only upgrades need it)
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415  (likewise)
+    from alembic.util import CommandError  # noqa: PLC0415  (likewise)
 
     database = open_database(settings, check=False)
     where = database.db_engine.url.render_as_string(hide_password=True)

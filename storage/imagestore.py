@@ -131,7 +131,7 @@ def _write_local(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # the row must never promise a file that a power cut can empty
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # also an interrupt: no half file stays
         temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)

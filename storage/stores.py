@@ -15,7 +15,7 @@ def open_job_store(settings: Settings) -> JobStore:
         SchemaError: when its schema has another version; says `promptmill db upgrade`.
     """
     from storage.database import open_database  # noqa: PLC0415  (SQLAlchemy takes 0.3 s to import)
-    from storage.sqljobstore import SqlJobStore  # noqa: PLC0415
+    from storage.sqljobstore import SqlJobStore  # noqa: PLC0415  (likewise)
 
     return SqlJobStore(open_database(settings))
 

@@ -113,7 +113,7 @@ def _redis(session: Session) -> tuple[str, str]:
 
         ping(session.settings)
         return OK, "the configured Redis answers"
-    from storage.embedded_redis import find_redis_server  # noqa: PLC0415
+    from storage.embedded_redis import find_redis_server  # noqa: PLC0415  (loads redis)
 
     server = find_redis_server()
     if server is None:

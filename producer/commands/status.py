@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from producer.follow import derived_state, status_fields, submission_fields
+from producer.jobs import settings_of
 from producer.options import LAST, SubmissionReference
 from producer.output import listing, minute, print_fields, print_json, record, timestamp
 from producer.session import Session, pass_session
@@ -125,14 +126,7 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
         "job": job.label,
         "status": str(job.status),
         "prompt": parameters.prompt,
-        "negative_prompt": parameters.negative_prompt,
-        "seed": parameters.seed,
-        "num_inference_steps": parameters.num_inference_steps,
-        "guidance_scale": parameters.guidance_scale,
-        "width": parameters.width,
-        "height": parameters.height,
-        "sampler": parameters.sampler,
-        "schedule": parameters.schedule,
+        **settings_of(parameters),
         "options": parameters.options,
         "extra": parameters.extra,
         "attempt": job.attempt,
