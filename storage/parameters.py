@@ -1,7 +1,8 @@
 """What a job asks for: the parameters, their defaults and their limits.
 
 Checked once, where the input enters (command line, prompt file); everything behind it may rely on them.
-A field that is None is not chosen yet: the worker that claims the job fills in its model's own default.
+A field that is None is not chosen yet: submit fills in what the model recommends where that is known, else
+the claim does (`storage.model_defaults`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class JobParameters:
         seed: seed of this picture's own CPU generator, 0..2^63-1.
         num_inference_steps: denoising steps, 1..1000.
         guidance_scale: classifier-free guidance, 0..100; no guidance up to 1, as in diffusers.
-        width, height: pixels, multiples of 8 in 64..2048; None for the model's native size.
+        width, height: pixels, multiples of 8 in 64..2048.
         sampler, schedule: names from `storage.samplers`.
         options: parameters that only some samplers or families read.
         extra: unknown columns of the prompt file, kept for exports and filters.

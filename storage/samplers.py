@@ -170,7 +170,7 @@ def check_schedule(sampler: str, schedule: str) -> str:
         raise BadInputError(f"There is no schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
     if schedule not in SAMPLERS[sampler].schedules:
         raise BadInputError(
-            f"Sampler {sampler} has no {schedule} schedule; leave --schedule out, "
+            f"Sampler {sampler} has no {schedule} schedule; leave the schedule out, "
             f"or take a sampler that has it (see `promptmill samplers`)."
         )
     return schedule

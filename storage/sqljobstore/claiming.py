@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, func, insert, literal, literal_column, select, update
 
 from storage.jobstore import MAX_FAILURES
-from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_SCHEDULE, DEFAULT_STEPS
+from storage.model_defaults import GENERAL_DEFAULTS
+from storage.parameters import DEFAULT_SCHEDULE
 from storage.records import Claim, Failure, Finish, Image, JobStatus, Refusal, SubmissionState, WorkerState
 from storage.sqljobstore.base import (
     CHOSEN_LATER,
@@ -30,14 +31,7 @@ from storage.sqljobstore.base import (
 
 BACKOFF_BASE, BACKOFF_LIMIT = 1.0, 60.0  # seconds before a failed job is tried again: 1, 2, 4 … 60
 NOT_AT_ONCE = timedelta(seconds=1)  # before a job that a worker sent back is offered again
-GLOBAL_DEFAULTS: dict[str, Any] = {
-    "num_inference_steps": DEFAULT_STEPS,
-    "guidance_scale": DEFAULT_GUIDANCE,
-    "width": 512,
-    "height": 512,
-    "sampler": DEFAULT_SAMPLER,
-    "schedule": DEFAULT_SCHEDULE,
-}
+ASSUMED_SIZE = {"width": 512, "height": 512}  # pixels, of a worker that published none
 
 
 class Claiming(SqlBase):
@@ -47,7 +41,7 @@ class Claiming(SqlBase):
         self, job: int, incarnation: str, *, defaults: Mapping[str, Any], alone: bool = False
     ) -> Claim | Refusal:
         """See `JobStore.claim`."""
-        known = {**GLOBAL_DEFAULTS, **defaults}
+        known = {**GENERAL_DEFAULTS, **ASSUMED_SIZE, **defaults}
         grant = (
             update(JOBS)
             .where(
@@ -57,12 +51,7 @@ class Claiming(SqlBase):
                 _open(),
                 _may_claim(incarnation),
             )
-            .values(
-                {
-                    name: func.coalesce(JOBS.c[name], literal(known[name], JOBS.c[name].type))
-                    for name in CHOSEN_LATER
-                }
-            )
+            .values({name: func.coalesce(JOBS.c[name], _recommended(name, known)) for name in CHOSEN_LATER})
             .values(
                 status=JobStatus.RUNNING.value,
                 attempt=JOBS.c.attempt + 1,
@@ -143,6 +132,15 @@ class Claiming(SqlBase):
         mine = (JOBS.c.id == job, status_is(JobStatus.RUNNING), JOBS.c.incarnation == incarnation)
         with self.database.write() as connection:
             return bool(connection.execute(update(JOBS).where(*mine).values(given_back())).rowcount)
+
+
+def _recommended(name: str, known: Mapping[str, Any]) -> ColumnElement[Any]:
+    """What a job gets that leaves `name` open; a schedule only with its sampler, as in `fill_defaults`."""
+    value = literal(known[name], JOBS.c[name].type)
+    if name != "schedule":
+        return value
+    as_recommended = func.coalesce(JOBS.c.sampler, known["sampler"]) == known["sampler"]
+    return case((as_recommended, value), else_=literal(DEFAULT_SCHEDULE, JOBS.c.schedule.type))
 
 
 def given_back() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from storage.errors import BadInputError, StaleWorkerError
 from storage.jobstore import ADD_CHUNK, MAX_FAILURES, JobStore
+from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters
 from storage.records import (
     Claim,
@@ -522,6 +523,32 @@ class TestJobStore:
         assert isinstance(claimed, Claim)
         assert (claimed.parameters.width, claimed.parameters.height) == (128, 256)
         assert (claimed.parameters.num_inference_steps, claimed.parameters.guidance_scale) == (7, 0.0)
+
+    @pytest.mark.parametrize(
+        ("sampler", "schedule", "filled"),
+        [
+            (None, None, ("euler", "karras")),
+            ("euler", None, ("euler", "karras")),
+            ("lms", None, ("lms", "default")),
+            ("ddim", None, ("ddim", "default")),
+            ("lms", "beta", ("lms", "beta")),
+            (None, "default", ("euler", "default")),
+        ],
+    )
+    def test_a_recommended_schedule_stays_with_its_sampler(
+        self, job_store: JobStore, sampler: str | None, schedule: str | None, filled: tuple[str, str]
+    ) -> None:
+        """What submit left open is filled as `fill_defaults` does it."""
+        add_worker(job_store)
+        defaults = {**DEFAULTS, "sampler": "euler", "schedule": "karras"}
+        submit(job_store, sampler=sampler, schedule=schedule)
+        (job,) = job_store.take_for_dispatch(MODEL, window=1)
+        claimed = job_store.claim(job, "w1", defaults=defaults)
+        assert isinstance(claimed, Claim)
+        assert (claimed.parameters.sampler, claimed.parameters.schedule) == filled
+        assert fill_defaults(
+            JobParameters(prompt="x", seed=1, sampler=sampler, schedule=schedule), defaults
+        ) == (JobParameters(prompt="x", seed=1, sampler=filled[0], schedule=filled[1], width=64, height=64))
 
     def test_a_duplicate_message_is_refused(self, job_store: JobStore) -> None:
         """The second claim of a job gets nothing, and the first one stays what it is."""

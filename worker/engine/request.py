@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from storage.errors import BadInputError
+from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters
 from worker.engine.admission import LatentShape
-from worker.models.defaults import fill_defaults
 from worker.models.load import LoadedModel
 from worker.stages.guidance import guidance_embedding, is_guided
 from worker.stages.noise import initial_noise, job_generator

@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from storage.errors import ModelLoadError
+from storage.model_defaults import DEFAULTS_FILE
 from storage.models import ModelReference
-from worker.models.defaults import DEFAULTS_FILE
 from worker.models.folder import MODEL_FILES, VARIANT_FILES
 
 _TOKEN_HINT = "set HF_TOKEN to a token that may read it, or run `hf auth login`"  # noqa: S105 - a sentence

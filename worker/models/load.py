@@ -13,11 +13,10 @@ from worker.models import device as _device  # noqa: F401 - sets what torch read
 import diffusers
 import torch
 import transformers
-from packaging import version
 
 from storage.errors import ModelLoadError
+from storage.model_defaults import read_defaults, read_native_size
 from storage.models import ModelReference
-from worker.models.defaults import read_defaults
 from worker.models.folder import SINGLE_FILES, check_folder, folder_revision, read_json
 from worker.models.hub import fetch
 from worker.models.threads import in_passing_thread
@@ -84,12 +83,14 @@ def _load_model(reference: ModelReference, device: torch.device, dtype: torch.dt
     _hush()
     folder, commit = _find(reference)
     check_folder(folder)
+    size = read_native_size(folder)
+    defaults = read_defaults(folder, size=size)  # before the weights, which take their time
     tokenizer = _load(transformers.CLIPTokenizer, folder / "tokenizer")
     text_encoder = _load_weights(transformers.CLIPTextModel, folder / "text_encoder", device, dtype=dtype)
     unet = _load_weights(diffusers.UNet2DConditionModel, folder / "unet", device, torch_dtype=dtype)
     vae = _load_weights(diffusers.AutoencoderKL, folder / "vae", device, torch_dtype=dtype)
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    width, height = _native_size(unet, scale)
+    if size is None:
+        raise ModelLoadError(f"{folder / 'unet' / 'config.json'} names no sample_size; add the UNet's own.")
     return LoadedModel(
         name=reference.name,
         source=reference.source,
@@ -102,10 +103,10 @@ def _load_model(reference: ModelReference, device: torch.device, dtype: torch.dt
         scheduler_config=_scheduler_config(folder / "scheduler"),
         device=device,
         dtype=dtype,
-        vae_scale_factor=scale,
-        native_size=(width, height),
+        vae_scale_factor=2 ** (len(vae.config.block_out_channels) - 1),
+        native_size=size,
         max_length=tokenizer.model_max_length,
-        defaults=read_defaults(folder, width=width, height=height),
+        defaults=defaults,
     )
 
 
@@ -175,16 +176,3 @@ def _scheduler_config(folder: Path) -> dict[str, Any]:
     if config.get("clip_sample", False) is True:
         config["clip_sample"] = False
     return config
-
-
-def _native_size(unet: Any, scale: int) -> tuple[int, int]:
-    """Return (width, height) in pixels that the UNet was trained for.
-
-    StableDiffusionPipeline reads a size below 64 in a config from before diffusers 0.9 as 64.
-    """
-    size = unet.config.sample_size
-    written_by = version.parse(version.parse(unet.config.get("_diffusers_version", "0.9.0")).base_version)
-    if isinstance(size, int) and written_by < version.parse("0.9.0.dev0"):
-        size = max(size, 64)
-    height, width = (size, size) if isinstance(size, int) else size
-    return width * scale, height * scale

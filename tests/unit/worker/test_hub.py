@@ -9,9 +9,11 @@ from unittest.mock import MagicMock
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 
 from storage.errors import ModelLoadError
 from storage.models import ModelReference
+from worker.models.folder import model_files
 from worker.models.hub import fetch
 
 
@@ -76,3 +78,28 @@ def test_the_commit_is_the_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert fetch(REFERENCE) == (snapshot, "0" * 40)
     assert asked["revision"] == "v9"
     assert not any(pattern.endswith((".bin", ".ckpt", ".py")) for pattern in asked["allow_patterns"])
+
+
+def test_recommendations_are_fetched_and_are_no_part_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`promptmill.json` comes with the repo's files; other JSON beside it does not."""
+    repo = ["model_index.json", "promptmill.json", "notes.json", "unet/config.json", "old/promptmill.json"]
+    fetched: list[str] = []
+
+    def download(_repo: str, **options: Any) -> str:
+        # What snapshot_download itself does with the patterns.
+        fetched.extend(
+            filter_repo_objects(
+                repo, allow_patterns=options["allow_patterns"], ignore_patterns=options["ignore_patterns"]
+            )
+        )
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    fetch(REFERENCE)
+    assert fetched == ["model_index.json", "promptmill.json", "unet/config.json"]
+    for name in fetched:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert [path.name for path in model_files(tmp_path)] == ["model_index.json", "config.json"]

@@ -8,10 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from celery import Celery
 
 from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
@@ -38,6 +39,7 @@ from worker import process as process_module
 from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
 from worker.engine.request import RenderResult
 from worker.exits import Exit
+from worker.models.load import LoadedModel
 from worker.orders import ChildOrder
 from worker.process import WorkerProcess, check_version
 from worker.tasks import add_render_task, render_job
@@ -568,3 +570,13 @@ def test_only_messages_of_ours_are_rendered(mill: Mill) -> None:
     task(job, version=MESSAGE_VERSION)
     assert mill.job().status is JobStatus.SUCCEEDED
     app.close()
+
+
+def test_a_ready_worker_publishes_what_its_model_recommends(mill: Mill) -> None:
+    """Its row carries the defaults; a worker that is still loading has none to tell."""
+    defaults = {"sampler": "euler", "schedule": "karras", "width": 64, "height": 64}
+    model = SimpleNamespace(
+        revision="0" * 64, family="sd", defaults=defaults, dtype="torch.float32", device=torch.device("cpu")
+    )
+    assert mill.process._row(WorkerState.READY, cast("LoadedModel", model)).defaults == defaults
+    assert mill.process._row(WorkerState.STARTING).defaults == {}

@@ -15,6 +15,7 @@ from storage.errors import BadInputError, ModelLoadError
 from storage.models import ModelReference
 from worker.models import load as load_module
 from worker.models.device import choose_device, choose_dtype, device_facts
+from worker.models.folder import folder_revision
 from worker.models.load import load_model
 
 DEMO = Path(__file__).parents[4] / "models" / "demo"
@@ -77,6 +78,32 @@ def test_files_that_cannot_be_read_are_one_sentence(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(load_module, "check_folder", refuse)
     with pytest.raises(ModelLoadError, match=f"{folder} cannot be read .Permission denied."):
+        load_model(_reference(folder), device=CPU)
+
+
+def test_recommendations_are_read_and_a_wrong_one_is_found_before_the_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loaded model carries them; its native size and revision stay what they are."""
+    file = folder / "promptmill.json"
+    file.write_text('{"defaults": {"sampler": "euler", "schedule": "karras", "width": 72}}')
+    model = load_model(_reference(folder), device=CPU)
+    assert model.defaults == {
+        "sampler": "euler", "schedule": "karras", "guidance_scale": 7.5, "num_inference_steps": 30,
+        "width": 72, "height": model.native_size[1],
+    }  # fmt: skip
+    assert model.revision == folder_revision(folder)
+    file.write_text('{"defaults": {"sampler": "magic"}}')
+    monkeypatch.setattr(load_module, "_load_weights", None)
+    with pytest.raises(ModelLoadError, match=r"promptmill\.json cannot be used .There is no sampler 'magic'"):
+        load_model(_reference(folder), device=CPU)
+
+
+def test_a_unet_that_does_not_say_its_size_is_refused(folder: Path) -> None:
+    """Nobody can guess what size its pictures have."""
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": None}))
+    with pytest.raises(ModelLoadError, match=r"config\.json names no sample_size"):
         load_model(_reference(folder), device=CPU)
 
 
