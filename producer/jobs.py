@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from producer.prompts import Line
 from storage.errors import BadInputError
-from storage.parameters import (
-    DEFAULT_GUIDANCE,
-    DEFAULT_SAMPLER,
-    DEFAULT_SCHEDULE,
-    DEFAULT_STEPS,
-    MAX_SEED,
-    JobParameters,
-    check_job,
-    check_prompt,
-    draw_seed,
-)
+from storage.model_defaults import fill_defaults
+from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt, draw_seed
 from storage.samplers import resolve_sampler
 
 MAX_IMAGES = 100_000
@@ -29,23 +20,23 @@ _SIZE = re.compile(r"(\d{1,6})\s*[xX×]\s*(\d{1,6})")  # noqa: RUF001  (people d
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobOptions:
-    """What the flags say about every job of a submission.
+    """What the flags say about every job of a submission; a setting that is None is left to the model.
 
     Attributes:
         seed: of the first image of each prompt; None draws one for every job.
         seed_per_prompt: whether the prompt's number, from 0, is added to the seed.
         images: pictures of each prompt; image i has seed + i.
-        width, height: pixels; None for the model's native size.
+        width, height: pixels.
     """
 
     negative_prompt: str = ""
     seed: int | None = None
     seed_per_prompt: bool = False
     images: int = 1
-    num_inference_steps: int = DEFAULT_STEPS
-    guidance_scale: float = DEFAULT_GUIDANCE
-    sampler: str = DEFAULT_SAMPLER
-    schedule: str = DEFAULT_SCHEDULE
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    schedule: str | None = None
     width: int | None = None
     height: int | None = None
 
@@ -70,9 +61,9 @@ def job_options(
     seed: int | None,
     seed_per_prompt: bool,
     images: int,
-    steps: int,
-    guidance: float,
-    sampler: str,
+    steps: int | None,
+    guidance: float | None,
+    sampler: str | None,
     schedule: str | None,
     size: str | None,
     width: int | None,
@@ -91,7 +82,7 @@ def job_options(
         if width is not None or height is not None:
             raise BadInputError("--size says width and height already; leave --width and --height out.")
         width, height = parse_size(size)
-    sampler, named_schedule = resolve_sampler(sampler)
+    sampler, named_schedule = resolve_sampler(sampler) if sampler is not None else (None, None)
     if schedule and named_schedule and schedule != named_schedule:
         raise BadInputError(
             f"The sampler's name asks for the {named_schedule} schedule and --schedule for {schedule}; "
@@ -105,7 +96,7 @@ def job_options(
         num_inference_steps=steps,
         guidance_scale=guidance,
         sampler=sampler,
-        schedule=schedule or named_schedule or DEFAULT_SCHEDULE,
+        schedule=schedule or named_schedule,
         width=width,
         height=height,
     )
@@ -130,8 +121,27 @@ def check_seeds(options: JobOptions, prompts: int) -> None:
         raise BadInputError(f"The last job's seed would be {last}, past {MAX_SEED}; choose a smaller --seed.")
 
 
-def build_jobs(lines: Iterable[Line], options: JobOptions) -> Iterator[JobParameters]:
-    """Yield the jobs, all images of a prompt before the next prompt's; memory stays flat."""
+def check_filled(options: JobOptions, defaults: Mapping[str, Any], *, model: str) -> None:
+    """Raise BadInputError if what the flags say does not go with what the model's `defaults` fill in."""
+    own = options.parameters("any", options.seed or 0)
+    try:
+        # Sizes go with everything, and each was checked where it came from.
+        check_job(dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height))
+    except BadInputError as error:
+        sampler = defaults.get("sampler") if own.sampler is None else own.sampler
+        raise BadInputError(
+            f"With sampler {sampler} and the other settings that model {model} recommends: {error}"
+        ) from error
+
+
+def build_jobs(
+    lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any]
+) -> Iterator[JobParameters]:
+    """Yield the jobs, all images of a prompt before the next prompt's; memory stays flat.
+
+    What neither a line nor the flags say comes from the model's `defaults`, as far as they are known; the
+    rest stays None.
+    """
     for number, line in enumerate(lines):
         first = None
         if options.seed is not None:
@@ -140,7 +150,7 @@ def build_jobs(lines: Iterable[Line], options: JobOptions) -> Iterator[JobParame
             job = options.parameters(line.prompt, draw_seed() if first is None else first + image)
             if line.settings or line.extra:
                 job = dataclasses.replace(job, **line.settings, extra=line.extra)
-            yield job
+            yield fill_defaults(job, defaults)
 
 
 def settings_of(parameters: JobParameters) -> dict[str, Any]:

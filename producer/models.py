@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInputError, ModelLoadError
+from storage.model_defaults import read_defaults, read_native_size
 from storage.models import BUILTIN_MODEL, ModelReference, parse_model
 from storage.records import Worker, WorkerState
 
@@ -27,20 +29,28 @@ class KnownModel:
         reference: where its files come from; None when only workers know it.
         revision: the commit or folder hash that the newest worker loaded.
         live_workers: how many serve it now.
-        defaults: what the newest worker published: native width and height, recommended settings.
+        published: the newest worker's defaults: recommended settings, width and height; empty before any.
     """
 
     name: str
     reference: ModelReference | None
     revision: str | None
     live_workers: int
-    defaults: dict[str, Any]
+    published: dict[str, Any]
 
-    @property
-    def native_size(self) -> tuple[int, int] | None:
-        """Width and height in pixels, once a worker has published them."""
-        width, height = self.defaults.get("width"), self.defaults.get("height")
-        return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    def defaults(self) -> dict[str, Any]:
+        """Return what a job gets that names no settings; empty where nobody on this machine can know it yet.
+
+        A folder is read as it is now; of any other model we know what its newest worker published.
+
+        Raises:
+            ModelLoadError: when the folder's `promptmill.json` cannot be used.
+        """
+        source = "" if self.reference is None else self.reference.source
+        folder = Path(source)
+        if not folder.is_absolute() or not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113  (never raises)
+            return self.published
+        return self.published | read_defaults(folder, size=read_native_size(folder))
 
 
 def is_alive(worker: Worker, *, lease: float) -> bool:
@@ -63,14 +73,17 @@ def configured_models(settings: Settings) -> dict[str, ModelReference]:
     return {reference.name: reference for reference in references}
 
 
-def known_models(settings: Settings, workers: Iterable[Worker]) -> dict[str, KnownModel]:
+def known_models(
+    settings: Settings, workers: Iterable[Worker], *named: ModelReference
+) -> dict[str, KnownModel]:
     """Return all models by name: configured ones first, then those that only workers know.
 
     Args:
         settings: name models in `models`.
         workers: all incarnations, newest first.
+        named: models of the command line; they beat the configured ones.
     """
-    configured = configured_models(settings)
+    configured = configured_models(settings) | {reference.name: reference for reference in named}
     by_model: dict[str, list[Worker]] = {name: [] for name in configured}
     for worker in workers:
         by_model.setdefault(worker.model, []).append(worker)
@@ -80,7 +93,7 @@ def known_models(settings: Settings, workers: Iterable[Worker]) -> dict[str, Kno
             reference=configured.get(name),
             revision=next((worker.revision for worker in loaded if worker.revision), None),
             live_workers=len(serving(loaded, name, lease=settings.lease)),
-            defaults=next((worker.defaults for worker in loaded if worker.defaults), {}),
+            published=next((worker.defaults for worker in loaded if worker.defaults), {}),
         )
         for name, loaded in by_model.items()
     }
@@ -106,6 +119,22 @@ def choose_model(known: dict[str, KnownModel], asked: str | None) -> KnownModel:
             f"a worker with --model NAME=REPO_OR_PATH first."
         )
     return known[asked]
+
+
+def default_model(settings: Settings) -> str:
+    """Return the name of the model that `render` and `worker start` take without --model.
+
+    That is the only configured one, and the one that comes with the project where none is configured.
+
+    Raises:
+        BadInputError: when several are configured.
+    """
+    configured = dict.fromkeys(parse_model(text).name for text in settings.models)
+    if len(configured) > 1:
+        raise BadInputError(
+            f"Several models are configured; choose one with --model: {', '.join(configured)}."
+        )
+    return next(iter(configured), BUILTIN_MODEL)
 
 
 def resolve_model(settings: Settings, text: str) -> ModelReference:

@@ -80,26 +80,27 @@ job_flags = _stacked(
     ),
     click.option("--seed-per-prompt", is_flag=True, help="Add the prompt's number, from 0, to --seed."),
     click.option(
-        "--steps", type=int, default=DEFAULT_STEPS, show_default=True, metavar="N", help="1 to 1000."
+        "--steps", type=int, metavar="N", help=f"1 to 1000. Default: the model's, else {DEFAULT_STEPS}."
     ),
     click.option(
         "--guidance",
         "--cfg",
         type=float,
-        default=DEFAULT_GUIDANCE,
-        show_default=True,
         metavar="X",
-        help="Guidance scale, 0 to 100; up to 1 means none.",
+        help=f"Guidance scale, 0 to 100; up to 1 means none. Default: the model's, else {DEFAULT_GUIDANCE}.",
     ),
     click.option(
         "--sampler",
-        default=DEFAULT_SAMPLER,
-        show_default=True,
         metavar="NAME",
         shell_complete=lambda _ctx, _param, text: [name for name in SAMPLERS if name.startswith(text)],
-        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras".',
+        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras". '
+        f"Default: the model's, else {DEFAULT_SAMPLER}.",
     ),
-    click.option("--schedule", type=click.Choice(list(SCHEDULES)), help="Spacing of the sampler's sigmas."),
+    click.option(
+        "--schedule",
+        type=click.Choice(list(SCHEDULES)),
+        help="Spacing of the sampler's sigmas. Default: the model's for its own sampler, else default.",
+    ),
     click.option(
         "--size", metavar="WxH", help="Pixels, multiples of 8 from 64 to 2048. Default: the model's."
     ),

@@ -30,7 +30,8 @@ def listing(
 
     Args:
         key: name of the list in the JSON object.
-        columns: which keys of a row the table shows, with their titles; JSON has all of them.
+        columns: which keys of a row the table shows, with their titles; JSON has all of them. `a.b` is the
+            value of `b` in the mapping `a`.
         empty: what to say on stderr when there are no rows.
         short: for keys whose values are longer than anybody reads: what the table shows instead.
     """
@@ -44,7 +45,7 @@ def listing(
             if as_json:
                 print_json({key: rows})
             elif rows:
-                cells = [[shortened.get(name, str)(cell(row.get(name))) for name in columns] for row in rows]
+                cells = [[shortened.get(name, str)(cell(_at(row, name))) for name in columns] for row in rows]
                 print_table(list(columns.values()), cells)
             else:
                 remark(empty)
@@ -52,6 +53,11 @@ def listing(
         return command
 
     return decorate
+
+
+def _at(row: Row, name: str) -> Any:
+    outer, dot, inner = name.partition(".")
+    return row.get(outer, {}).get(inner) if dot else row.get(name)
 
 
 def record(key: str) -> Callable[[Callable[..., Row]], Callable[..., None]]:

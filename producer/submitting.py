@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from producer.jobs import JobOptions, build_jobs
-from producer.models import KnownModel
 from producer.output import count_of, remark
 from producer.prompts import PromptList
 from storage.errors import BadInputError
@@ -17,11 +16,16 @@ from storage.records import Submission, SubmissionState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """All that one submit needs, checked."""
+    """All that one submit needs, checked.
+
+    Attributes:
+        defaults: what the model recommends, as far as it is known; the claim fills in the rest.
+    """
 
     prompts: PromptList
     options: JobOptions
     model: str
+    defaults: Mapping[str, Any]
     name: str | None
     priority: int
     weight: float
@@ -31,14 +35,6 @@ class Order:
     def total(self) -> int:
         """How many jobs it has."""
         return self.prompts.count * self.options.images
-
-
-def with_native_size(options: JobOptions, model: KnownModel) -> JobOptions:
-    """Fill in the size that the model's newest worker published; without one the claim fills it in."""
-    if model.native_size is None:
-        return options
-    width, height = model.native_size
-    return dataclasses.replace(options, width=options.width or width, height=options.height or height)
 
 
 def submit_order(
@@ -75,7 +71,7 @@ def submit_order(
         _remark_repeated(submission, order)
         return submission, False
     try:
-        inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options))
+        inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options, order.defaults))
     except BaseException:  # also an interrupt: the user has to know what was kept
         remark(_unfinished(submission))
         raise

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from producer.background_worker import check_worker_extra
-from producer.jobs import check_seeds, job_options
-from producer.models import configured_models, known_models, resolve_model, serving
+from producer.jobs import check_filled, check_seeds, job_options
+from producer.models import configured_models, default_model, known_models, resolve_model, serving
 from producer.options import (
     SubmissionReference,
     check_submission_flags,
@@ -25,7 +25,7 @@ from producer.pictures import check_folder, check_makeable
 from producer.prompts import read_prompts
 from producer.rendering import Rendering, check_resumable, run
 from producer.session import Session, pass_session
-from producer.submitting import Order, submit_order, with_native_size
+from producer.submitting import Order, submit_order
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, ModelReference, parse_model
 from storage.records import Submission, SubmissionState
@@ -56,7 +56,8 @@ Examples:
 )
 @click.option(
     "--model", metavar="NAME=REPO_OR_PATH[@REVISION]",
-    help=f"A known name, or a repo or folder to know by NAME. Default: {BUILTIN_MODEL}.",
+    help="A known name, or a repo or folder to know by NAME. Default: the only configured one, else "
+    f"{BUILTIN_MODEL}.",
 )  # fmt: skip
 @job_flags
 @submission_flags
@@ -71,14 +72,16 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
     it started. What Ctrl-C interrupts, --resume completes.
 
     A FILE is text, one prompt a line; blank lines and lines that start with # are skipped; - is standard
-    input.
+    input. A setting that is not given is the model's recommendation (`promptmill models`), else the general
+    default.
     """
     flags = {name: given.pop(name) for name in WORKER_FLAGS}
     out, resume, model = given.pop("out"), given.pop("resume"), given.pop("model")
     check_worker_flags(parse_model(BUILTIN_MODEL), **flags)
     if resume is None:
-        reference = resolve_model(session.settings, model or BUILTIN_MODEL)
-        submission = _submitted(session, reference, out, **given)
+        reference = resolve_model(session.settings, model or default_model(session.settings))
+        fallback = not model and not session.settings.models
+        submission = _submitted(session, reference, out, fallback=fallback, **given)
     else:
         _refuse_job_flags(ctx)
         submission = session.jobs.find_submission(resume)
@@ -102,6 +105,7 @@ def _submitted(
     model: ModelReference,
     out: Path | None,
     *,
+    fallback: bool,
     files: tuple[str, ...],
     texts: tuple[str, ...],
     name: str | None,
@@ -122,16 +126,20 @@ def _submitted(
     workers = session.jobs.workers()
     if not serving(workers, model.name, lease=session.settings.lease):
         check_worker_extra()
-    known = known_models(session.settings, workers).get(model.name)
+    defaults = known_models(session.settings, workers, model)[model.name].defaults()
+    check_filled(options, defaults, model=model.name)
     order = Order(
         prompts=prompts,
-        options=with_native_size(options, known) if known else options,
+        options=options,
         model=model.name,
+        defaults=defaults,
         name=name,
         priority=priority,
         weight=weight,
         key=key,
     )
+    if fallback:
+        remark(f"No --model is given and none configured; taking {model.name}, which comes with promptmill.")
     submission, _ = submit_order(
         session.jobs, order, committed=lambda submission: remark(f"Submission {submission.id}")
     )

@@ -8,13 +8,13 @@ import click
 
 from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
-from producer.jobs import check_seeds, job_options
+from producer.jobs import check_filled, check_seeds, job_options
 from producer.models import KnownModel, choose_model, known_models
 from producer.options import check_submission_flags, job_flags, prompt_options, submission_flags
 from producer.output import count_of, remark
 from producer.prompts import read_prompts
 from producer.session import Session, pass_session
-from producer.submitting import Order, submit_order, with_native_size
+from producer.submitting import Order, submit_order
 from storage.records import Submission
 
 
@@ -53,16 +53,21 @@ def submit(
     A FILE is text, one prompt a line; blank lines and lines that start with # are skipped; - is standard
     input. Everything is checked before anything is written. The id is printed as soon as the submission
     is safe in the database; no worker and no Redis is needed for that.
+
+    A setting that is not given is the model's recommendation (`promptmill models`), else the general default.
     """
     check_submission_flags(name=name, priority=priority, weight=weight, key=key)
     options = job_options(**flags)
     prompts = read_prompts(files, texts)
     check_seeds(options, prompts.count)
     chosen = known_model(session, model)
+    defaults = chosen.defaults()
+    check_filled(options, defaults, model=chosen.name)
     order = Order(
         prompts=prompts,
-        options=with_native_size(options, chosen),
+        options=options,
         model=chosen.name,
+        defaults=defaults,
         name=name,
         priority=priority,
         weight=weight,

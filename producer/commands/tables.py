@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from producer.models import known_models
-from producer.output import listing
+from producer.output import listing, remark
 from producer.session import Session, pass_session
+from storage.errors import ModelLoadError
 from storage.parameters import DEFAULT_SAMPLER
 from storage.samplers import SAMPLERS
 
@@ -54,21 +55,37 @@ Examples:
         "source": "SOURCE",
         "revision": "REVISION",
         "live_workers": "LIVE WORKERS",
-        "native_size": "NATIVE SIZE",
+        "defaults.sampler": "SAMPLER",
+        "defaults.schedule": "SCHEDULE",
+        "defaults.guidance_scale": "GUIDANCE",
+        "defaults.num_inference_steps": "STEPS",
+        "size": "SIZE",
     },
     empty="There are no models.",
     short={"revision": lambda revision: revision[:12]},
 )
 @pass_session
 def models(session: Session) -> Iterator[dict[str, Any]]:
-    """List the models that can be asked for: the built-in one, configured ones, and what workers load."""
+    """List the models that can be asked for: the built-in one, configured ones, and what workers load.
+
+    Sampler to size are what a job gets that does not say them: the recommendations of the `promptmill.json`
+    beside the model, the general defaults, and the model's own size. For a model from the hub they are known
+    once a worker has loaded it.
+    """
     for model in known_models(session.settings, session.jobs.workers()).values():
-        reference, size = model.reference, model.native_size
+        reference, problem = model.reference, None
+        try:
+            defaults = model.defaults()
+        except ModelLoadError as error:  # the other models are none the worse for it
+            defaults, problem = {}, str(error)
+            remark(f"Model {model.name}: {problem}")
+        width, height = defaults.get("width"), defaults.get("height")
         yield {
             "name": model.name,
             "source": reference.source if reference else None,
             "revision": model.revision or (reference.revision if reference else None),
             "live_workers": model.live_workers,
-            "native_size": f"{size[0]}x{size[1]}" if size else None,
-            "defaults": model.defaults,
+            "size": f"{width}x{height}" if width and height else None,
+            "defaults": defaults,
+            "problem": problem,
         }

@@ -12,7 +12,7 @@ import click
 
 from producer.background_worker import check_worker_extra
 from producer.cli import LazyGroup
-from producer.models import configured_models, is_alive, resolve_model
+from producer.models import default_model, is_alive, resolve_model
 from producer.options import check_worker_flags, worker_flags
 from producer.output import duration, listing, timestamp
 from producer.session import Session, pass_session
@@ -58,7 +58,7 @@ def start(session: Session, /, *, model: str | None, name: str | None, **flags: 
     and ends at once. With nothing configured, the first worker starts a private Redis and the last one
     stops it.
     """
-    reference = resolve_model(session.settings, model or _only_model(session))
+    reference = resolve_model(session.settings, model or default_model(session.settings))
     if name is not None:
         _check_name(name)
     options = check_worker_flags(reference, name=name, **flags)
@@ -78,15 +78,6 @@ def _check_name(name: str) -> None:
             f"--name {name!r} cannot name a worker; use lower case letters, digits, '.', '_' and '-', "
             f"at most 63."
         ) from error
-
-
-def _only_model(session: Session) -> str:
-    configured = [name for name in configured_models(session.settings) if name != BUILTIN_MODEL]
-    if len(configured) > 1:
-        raise BadInputError(
-            f"Several models are configured; choose one with --model: {', '.join(configured)}."
-        )
-    return configured[0] if configured else BUILTIN_MODEL
 
 
 @click.command(

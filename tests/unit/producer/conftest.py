@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from storage.settings import Settings
 from storage.stores import open_image_store, open_job_store
 
 Invoke = Callable[..., Result]
-DEFAULTS = {"width": 64, "height": 64}
+DEFAULTS: dict[str, object] = {"width": 64, "height": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,35 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(f"PROMPTMILL_{name}", raising=False)
     monkeypatch.setenv("PROMPTMILL_HOME", str(folder))
     return folder
+
+
+def write_model(folder: Path, **recommended: object) -> Path:
+    """Make the small files of a model whose pictures have 64x64 pixels, and its recommendations if any."""
+    configs: dict[str, object] = {
+        "model_index.json": {"_class_name": "StableDiffusionPipeline"},
+        "unet/config.json": {"sample_size": 16, "_diffusers_version": "0.36.0"},
+        "vae/config.json": {"block_out_channels": [16, 32, 64]},
+    }
+    if recommended:
+        configs["promptmill.json"] = {"defaults": recommended}
+    for name, content in configs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the model that comes with the project: here one without weights."""
+    folder = write_model(tmp_path / "models" / "demo")
+    monkeypatch.setattr("storage.models.builtin_model_path", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def recommend(tmp_path: Path) -> Callable[..., Path]:
+    """Make a model's folder, `demo` or another one, with recommendations; return it."""
+    return lambda name="demo", **recommended: write_model(tmp_path / "models" / name, **recommended)
 
 
 @pytest.fixture
@@ -63,10 +93,13 @@ def invoke() -> Invoke:
 class StandInWorker:
     """Claims and finishes jobs as a worker does, without a model."""
 
-    def __init__(self, store: JobStore, settings: Settings, *, model: str = "demo") -> None:
+    def __init__(
+        self, store: JobStore, settings: Settings, *, model: str = "demo", **defaults: object
+    ) -> None:
         self.store = store
         self.images = open_image_store(settings)
         self.model = model
+        self.defaults = DEFAULTS | defaults
         self.incarnation = ""
 
     def start(self, state: WorkerState = WorkerState.READY) -> None:
@@ -76,7 +109,7 @@ class StandInWorker:
         self.store.add_worker(
             Worker(
                 incarnation=self.incarnation, name=f"{self.model}@here", host="here", pid=1, device="cpu",
-                device_uuid=None, model=self.model, revision="abc", family="sd1", defaults=DEFAULTS,
+                device_uuid=None, model=self.model, revision="abc", family="sd1", defaults=self.defaults,
                 mode="exact", dtype="float32", lanes=2, concurrency=2, version="1", state=state, beat=0,
                 beat_at=moment, started_at=moment,
             )
@@ -91,7 +124,7 @@ class StandInWorker:
         done = 0
         while ids := self.store.take_for_dispatch(self.model, window=100):
             for job in ids:
-                claim = self.store.claim(job, self.incarnation, defaults=DEFAULTS)
+                claim = self.store.claim(job, self.incarnation, defaults=self.defaults)
                 assert isinstance(claim, Claim)
                 if claim.index in fail:
                     self.store.fail(
@@ -123,3 +156,9 @@ class StandInWorker:
 def stand_in(store: JobStore, settings: Settings) -> StandInWorker:
     """A worker for model demo, not started yet."""
     return StandInWorker(store, settings)
+
+
+@pytest.fixture
+def farmhand(store: JobStore, settings: Settings) -> Callable[..., StandInWorker]:
+    """Make a worker for any model, not started yet, that publishes these defaults."""
+    return lambda model, **defaults: StandInWorker(store, settings, model=model, **defaults)

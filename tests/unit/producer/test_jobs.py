@@ -12,20 +12,20 @@ from storage.errors import BadInputError
 from storage.parameters import MAX_SEED
 
 FLAGS: dict[str, Any] = {
-    "negative": "", "seed": None, "seed_per_prompt": False, "images": 1, "steps": 30, "guidance": 7.5,
-    "sampler": "lms", "schedule": None, "size": None, "width": None, "height": None,
+    "negative": "", "seed": None, "seed_per_prompt": False, "images": 1, "steps": None,
+    "guidance": None, "sampler": None, "schedule": None, "size": None, "width": None, "height": None,
 }  # fmt: skip
 LINES = [Line(file="f", line=1, prompt="an otter"), Line(file="f", line=2, prompt="a fox")]
 
 
 def seeds(**flags: Any) -> list[int]:
     """Return the seeds of two prompts' jobs."""
-    return [job.seed for job in build_jobs(LINES, job_options(**FLAGS | flags))]
+    return [job.seed for job in build_jobs(LINES, job_options(**FLAGS | flags), {})]
 
 
 def test_jobs_are_prompt_major() -> None:
     """All images of a prompt come before the next prompt's."""
-    jobs = build_jobs(LINES, job_options(**FLAGS | {"images": 2}))
+    jobs = build_jobs(LINES, job_options(**FLAGS | {"images": 2}), {})
     assert [job.prompt for job in jobs] == ["an otter", "an otter", "a fox", "a fox"]
 
 
@@ -63,8 +63,20 @@ def test_settings_of_a_line_win_over_flags() -> None:
     line = Line(
         file="f", line=1, prompt="an otter", settings={"num_inference_steps": 5}, extra={"challenge": "x"}
     )
-    (job,) = build_jobs([line], job_options(**FLAGS))
+    (job,) = build_jobs([line], job_options(**FLAGS | {"steps": 7}), {"num_inference_steps": 9})
     assert (job.num_inference_steps, job.extra) == (5, {"challenge": "x"})
+
+
+def test_what_is_not_said_comes_from_the_model_line_by_line() -> None:
+    """A line's own sampler keeps the recommended schedule of another one away from its jobs."""
+    defaults = {"sampler": "lms", "schedule": "karras", "guidance_scale": 4.0}
+    own = Line(file="f", line=3, prompt="an owl", settings={"sampler": "ddim"})
+    jobs = list(build_jobs([*LINES, own], job_options(**FLAGS), defaults))
+    assert [(job.sampler, job.schedule) for job in jobs] == [
+        ("lms", "karras"), ("lms", "karras"), ("ddim", "default"),
+    ]  # fmt: skip
+    assert {job.guidance_scale for job in jobs} == {4.0}
+    assert {job.num_inference_steps for job in jobs} == {None}
 
 
 @pytest.mark.parametrize(

@@ -182,12 +182,62 @@ def test_worker_list_shows_live_workers_only(invoke: Invoke, stand_in: Any) -> N
     assert "stopped" in invoke("worker", "list", "--all").stdout
 
 
-def test_models_tells_source_size_and_workers(invoke: Invoke, stand_in: Any) -> None:
-    """What a worker published is shown."""
-    stand_in.start()
-    (model,) = json.loads(invoke("models", "--json").stdout)["models"]
-    assert (model["name"], model["live_workers"], model["native_size"]) == ("demo", 1, "64x64")
-    assert model["source"].endswith("demo")
+def test_models_tells_what_each_recommends_before_any_worker(
+    invoke: Invoke, recommend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's small files are read; of a hub model nothing is known yet."""
+    mine = recommend("mine", sampler="dpmpp_2m", schedule="karras", guidance_scale=4.5, width=128)
+    monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={mine},sd15=owner/repo@v1")
+    head, *lines = invoke("models").stdout.splitlines()
+    assert head.split()[-5:] == ["SAMPLER", "SCHEDULE", "GUIDANCE", "STEPS", "SIZE"]
+    assert [line.split()[-5:] for line in lines[:2]] == [
+        ["lms", "default", "7.5", "30", "64x64"], ["dpmpp_2m", "karras", "4.5", "30", "128x64"],
+    ]  # fmt: skip
+    assert lines[2].split() == ["sd15", "owner/repo", "v1", "0"]
+    listed = {model["name"]: model for model in json.loads(invoke("models", "--json").stdout)["models"]}
+    assert listed["mine"]["source"] == str(mine)
+    assert listed["mine"]["defaults"] == {
+        "sampler": "dpmpp_2m", "schedule": "karras", "guidance_scale": 4.5, "num_inference_steps": 30,
+        "width": 128, "height": 64,
+    }  # fmt: skip
+    assert (listed["sd15"]["defaults"], listed["sd15"]["size"]) == ({}, None)
+
+
+def test_models_tells_what_a_worker_published(invoke: Invoke, farmhand: Any) -> None:
+    """A model that only workers know is shown with what they said of it."""
+    farmhand("sd15", sampler="euler", width=512, height=768).start()
+    models = json.loads(invoke("models", "--json").stdout)["models"]
+    (model,) = (model for model in models if model["name"] == "sd15")
+    assert (model["source"], model["live_workers"], model["size"]) == (None, 1, "512x768")
+    assert model["defaults"]["sampler"] == "euler"
+
+
+def test_models_folder_that_is_not_here_does_not_hide_what_a_worker_published(
+    invoke: Invoke, farmhand: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared folder that is not mounted on this machine is an empty one."""
+    (tmp_path / "unmounted").mkdir()
+    monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={tmp_path / 'unmounted'}")
+    farmhand("mine", sampler="euler").start()
+    assert json.loads(invoke("models", "--json").stdout)["models"][1]["defaults"]["sampler"] == "euler"
+
+
+def test_models_with_a_broken_recommendation_lists_the_others(
+    invoke: Invoke, demo: Path, recommend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong is one sentence on stderr and in JSON; the list is whole."""
+    (demo / "promptmill.json").write_text('{"defaults": {"cfg": 4}}')
+    monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={recommend('mine', sampler='euler')}")
+    done = invoke("models", "--json")
+    broken, whole = json.loads(done.stdout)["models"]
+    assert done.exit_code == 0
+    assert broken["defaults"] == {}
+    assert done.stderr == f"Model demo: {broken['problem']}\n"
+    assert broken["problem"] == (
+        f"{demo / 'promptmill.json'} cannot be used (there is no default 'cfg'; choose of sampler, schedule, "
+        f"guidance_scale, num_inference_steps, width, height); mend or remove it."
+    )
+    assert (whole["problem"], whole["defaults"]["sampler"]) == (None, "euler")
 
 
 def test_samplers_lists_every_sampler(invoke: Invoke) -> None:

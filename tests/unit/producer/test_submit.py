@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,6 @@ def test_submit_prints_only_the_id_and_says_how_to_start_a_worker(invoke: Invoke
     assert [(job.parameters.prompt, job.parameters.seed) for job in jobs] == [
         ("an otter", 42), ("an otter", 43), ("a fox", 42), ("a fox", 43),
     ]  # fmt: skip
-    assert jobs[0].parameters.width is None
 
 
 def test_standard_input_is_read(invoke: Invoke, store: JobStore) -> None:
@@ -41,13 +41,111 @@ def test_standard_input_is_read(invoke: Invoke, store: JobStore) -> None:
     assert [job.parameters.prompt for job in store.jobs(done.stdout.strip())] == ["an otter", "a fox"]
 
 
-def test_native_size_of_a_worker_is_filled_in(invoke: Invoke, store: JobStore, stand_in: Any) -> None:
-    """Once a worker has published its model's size, submit records it."""
-    stand_in.start()
-    done = invoke("submit", "-p", "an otter")
-    assert "1 worker will render them" in done.stderr
+def settings_of_the_only_job(store: JobStore, done: Result) -> tuple[object, ...]:
+    """Return sampler, schedule, guidance, steps, width and height of a submit's one job."""
+    assert done.exit_code == 0, done.stderr
     (job,) = store.jobs(done.stdout.strip())
-    assert (job.parameters.width, job.parameters.height) == (64, 64)
+    asked = job.parameters
+    return (
+        asked.sampler, asked.schedule, asked.guidance_scale, asked.num_inference_steps, asked.width,
+        asked.height,
+    )  # fmt: skip
+
+
+def test_a_model_without_recommendations_gets_the_general_defaults(invoke: Invoke, store: JobStore) -> None:
+    """Submit records them at the folder's own size, before any worker has loaded it."""
+    done = invoke("submit", "-p", "an otter")
+    assert settings_of_the_only_job(store, done) == ("lms", "default", 7.5, 30, 64, 64)
+
+
+RECOMMENDED = {
+    "sampler": "dpmpp_2m", "schedule": "karras", "guidance_scale": 4, "num_inference_steps": 12, "width": 128,
+    "height": 96,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], ("dpmpp_2m", "karras", 4.0, 12, 128, 96)),
+        (["--steps", "30", "--cfg", "7.5", "--size", "64x64"], ("dpmpp_2m", "karras", 7.5, 30, 64, 64)),
+        (["--schedule", "default"], ("dpmpp_2m", "default", 4.0, 12, 128, 96)),
+        (["--sampler", "DPM++ 2M"], ("dpmpp_2m", "karras", 4.0, 12, 128, 96)),
+        (["--sampler", "euler"], ("euler", "default", 4.0, 12, 128, 96)),
+        (["--sampler", "euler", "--schedule", "beta"], ("euler", "beta", 4.0, 12, 128, 96)),
+        (["--sampler", "Euler Exponential"], ("euler", "exponential", 4.0, 12, 128, 96)),
+        (["--width", "64"], ("dpmpp_2m", "karras", 4.0, 12, 64, 96)),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_a_flag_beats_the_models_recommendation(
+    invoke: Invoke, store: JobStore, recommend: Any, flags: list[str], asked: tuple[object, ...]
+) -> None:
+    """What no flag says is recommended; the recommended schedule goes with the recommended sampler only."""
+    recommend(**RECOMMENDED)
+    assert settings_of_the_only_job(store, invoke("submit", "-p", "an otter", *flags)) == asked
+
+
+def test_show_tells_the_filled_values_before_anything_is_rendered(invoke: Invoke, recommend: Any) -> None:
+    """Nobody has to guess what an unset flag will be."""
+    recommend(**RECOMMENDED)
+    invoke("submit", "-p", "an otter")
+    job = json.loads(invoke("show", "@last:0", "--json").stdout)["job"]
+    assert {name: job[name] for name in RECOMMENDED} == RECOMMENDED
+
+
+def test_settings_of_a_model_that_nobody_has_loaded_are_left_to_the_claim(
+    invoke: Invoke, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hub model only the worker can read what it recommends."""
+    monkeypatch.setenv("PROMPTMILL_MODELS", "sd15=owner/repo")
+    done = invoke("submit", "-p", "an otter", "--model", "sd15", "--sampler", "euler")
+    assert settings_of_the_only_job(store, done) == ("euler", None, None, None, None, None)
+
+
+def test_what_a_worker_published_is_filled_in(invoke: Invoke, store: JobStore, farmhand: Any) -> None:
+    """Of a model whose folder is not here, submit records what its newest worker said."""
+    worker = farmhand("sd15", **RECOMMENDED)
+    worker.start()
+    done = invoke("submit", "-p", "an otter", "--model", "sd15")
+    assert "1 worker will render them" in done.stderr
+    assert settings_of_the_only_job(store, done) == ("dpmpp_2m", "karras", 4, 12, 128, 96)
+
+
+@pytest.mark.parametrize(
+    ("recommended", "flags", "said"),
+    [
+        ({"sampler": "ddim"}, ["--schedule", "karras"], "Sampler ddim has no karras schedule"),
+        ({"sampler": "lcm"}, ["--steps", "60"], "Sampler lcm knows at most 50 steps, not 60"),
+        ({"num_inference_steps": 60}, ["--sampler", "lcm"], "Sampler lcm knows at most 50 steps, not 60"),
+    ],
+)
+def test_flags_that_do_not_go_with_the_recommendations_are_refused(
+    invoke: Invoke, recommend: Any, recommended: dict[str, Any], flags: list[str], said: str
+) -> None:
+    """The sentence says where the other half of the contradiction comes from."""
+    recommend(**recommended)
+    done = invoke("submit", "-p", "an otter", *flags)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "and the other settings that model demo recommends: " in done.stderr
+    assert said in done.stderr
+    assert invoke("list").stdout == ""
+
+
+def test_recommendations_that_cannot_be_used_are_one_sentence(
+    invoke: Invoke, store: JobStore, demo: Path, recommend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is named with what is wrong, exit code 5, nothing written; other models are not concerned."""
+    (demo / "promptmill.json").write_text("{")
+    monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={recommend('mine', sampler='euler')}")
+    done = invoke("submit", "-p", "an otter", "--model", "demo")
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (5, "", 1)
+    assert done.stderr.startswith(
+        f"Error: {demo / 'promptmill.json'} cannot be used (Expecting property name"
+    )
+    assert store.submissions() == []
+    other = invoke("submit", "-p", "an otter", "--model", "mine")
+    assert settings_of_the_only_job(store, other)[0] == "euler"
 
 
 BAD_INPUT: list[tuple[list[str], str]] = [
