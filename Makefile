@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT := out/demo
 
-.PHONY: help demo test lint types format bench docs clean
+.PHONY: help demo test lint types format bench model docs clean
 
 help:  ## list what can be done
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,9 @@ format: $(VENV)/.installed  ## format and sort
 bench: $(VENV)/.installed  ## run a benchmark: make bench NAME=commands
 	@test -n "$(NAME)" || { echo "say which: make bench NAME=..., one of:"; ls benchmarks/*.py | xargs -n1 basename -s .py; exit 2; }
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+model: $(VENV)/.installed  ## train the demo model anew into models/demo: up to 2.5 hours on 2 cores, needs npm
+	$(BIN)/python -m training $(ARGS)
 
 docs: $(VENV)/.installed  ## write docs/cli.md anew from --help
 	$(BIN)/python -m producer.clidoc docs/cli.md

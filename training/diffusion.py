@@ -1,0 +1,158 @@
+"""The text encoder and the UNet, trained together on cached latents and freshly written captions."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from training.data import load, to_triple
+from training.fit import BatchLoss, Recipe, fit
+from training.tokenizer import MAX_LENGTH
+from training.vae import CONFIG as VAE_CONFIG
+from training.vae import to_tensor
+from training.vocabulary import CAPTION_DROP, caption
+
+WIDTH = 128  # of the text encoder
+UNET_CONFIG: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (32, 56, 112),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "norm_num_groups": 8,
+    "attention_head_dim": 4,  # diffusers reads it as the number of heads, as for Stable Diffusion 1.x
+}
+# Stable Diffusion v1-4's own, which every sampler of diffusers takes its numbers from.
+SCHEDULER_CONFIG: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+OFFSET_NOISE = (
+    0.1  # a constant per channel: without it the model cannot move a picture's mean (Guttenberg 2023)
+)
+HIGH_NOISE = 0.3  # share of timesteps from 500 up, where the background is decided
+MIN_SNR_GAMMA = 5.0
+
+
+def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """The text encoder's config; transformers reads a loaded text encoder's dtype from it."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+def encode_latents(folder: Path, vae_weights: Path) -> float:
+    """Write the training pictures' scaled latents to `latents.npy`, (n, 4, 16, 16); return the scaling."""
+    path, note = folder / "latents.npy", folder / "latents.json"
+    if not note.exists():
+        vae: Any = AutoencoderKL(**VAE_CONFIG)
+        vae.load_state_dict(torch.load(vae_weights, weights_only=True))
+        pictures = load(folder, "train").pixels
+        with torch.no_grad():
+            batches = (to_tensor(pictures[start : start + 64]) for start in range(0, len(pictures), 64))
+            latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
+        factor = 1 / float(latents.std())
+        np.save(path, (latents * factor).numpy().astype(np.float16))
+        note.write_text(json.dumps({"scaling_factor": factor}), encoding="utf-8")
+    return float(json.loads(note.read_text(encoding="utf-8"))["scaling_factor"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTask:
+    """Predict the noise in latents, told by their captions.
+
+    Attributes:
+        folder: holds labels and latents.
+        tokenizer: its folder.
+        batch: latents in a step of one process.
+    """
+
+    folder: Path
+    tokenizer: Path
+    batch: int = 48
+
+    def __call__(self) -> tuple[nn.Module, BatchLoss]:
+        """Build both networks and their loss."""
+        tokenizer = CLIPTokenizer.from_pretrained(self.tokenizer)
+        text_encoder = CLIPTextModel(text_config(tokenizer))
+        text_encoder.set_attn_implementation(
+            "eager"
+        )  # with plain attention in the UNet: its backward is faster
+        unet: Any = UNet2DConditionModel(**UNET_CONFIG)
+        unet.set_attn_processor(AttnProcessor())
+        networks = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+        latents = np.load(self.folder / "latents.npy")
+        labels = load(self.folder, "train").labels
+        schedule: Any = DDPMScheduler.from_config(SCHEDULER_CONFIG)
+
+        def batch_loss(networks: nn.Module, rng: np.random.Generator) -> torch.Tensor:
+            chosen = rng.integers(0, len(latents), self.batch)
+            captions = _captions(labels[chosen], random.Random(int(rng.integers(2**62))))
+            ids = tokenizer(
+                captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt"
+            ).input_ids
+            return diffusion_loss(networks, torch.from_numpy(latents[chosen]).float(), ids, schedule, rng)
+
+        return networks, batch_loss
+
+
+def diffusion_loss(
+    networks: Any, latents: torch.Tensor, ids: torch.Tensor, schedule: Any, rng: np.random.Generator
+) -> torch.Tensor:
+    """Min-SNR weighted error of the predicted noise (Hang et al. 2023, equation 8 for epsilon prediction)."""
+    shape = tuple(latents.shape)
+    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    offset = torch.from_numpy(rng.standard_normal((*shape[:2], 1, 1), dtype=np.float32))
+    noise = noise + OFFSET_NOISE * offset
+    high = rng.random(shape[0]) < HIGH_NOISE
+    timesteps = torch.from_numpy(
+        np.where(high, rng.integers(500, 1000, shape[0]), rng.integers(0, 1000, shape[0]))
+    )
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    hidden = networks["text_encoder"](ids).last_hidden_state
+    noise_pred = networks["unet"](noisy, timesteps, hidden).sample
+    alphas = schedule.alphas_cumprod[timesteps]
+    snr = alphas / (1 - alphas)
+    weight = torch.clamp(snr, max=MIN_SNR_GAMMA) / snr
+    return (weight * ((noise_pred - noise) ** 2).mean(dim=(1, 2, 3))).mean()
+
+
+def train_diffusion(folder: Path, tokenizer: Path, *, steps: int, batch: int, seed: int) -> Path:
+    """Train both networks; return the path of their weights in one state dict."""
+    recipe = Recipe(name="diffusion", steps=steps, learning_rate=1e-3, warmup=200, ema=0.998, seed=seed)
+    return fit(DiffusionTask(folder=folder, tokenizer=tokenizer, batch=batch), recipe, folder)
+
+
+def _captions(labels: np.ndarray, rng: random.Random) -> list[str]:
+    return ["" if rng.random() < CAPTION_DROP else caption(to_triple(row), rng) for row in labels]

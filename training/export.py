@@ -1,0 +1,90 @@
+"""Write the trained parts as a diffusers folder: float16 safetensors, and what promptmill reads beside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.art import NOTICE
+from training.diffusion import SCHEDULER_CONFIG, UNET_CONFIG, text_config
+from training.tokenizer import write_tokenizer
+from training.vae import CONFIG as VAE_CONFIG
+from training.vocabulary import caption_words
+
+DEFAULTS: dict[str, Any] = {
+    "sampler": "lms",
+    "schedule": "karras",
+    "guidance_scale": 5.0,
+    "num_inference_steps": 30,
+    "width": 64,
+    "height": 64,
+}
+MAX_BYTES = 12_000_000
+
+
+def export(folder: Path, *, vae: Path, diffusion: Path, scaling_factor: float) -> None:
+    """Write the model into `folder`, which `StableDiffusionPipeline.from_pretrained` then loads.
+
+    Args:
+        folder: is made if missing.
+        vae: state dict of the autoencoder.
+        diffusion: state dict of text encoder and UNet.
+        scaling_factor: of the latents.
+
+    Raises:
+        RuntimeError: when the folder grew past 12 MB.
+    """
+    tokenizer = write_tokenizer(folder / "tokenizer", caption_words())
+    networks = torch.load(diffusion, weights_only=True)
+    text_encoder = CLIPTextModel(text_config(tokenizer))
+    text_encoder.load_state_dict(_part(networks, "text_encoder."))
+    unet: Any = UNet2DConditionModel(**UNET_CONFIG)
+    unet.load_state_dict(_part(networks, "unet."))
+    autoencoder: Any = AutoencoderKL(**VAE_CONFIG, scaling_factor=scaling_factor)
+    autoencoder.load_state_dict(torch.load(vae, weights_only=True))
+    pipeline: Any = StableDiffusionPipeline(
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder=text_encoder.half(),
+        unet=unet.half(),
+        vae=autoencoder.half(),
+        scheduler=PNDMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    merges = (folder / "tokenizer" / "merges.txt", folder / "tokenizer" / "vocab.json")
+    kept = [path.read_bytes() for path in merges]
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for path, content in zip(merges, kept, strict=True):
+        path.write_bytes(content)  # save_pretrained knows tokenizer.json only
+    # transformers 5 loads a text encoder in the dtype that its config names, and a float16 one beside a
+    # float32 UNet crashes.
+    _patch(folder / "text_encoder" / "config.json", dtype="float32")
+    # The keys of v1-4's own file: other classes take clip_sample from it, PNDM itself does not know it.
+    scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": diffusers.__version__}
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(scheduler | SCHEDULER_CONFIG, indent=2) + "\n", encoding="utf-8")
+    (folder / "promptmill.json").write_text(
+        json.dumps({"defaults": DEFAULTS}, indent=2) + "\n", encoding="utf-8"
+    )
+    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        raise RuntimeError(
+            f"{folder} holds {size} bytes, and the model may take {MAX_BYTES}; make it smaller."
+        )
+
+
+def _part(networks: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in networks.items() if name.startswith(prefix)}
+
+
+def _patch(path: Path, **values: Any) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,210 @@
+"""Train one network: seeded, resumable, in two processes of one thread each that average their gradients.
+
+Two single-threaded processes beat one with two threads here: small convolutions do not fill a second thread,
+and on a busy machine spinning OpenMP threads wait for each other. The two are part of the recipe, so the
+result does not depend on how many cores there are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+RANKS = 2
+
+# A network's loss of one batch, which it draws from the generator. Returns a scalar tensor.
+BatchLoss = Callable[[nn.Module, np.random.Generator], torch.Tensor]
+# Builds the network and its loss inside each process.
+Task = Callable[[], tuple[nn.Module, BatchLoss]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How one network is trained.
+
+    Attributes:
+        name: of the checkpoint and the log.
+        steps: optimiser steps; the learning rate warms up, then falls along a cosine to 2 % at the last.
+        learning_rate: the highest.
+        betas, weight_decay: of AdamW.
+        warmup: steps.
+        ema: decay of the moving average of the weights, which is what is kept.
+        seed: of every draw: step s of process r draws from a generator of (seed, s, r).
+        save_seconds: between two checkpoints.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup: int = 100
+    ema: float = 0.998
+    seed: int = 32
+    save_seconds: float = 60.0
+
+
+def fit(task: Task, recipe: Recipe, folder: Path) -> Path:
+    """Train to the end, from the last checkpoint if there is one, and return the weights' path.
+
+    Args:
+        task: a picklable function that returns the network and its loss.
+        recipe: how.
+        folder: gets `NAME.pt` (averaged weights), `NAME.jsonl` (loss and seconds by step) and, meanwhile,
+            `NAME.checkpoint.pt`.
+
+    Returns:
+        The path of `NAME.pt`, a state dict.
+    """
+    path = folder / f"{recipe.name}.pt"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as meeting:
+            spawn(_rank, (task, recipe, folder, f"file://{meeting}/ranks"), nprocs=RANKS)
+    return path
+
+
+def losses(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read a training log: step, loss (mean since the line before), seconds of training so far."""
+    with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to 2 % at the last step."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
+
+
+def _rank(rank: int, task: Task, recipe: Recipe, folder: Path, meeting: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed)  # the same initial weights everywhere
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS)
+    network, batch_loss = task()
+    _Fit(network, batch_loss, recipe, folder, rank).run()
+    dist.destroy_process_group()
+
+
+class _Fit:
+    """One process' share of a training."""
+
+    LOG_STEPS = 20
+
+    def __init__(
+        self, network: nn.Module, batch_loss: BatchLoss, recipe: Recipe, folder: Path, rank: int
+    ) -> None:
+        self.network, self.batch_loss, self.recipe = network, batch_loss, recipe
+        self.folder, self.rank = folder, rank
+        self.parameters: list[torch.Tensor] = [p for p in network.parameters() if p.requires_grad]
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        plain = [p for p in self.parameters if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": recipe.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+        )
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.step, self.seconds = 0, 0.0
+        self.checkpoint = folder / f"{recipe.name}.checkpoint.pt"
+        if self.checkpoint.exists():
+            self._load()
+
+    def run(self) -> None:
+        started, saved = time.monotonic() - self.seconds, time.monotonic()
+        total, parent = torch.zeros(()), os.getppid()
+        while self.step < self.recipe.steps:
+            if (
+                os.getppid() != parent
+            ):  # killed: an orphan would train on, and write into a second run's files
+                raise SystemExit(1)
+            total += self._train_step()
+            self.step += 1
+            self.seconds = time.monotonic() - started
+            if self.rank:
+                continue
+            if self.step % self.LOG_STEPS == 0:
+                self._log(float(total) / self.LOG_STEPS)
+                total.zero_()
+            if time.monotonic() - saved > self.recipe.save_seconds:
+                self._save()
+                saved = time.monotonic()
+        if self.rank == 0:
+            self._finish()
+
+    def _train_step(self) -> torch.Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        rng = np.random.default_rng((self.recipe.seed, self.step, self.rank))
+        loss = self.batch_loss(self.network, rng)
+        loss.backward()
+        _average_gradients(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            # A young average follows the weights more closely, else it would remember the random start.
+            decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        return loss.detach()
+
+    def _log(self, loss: float) -> None:
+        line = {"step": self.step, "loss": round(loss, 5), "seconds": round(self.seconds, 1)}
+        with (self.folder / f"{self.recipe.name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "weights": [p.detach() for p in self.parameters],
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        _write(state, self.checkpoint)
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.step, self.seconds = state["step"], state["seconds"]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, state["weights"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _finish(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+        _write(self.network.state_dict(), self.folder / f"{self.recipe.name}.pt")
+        self.checkpoint.unlink(missing_ok=True)
+
+
+def _average_gradients(parameters: list[torch.Tensor]) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    means = (flat / RANKS).split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _write(state: Any, path: Path) -> None:
+    """Replace a file as a whole: a kill leaves the old one."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
