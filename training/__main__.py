@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from training import data
 from training.card import commit, write_card
 from training.classifier import judge, train_classifier
 from training.diffusion import encode_latents, train_diffusion
+from training.errors import TrainingError
 from training.evaluate import Cell, as_rows, contact_sheet, evaluate, seconds_per_picture, vae_psnr
 from training.export import DEFAULTS, export
 from training.fit import RANKS, losses
@@ -63,7 +65,7 @@ FULL = Plan(
 )
 QUICK = Plan(
     variants=1,
-    limit=600,
+    limit=200,
     crop_steps=60,
     whole_steps=40,
     diffusion_steps=60,
@@ -73,17 +75,35 @@ QUICK = Plan(
     prompts=2,
     steps=3,
 )
+# The trainings in each stage, as their logs are called.
+TRAININGS = {"vae": ("vae_crops", "vae"), "diffusion": ("diffusion",), "judge": ("classifier",)}
 
 
 class Maker:
     """The stages in their order; each writes into the work folder and is skipped when its files are there."""
 
     def __init__(self, work: Path, model: Path, plan: Plan, seed: int) -> None:
+        """Take up the run whose notes are in `work`, if there is one.
+
+        Raises:
+            TrainingError: when that run had another plan or seed: its files are not ours.
+        """
         self.work, self.model, self.plan, self.seed = work, model, plan, seed
         self.notes = work / "notes.json"
-        self.figures: dict[str, Any] = {"seed": seed, "commits": {}, "seconds": {}}
+        self.figures: dict[str, Any] = {
+            "seed": seed,
+            "plan": asdict(plan),
+            "commits": {},
+            "seconds": {},
+            "done": [],
+        }
         if self.notes.exists():
-            self.figures = json.loads(self.notes.read_text(encoding="utf-8"))
+            noted = json.loads(self.notes.read_text(encoding="utf-8"))
+            if (noted["seed"], noted["plan"]) != (seed, asdict(plan)):
+                raise TrainingError(
+                    f"{work} holds another plan's or seed's run; remove it, or name another --work."
+                )
+            self.figures = noted
 
     def make(self) -> None:
         """Run all stages."""
@@ -109,18 +129,30 @@ class Maker:
         self._finish()
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
-        """Run one stage, say so, and note its commit and how long it took over all runs."""
+        """Run one stage or, where it is done, only find its files; note its commits and its time."""
         print(f"{name} ...", flush=True)
+        seconds, done = self.figures["seconds"], self.figures["done"]
+        if name not in done:
+            # Before it begins: one that is killed and taken up later has two commits, and the card says so.
+            commits = self.figures["commits"].setdefault(name, [])
+            commits += [here] if (here := commit()) not in commits else []
+            self._save()
         started = time.monotonic()
         result = work()
-        taken = time.monotonic() - started
-        seconds = self.figures["seconds"]
-        if taken > 1 or name not in seconds:
-            seconds[name] = seconds.get(name, 0.0) + taken
-            self.figures["commits"][name] = commit()
+        if name not in done:
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
+            for training in TRAININGS.get(name, ()):
+                seconds[training] = losses(self.work, training)[-1]["seconds"]  # over all runs
+            done.append(name)
             self._save()
-        print(f"{name}: {seconds[name] / 60:.1f} min", flush=True)
+        print(f"{name}: {self._minutes(name):.1f} min", flush=True)
         return result
+
+    def _minutes(self, name: str) -> float:
+        """How long a stage took, the part before a kill included where it trained."""
+        seconds = self.figures["seconds"]
+        trained = sum(seconds[training] for training in TRAININGS.get(name, ()))
+        return max(seconds[name], trained) / 60
 
     def _evaluate(self, classifier: Path) -> None:
         steps = self.plan.steps
@@ -144,8 +176,8 @@ class Maker:
         self.figures |= {
             "defaults": DEFAULTS,
             "pictures": len(data.load(self.work, "train").labels),
-            "stages": [self._training(name) for name in ("vae_crops", "vae", "diffusion", "classifier")],
-            "minutes": sum(self.figures["seconds"].values()) / 60,
+            "stages": [self._training(name) for names in TRAININGS.values() for name in names],
+            "minutes": sum(self._minutes(name) for name in self.figures["done"]),
             "parameters": self._parameters(),
             "bytes": sum(path.stat().st_size for path in self.model.rglob("*") if path.is_file()),
         }
@@ -158,7 +190,9 @@ class Maker:
     def _training(self, name: str) -> dict[str, Any]:
         first, *_, last = losses(self.work, name)
         if not last["loss"] < first["loss"]:
-            raise RuntimeError(f"{name} did not learn: its loss went from {first['loss']} to {last['loss']}.")
+            raise TrainingError(
+                f"{name} did not learn: its loss went from {first['loss']} to {last['loss']}."
+            )
         return {
             "name": name,
             "steps": last["step"],
@@ -189,8 +223,11 @@ def main() -> None:
         "--quick", action="store_true", help=f"a few minutes with {RANKS} cores: a test, no model"
     )
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    Maker(options.work, options.model, QUICK if options.quick else FULL, options.seed).make()
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+        Maker(options.work, options.model, QUICK if options.quick else FULL, options.seed).make()
+    except (TrainingError, OSError) as error:
+        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

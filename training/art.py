@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from training.errors import TrainingError
 from training.vocabulary import EMOJI_NAMES, NOUNS
 
 PACKAGE = "emoji-datasource-google"
@@ -29,24 +30,24 @@ def fetch_art(folder: Path) -> Path:
     """Download the package into `folder` unless it is there, check it, and return the tarball's path.
 
     Raises:
-        RuntimeError: when npm is missing or fails, or the package is not the one that was trained on.
+        TrainingError: when npm is missing or fails, or the package is not the one that was trained on.
     """
     path = folder / f"{PACKAGE}-{VERSION}.tgz"
     if not path.exists():
         npm = shutil.which("npm")
         if npm is None:
-            raise RuntimeError(f"The art is an npm package; install npm, or put {path.name} into {folder}.")
+            raise TrainingError(f"The art is an npm package; install npm, or put {path.name} into {folder}.")
         folder.mkdir(parents=True, exist_ok=True)
         command = [npm, "pack", "--silent", f"{PACKAGE}@{VERSION}"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
-            raise RuntimeError(
+            raise TrainingError(
                 f"npm cannot fetch {PACKAGE} {VERSION}: {done.stderr.strip() or done.stdout.strip()}"
             )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != SHA256:
-        raise RuntimeError(f"{path} is not the package that was trained on (sha256 {digest}); remove it.")
+        raise TrainingError(f"{path} is not the package that was trained on (sha256 {digest}); remove it.")
     return path
 
 
@@ -61,7 +62,7 @@ def read_art(tarball: Path) -> dict[str, np.ndarray]:
 def _open(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     file = archive.extractfile(name)
     if file is None:
-        raise RuntimeError(f"The package has no file {name}.")
+        raise TrainingError(f"The package has no file {name}.")
     return file
 
 

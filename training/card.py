@@ -153,8 +153,9 @@ def _stage(stage: dict[str, Any]) -> str:
     return f"| {stage['name']} | {stage['steps']} | {losses} | {stage['minutes']:.1f} |"
 
 
-def _commits(commits: dict[str, str]) -> str:
-    """Name the commit, or each stage's own where a run went on under another."""
-    if len(set(commits.values())) == 1:
-        return f"commit {next(iter(commits.values()))}"
-    return "commits " + ", ".join(f"{stage} {value}" for stage, value in commits.items())
+def _commits(commits: dict[str, list[str]]) -> str:
+    """Name the commit, or each stage's own where the run went on under another."""
+    every = {here for stage in commits.values() for here in stage}
+    if len(every) == 1:
+        return f"commit {every.pop()}"
+    return "commits " + ", ".join(f"{stage} {' and '.join(here)}" for stage, here in commits.items())

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.art import NOTICE
 from training.diffusion import SCHEDULER_CONFIG, UNET_CONFIG, text_config
+from training.errors import TrainingError
 from training.tokenizer import write_tokenizer
 from training.vae import CONFIG as VAE_CONFIG
 from training.vocabulary import caption_words
@@ -38,7 +39,7 @@ def export(folder: Path, *, vae: Path, diffusion: Path, scaling_factor: float) -
         scaling_factor: of the latents.
 
     Raises:
-        RuntimeError: when the folder grew past 12 MB.
+        TrainingError: when the folder grew past 12 MB.
     """
     tokenizer = write_tokenizer(folder / "tokenizer", caption_words())
     networks = torch.load(diffusion, weights_only=True)
@@ -76,7 +77,7 @@ def export(folder: Path, *, vae: Path, diffusion: Path, scaling_factor: float) -
     (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MAX_BYTES:
-        raise RuntimeError(
+        raise TrainingError(
             f"{folder} holds {size} bytes, and the model may take {MAX_BYTES}; make it smaller."
         )
 

@@ -11,6 +11,7 @@ import pytest
 
 from storage.model_defaults import read_defaults
 from training.art import fetch_art
+from training.errors import TrainingError
 from training.evaluate import load_pipeline
 from training.export import DEFAULTS, MAX_BYTES
 
@@ -24,7 +25,7 @@ def work(tmp_path: Path) -> Path:
         pytest.skip("the art is an npm package, and npm is not installed")
     try:
         fetch_art(tmp_path / "art")
-    except RuntimeError as error:
+    except TrainingError as error:
         pytest.skip(f"the npm registry cannot be reached: {error}")
     return tmp_path
 
