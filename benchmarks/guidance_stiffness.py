@@ -35,7 +35,7 @@ class Guided:
     """The guided noise prediction of a pipeline, as a function of latents of unscaled variance."""
 
     def __init__(self, model: Path, prompts: tuple[str, ...], spacing: dict[str, bool]) -> None:
-        self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+        self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model)
         count = len(prompts)
         embeds = self.pipeline.encode_prompt(list(prompts), "cpu", 1, True, [""] * count)  # noqa: FBT003
         self.prompt_embeds = torch.cat([embeds[1], embeds[0]])

@@ -51,7 +51,7 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 OFFSET_NOISE = (
     0.1  # a constant per channel: without it the model cannot move a picture's mean (Guttenberg 2023)
 )
-HIGH_NOISE = 0.3  # share of timesteps from 500 up, where the background is decided
+HIGH_NOISE = 0.1  # share of timesteps from 500 up, where the background is decided; 0.3 cost detail
 MIN_SNR_GAMMA = 5.0
 
 

@@ -20,7 +20,7 @@ from storage.settings import Settings
 from storage.stores import open_job_store
 
 PROMPTMILL = str(Path(sys.executable).parent / "promptmill")
-PATIENCE = 180.0  # seconds: only how long a broken test may hang, never an assertion
+PATIENCE = 600.0  # seconds: only how long a broken test may hang, never an assertion; machines can be slow
 
 
 def wait_until(condition: Callable[[], Any], *, what: str) -> Any:
