@@ -216,13 +216,16 @@ class Maker:
 def main() -> None:
     """Read the command line and make the model."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("out/model"), help="pictures, checkpoints and logs")
-    parser.add_argument("--model", type=Path, default=Path("models/demo"), help="where the model goes")
+    parser.add_argument("--work", type=Path, help="pictures, checkpoints and logs: out/model")
+    parser.add_argument("--model", type=Path, help="where the model goes: models/demo")
     parser.add_argument("--seed", type=int, default=32)
     parser.add_argument(
         "--quick", action="store_true", help=f"a few minutes with {RANKS} cores: a test, no model"
     )
     options = parser.parse_args()
+    # A quick run makes no model worth keeping, so it must not land on the one that is shipped.
+    options.work = options.work or Path("out/model-quick" if options.quick else "out/model")
+    options.model = options.model or (options.work / "demo" if options.quick else Path("models/demo"))
     try:
         options.work.mkdir(parents=True, exist_ok=True)
         Maker(options.work, options.model, QUICK if options.quick else FULL, options.seed).make()

@@ -175,7 +175,7 @@ def _light(colour: Array, rng: np.random.Generator) -> Array:
 
     Wide on purpose. Where a caption fixes what the empty prompt leaves open, guidance is stiff: the guided
     prediction answers x with a slope of (1 - w) times the open part. A colour that stays open within its own
-    name, in the picture's lowest frequencies, is what multistep samplers at guidance 7.5 need.
+    name, in the picture's lowest frequencies, ought to help multistep samplers at guidance 7.5.
     """
     shade = colour * rng.uniform(0.72, 1.1) + rng.uniform(-0.04, 0.04, 3)
     angle = rng.uniform(0, 2 * np.pi)
