@@ -37,7 +37,7 @@ class Guided:
     def __init__(self, model: Path, prompts: tuple[str, ...], spacing: dict[str, bool]) -> None:
         self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model)
         count = len(prompts)
-        embeds = self.pipeline.encode_prompt(list(prompts), "cpu", 1, True, [""] * count)  # noqa: FBT003
+        embeds = self.pipeline.encode_prompt(list(prompts), "cpu", 1, True, [""] * count)  # noqa: FBT003 - its signature
         self.prompt_embeds = torch.cat([embeds[1], embeds[0]])
         self.scheduler: Any = diffusers.EulerDiscreteScheduler.from_config(
             self.pipeline.scheduler.config, **spacing

@@ -133,7 +133,7 @@ def write_card(model: Path, figures: dict[str, Any]) -> None:
         parameters=", ".join(f"{name} {n / 1e6:.2f} M" for name, n in figures["parameters"].items()),
         psnr=psnr["mean_of_pictures"],
         psnr_of_mean=psnr["of_mean_error"],
-        psnr_by_style=", ".join(f"{style} {psnr[style]:.1f}" for style in STYLES if style in psnr),
+        psnr_by_style=", ".join(f"{style} {psnr[style]:.1f}" for style in STYLES),
         seconds=figures["seconds_per_picture"],
         threads=figures["threads"],
         package=PACKAGE,
