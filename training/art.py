@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -38,12 +39,14 @@ def fetch_art(folder: Path) -> Path:
         if npm is None:
             raise TrainingError(f"The art is an npm package; install npm, or put {path.name} into {folder}.")
         folder.mkdir(parents=True, exist_ok=True)
-        command = [npm, "pack", "--silent", f"{PACKAGE}@{VERSION}"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            raise TrainingError(
-                f"npm cannot fetch {PACKAGE} {VERSION}: {done.stderr.strip() or done.stdout.strip()}"
+        with tempfile.TemporaryDirectory(dir=folder) as partial:
+            command = [npm, "pack", "--loglevel=error", f"{PACKAGE}@{VERSION}"]
+            done = subprocess.run(  # noqa: S603 - a fixed command
+                command, cwd=partial, capture_output=True, text=True, check=False
             )
+            if done.returncode:
+                raise TrainingError(f"npm cannot fetch {PACKAGE} {VERSION}: {done.stderr.strip()}")
+            (Path(partial) / path.name).rename(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != SHA256:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from training.art import fetch_art, read_art
+from training.fit import cores
 from training.styles import render
 from training.vocabulary import BACKGROUNDS, NOUNS, STYLES, Triple, all_triples, held_out, training_triples
 
 _NOUN_INDEX = {noun: i for i, noun in enumerate(NOUNS)}
 _STYLE_INDEX = {style: i for i, style in enumerate(STYLES)}
-_HELD_OUT_COUNT = 1000
 _BACKGROUND_INDEX = {background: i for i, background in enumerate(BACKGROUNDS)}
 
 
@@ -51,7 +50,7 @@ def to_triple(labels: np.ndarray) -> Triple:
 
 
 def build(folder: Path, *, variants: int, seed: int, limit: int | None = None) -> None:
-    """Write `train`, `held_out` and `judge` pictures into `folder` unless they are there.
+    """Write `train`, `held_out` and `judge` pictures into `folder`.
 
     `held_out` has pictures of combinations that training never sees, to measure VAE and judge on; `judge` has
     every combination, drawn with a seed of its own, for the judge to learn from.
@@ -67,25 +66,20 @@ def build(folder: Path, *, variants: int, seed: int, limit: int | None = None) -
     unseen = sorted(held_out_triples) + [
         Triple(noun, style, background) for noun, style in sorted(pairs) for background in BACKGROUNDS
     ]
-    unseen = [unseen[i] for i in rng.permutation(len(unseen))[:_HELD_OUT_COUNT]]
+    unseen = [unseen[i] for i in rng.permutation(len(unseen))]
     sets = {
         "train": (training_triples(), variants),
         "held_out": (unseen, 1),
         "judge": (list(all_triples()), max(1, variants // 3)),
     }
-    plan = {"variants": variants, "seed": seed, "limit": limit}
-    done = folder / "data.json"
-    if done.exists() and json.loads(done.read_text(encoding="utf-8")) == plan:
-        return
     art = read_art(fetch_art(folder / "art"))
     for i, (name, (triples, times)) in enumerate(sets.items()):
         kept = [triples[k] for k in rng.permutation(len(triples))[:limit]] if limit else triples
         _draw(folder / name, kept * times, art, seed + i)
-    done.write_text(json.dumps(plan), encoding="utf-8")
 
 
 def load(folder: Path, name: str) -> Pictures:
-    """Open `train` or `held_out`."""
+    """Open `train`, `held_out` or `judge`."""
     return Pictures(
         pixels=np.load(folder / f"{name}.npy", mmap_mode="r"), labels=np.load(folder / f"{name}_labels.npy")
     )
@@ -96,7 +90,7 @@ def _draw(path: Path, triples: list[Triple], art: dict[str, np.ndarray], seed: i
         path.with_suffix(".npy"), mode="w+", dtype=np.uint8, shape=(len(triples), 64, 64, 3)
     )
     work = ((art[t.noun], t.style, BACKGROUNDS[t.background], (seed, i)) for i, t in enumerate(triples))
-    with multiprocessing.Pool() as pool:
+    with multiprocessing.Pool(cores()) as pool:
         for i, picture in enumerate(pool.imap(_render, work, chunksize=64)):
             pixels[i] = picture
     pixels.flush()

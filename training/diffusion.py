@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
+from torch.multiprocessing import get_context
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.data import load, to_triple
-from training.fit import BatchLoss, Recipe, fit
+from training.fit import BatchLoss, Recipe, cores, fit
 from training.tokenizer import MAX_LENGTH
 from training.vae import CONFIG as VAE_CONFIG
 from training.vae import to_tensor
@@ -53,6 +53,7 @@ OFFSET_NOISE = (
 )
 HIGH_NOISE = 0.1  # share of timesteps from 500 up, where the background is decided; 0.3 cost detail
 MIN_SNR_GAMMA = 5.0
+_ENCODED = 2048  # pictures in one piece of a process' work
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -74,18 +75,26 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 
 def encode_latents(folder: Path, vae_weights: Path) -> float:
     """Write the training pictures' scaled latents to `latents.npy`, (n, 4, 16, 16); return the scaling."""
-    path, note = folder / "latents.npy", folder / "latents.json"
-    if not note.exists():
-        vae: Any = AutoencoderKL(**VAE_CONFIG)
-        vae.load_state_dict(torch.load(vae_weights, weights_only=True))
-        pictures = load(folder, "train").pixels
-        with torch.no_grad():
-            batches = (to_tensor(pictures[start : start + 64]) for start in range(0, len(pictures), 64))
-            latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
-        factor = 1 / float(latents.std())
-        np.save(path, (latents * factor).numpy().astype(np.float16))
-        note.write_text(json.dumps({"scaling_factor": factor}), encoding="utf-8")
-    return float(json.loads(note.read_text(encoding="utf-8"))["scaling_factor"])
+    count = len(load(folder, "train").pixels)
+    work = [(folder, vae_weights, start) for start in range(0, count, _ENCODED)]
+    with get_context("spawn").Pool(cores()) as pool:
+        latents = np.concatenate(pool.starmap(_encode, work, chunksize=1))
+        pool.close()
+        pool.join()
+    factor = 1 / float(latents.std())
+    np.save(folder / "latents.npy", (latents * factor).astype(np.float16))
+    return factor
+
+
+def _encode(folder: Path, vae_weights: Path, start: int) -> np.ndarray:
+    """Latents of some pictures, in one thread: the number of cores must not show in them."""
+    torch.set_num_threads(1)
+    vae: Any = AutoencoderKL(**VAE_CONFIG)
+    vae.load_state_dict(torch.load(vae_weights, weights_only=True))
+    pictures = load(folder, "train").pixels[start : start + _ENCODED]
+    with torch.no_grad():
+        batches = (to_tensor(pictures[i : i + 64]) for i in range(0, len(pictures), 64))
+        return torch.cat([vae.encode(batch).latent_dist.mean for batch in batches]).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +109,7 @@ class DiffusionTask:
 
     folder: Path
     tokenizer: Path
-    batch: int = 48
+    batch: int
 
     def __call__(self) -> tuple[nn.Module, BatchLoss]:
         """Build both networks and their loss."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,8 @@ from PIL import Image
 from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
 from training.classifier import judge
 from training.data import load, to_labels
+from training.export import DEFAULTS
+from training.fit import cores
 from training.vae import to_tensor
 from training.vocabulary import BACKGROUNDS, NOUNS, STYLES, Triple, held_out, prompt
 
@@ -53,7 +54,7 @@ def cells() -> list[Cell]:
     wanted = [("triples", *sampler, guidance) for sampler in (EULER, DPMPP, LMS) for guidance in (4.0, 7.5)]
     wanted += [("pairs", *sampler, guidance) for sampler in (EULER, DPMPP, LMS) for guidance in (4.0, 7.5)]
     wanted += [("triples", "lms", "default", guidance) for guidance in (4.0, 7.5)]
-    wanted += [("triples", *EULER, 1.0)]
+    wanted += [("triples", *LMS, DEFAULTS["guidance_scale"]), ("triples", *EULER, 1.0)]
     return [Cell(asked=a, sampler=s, schedule=c, guidance=g) for a, s, c, g in wanted]
 
 
@@ -68,8 +69,11 @@ def evaluate(model: Path, judge_weights: Path, *, prompts: int, steps: int) -> l
     """
     table = cells()
     work = [(model, judge_weights, cell, prompts, steps) for cell in table]
-    with torch.multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        return list(zip(table, pool.starmap(score, work, chunksize=1), strict=True))
+    with torch.multiprocessing.get_context("spawn").Pool(cores()) as pool:
+        scores = pool.starmap(score, work, chunksize=1)
+        pool.close()
+        pool.join()
+    return list(zip(table, scores, strict=True))
 
 
 def score(model: Path, judge_weights: Path, cell: Cell, prompts: int, steps: int) -> Score:
@@ -155,7 +159,7 @@ def seconds_per_picture(model: Path, *, steps: int, calls: int = 5) -> float:
     """Time four guided pictures a call, float32, with torch's own number of threads: the best call."""
     pipeline = load_pipeline(model)
     triples = [Triple(noun, "watercolor", "blue") for noun in list(NOUNS)[:4]]
-    cell = Cell(asked="", sampler="lms", schedule="karras", guidance=5.0)
+    cell = Cell(asked="", sampler="lms", schedule="karras", guidance=DEFAULTS["guidance_scale"])
     taken = []
     for _ in range(calls + 1):
         started = time.perf_counter()

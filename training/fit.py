@@ -98,6 +98,11 @@ def losses(folder: Path, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.endswith("\n")]  # a kill may tear the last
 
 
+def cores() -> int:
+    """How many cores this process may use; `os.cpu_count` counts the others too."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then a cosine down to 2 % at the last step."""
     if step < recipe.warmup:

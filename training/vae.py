@@ -41,7 +41,7 @@ class VaeTask:
     """
 
     folder: Path
-    batch: int = 48
+    batch: int
     crops: bool = True
     start: Path | None = None
 

@@ -1,0 +1,332 @@
+"""The stages of making the model, in their order: each is done once, and what follows from it after it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import data
+from training.card import write_card
+from training.classifier import judge, train_classifier
+from training.diffusion import encode_latents, train_diffusion
+from training.errors import TrainingError
+from training.evaluate import Cell, as_rows, contact_sheet, evaluate, seconds_per_picture, vae_psnr
+from training.export import DEFAULTS, MAX_BYTES, export
+from training.fit import losses
+from training.promises import promises
+from training.provenance import commit, source_digest
+from training.tokenizer import write_tokenizer
+from training.vae import train_vae
+from training.vocabulary import caption_words
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How much of everything.
+
+    Attributes:
+        variants: pictures of each training triple.
+        limit: triples to draw, None for all.
+        crop_steps, whole_steps, diffusion_steps, judge_steps: optimiser steps of each stage.
+        crops, latents: in a step of one process.
+        prompts: for each line of the table.
+        steps: of the sampler, in the evaluation.
+    """
+
+    variants: int
+    limit: int | None
+    crop_steps: int
+    whole_steps: int
+    diffusion_steps: int
+    judge_steps: int
+    crops: int
+    latents: int
+    prompts: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One step of the way.
+
+    Attributes:
+        name: in the notes.
+        run: does it, and returns figures to note.
+        outputs: what it leaves in the work folder.
+        trainings: the names of the networks that it trains, as their logs are called.
+    """
+
+    name: str
+    run: Callable[[], dict[str, Any]]
+    outputs: tuple[str, ...]
+    trainings: tuple[str, ...] = ()
+
+
+class Maker:
+    """Makes a model in a work folder, and puts it in its place when it is whole."""
+
+    def __init__(self, work: Path, model: Path, plan: Plan, seed: int) -> None:
+        """Take up the run whose notes are in `work`, if there is one.
+
+        Raises:
+            TrainingError: when that run had another plan or seed: its files are not ours.
+        """
+        self.work, self.model, self.plan, self.seed = work, model, plan, seed
+        self.exported = work / "export"
+        self.notes = work / "notes.json"
+        # Noted once, ahead of the first stage: the run itself must not make the checkout look changed.
+        self.commit, self.source = commit(), source_digest()
+        self.figures: dict[str, Any] = {
+            "seed": seed,
+            "plan": asdict(plan),
+            "commits": {},
+            "seconds": {},
+            "done": [],
+        }
+        if self.notes.exists():
+            self.figures = self._read_notes()
+
+    def make(self) -> None:
+        """Run every stage that is not done, write the card, and put the model in its place.
+
+        Raises:
+            TrainingError: when another process makes a model in the same work folder, the code changes while
+                it runs, or a stage says that it failed.
+        """
+        with _alone(self.work):
+            stages = self._stages()
+            for i, stage in enumerate(stages):
+                if stage.name in self.figures["done"] and all(
+                    (self.work / output).exists() for output in stage.outputs
+                ):
+                    print(f"{stage.name}: done before", flush=True)
+                    continue
+                self._forget(stages[i + 1 :])
+                self._run(stage)
+            self._finish()
+
+    def _stages(self) -> list[Stage]:
+        plan, work, seed = self.plan, self.work, self.seed
+        pictures = tuple(
+            f"{name}{end}" for name in ("train", "held_out", "judge") for end in (".npy", "_labels.npy")
+        )
+        return [
+            Stage(name="draw", run=self._draw, outputs=pictures),
+            Stage(name="vae", run=self._train_vae, outputs=("vae.pt",), trainings=("vae_crops", "vae")),
+            Stage(
+                name="encode",
+                run=lambda: {"scaling_factor": encode_latents(work, work / "vae.pt")},
+                outputs=("latents.npy",),
+            ),
+            Stage(
+                name="diffusion",
+                run=self._train_diffusion,
+                outputs=("diffusion.pt", "tokenizer"),
+                trainings=("diffusion",),
+            ),
+            Stage(
+                name="judge",
+                run=lambda: _nothing(train_classifier(work, steps=plan.judge_steps, seed=seed)),
+                outputs=("classifier.pt",),
+                trainings=("classifier",),
+            ),
+            Stage(name="export", run=self._export, outputs=("export",)),
+            Stage(name="evaluate", run=self._evaluate, outputs=()),
+        ]
+
+    def _run(self, stage: Stage) -> None:
+        if source_digest() != self.source:
+            raise TrainingError("The code in training/ has changed since the start; start again to go on.")
+        print(f"{stage.name} ...", flush=True)
+        seconds, done = self.figures["seconds"], self.figures["done"]
+        # Before it begins: one that is killed and taken up later has two commits, and the card says so.
+        commits = self.figures["commits"].setdefault(stage.name, [])
+        commits += [self.commit] if self.commit not in commits else []
+        self._save()
+        started = time.monotonic()
+        self.figures |= stage.run()
+        seconds[stage.name] = time.monotonic() - started
+        for training in stage.trainings:
+            self._check(training)
+            seconds[training] = losses(self.work, training)[-1]["seconds"]  # over all runs
+        done += [stage.name] if stage.name not in done else []
+        self._save()
+        print(f"{stage.name}: {self._minutes(stage):.1f} min", flush=True)
+
+    def _forget(self, stages: list[Stage]) -> None:
+        """Remove what was made from something that is now made anew."""
+        for stage in stages:
+            paths = [self.work / output for output in stage.outputs]
+            paths += [path for training in stage.trainings for path in self.work.glob(f"{training}.*")]
+            for path in paths:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            for noted in ("commits", "seconds"):
+                self.figures[noted].pop(stage.name, None)
+            self.figures["done"] = [name for name in self.figures["done"] if name != stage.name]
+
+    def _draw(self) -> dict[str, Any]:
+        data.build(self.work, variants=self.plan.variants, seed=self.seed, limit=self.plan.limit)
+        return {}
+
+    def _train_vae(self) -> dict[str, Any]:
+        plan = self.plan
+        train_vae(
+            self.work,
+            crop_steps=plan.crop_steps,
+            whole_steps=plan.whole_steps,
+            batch=plan.crops,
+            seed=self.seed,
+        )
+        return {}
+
+    def _train_diffusion(self) -> dict[str, Any]:
+        tokenizer = self.work / "tokenizer"
+        write_tokenizer(tokenizer, caption_words())
+        train_diffusion(
+            self.work,
+            tokenizer,
+            steps=self.plan.diffusion_steps,
+            batch=self.plan.latents,
+            seed=self.seed,
+        )
+        return {}
+
+    def _export(self) -> dict[str, Any]:
+        shutil.rmtree(self.exported, ignore_errors=True)
+        export(
+            self.exported,
+            vae=self.work / "vae.pt",
+            diffusion=self.work / "diffusion.pt",
+            scaling_factor=self.figures["scaling_factor"],
+        )
+        return {"parameters": self._parameters()}
+
+    def _evaluate(self) -> dict[str, Any]:
+        steps, classifier = self.plan.steps, self.work / "classifier.pt"
+        pictures = data.load(self.work, "held_out")
+        right = judge(classifier, pictures.pixels, pictures.labels)
+        for sampler, schedule in (("lms", "karras"), ("euler", "default")):
+            cell = Cell(
+                asked="sheet", sampler=sampler, schedule=schedule, guidance=DEFAULTS["guidance_scale"]
+            )
+            contact_sheet(self.exported, self.exported / f"contact-sheet-{sampler}.png", cell, steps=steps)
+        return {
+            "judge": {"all": float(right.all(axis=1).mean()), "pictures": len(right)},
+            "psnr": vae_psnr(self.exported, self.work),
+            "threads": torch.get_num_threads(),
+            "seconds_per_picture": seconds_per_picture(self.exported, steps=steps),
+            "table": as_rows(evaluate(self.exported, classifier, prompts=self.plan.prompts, steps=steps)),
+        }
+
+    def _finish(self) -> None:
+        """Write the card, put the model in its place, and print the card's tables."""
+        stages = self._stages()
+        self.figures |= {
+            "defaults": DEFAULTS,
+            "pictures": len(data.load(self.work, "train").labels),
+            "stages": [self._check(name) for stage in stages for name in stage.trainings],
+            "minutes": sum(self._minutes(stage) for stage in stages),
+            "bytes": 0,
+        }
+        for _ in range(2):  # the card is a part of what it weighs
+            write_card(self.exported, self.figures)
+            files = [path for path in self.exported.rglob("*") if path.is_file()]
+            self.figures["bytes"] = sum(path.stat().st_size for path in files)
+        if self.figures["bytes"] > MAX_BYTES:
+            raise TrainingError(
+                f"{self.exported} holds {self.figures['bytes']} bytes, and the model may take {MAX_BYTES}; "
+                "make it smaller."
+            )
+        self._save()
+        _replace(self.model, self.exported)
+        card = (self.model / "README.md").read_text(encoding="utf-8")
+        print("\n".join(line for line in card.splitlines() if line.startswith("|")))
+        for promise in promises(self.figures):
+            if not promise.kept:
+                print(f"Not reached: {promise.what}: {promise.measured}, wanted {promise.wanted}.")
+        print(f"{self.model} is made; its card is {self.model / 'README.md'}")
+
+    def _check(self, training: str) -> dict[str, Any]:
+        """Summarise a training for the card; raise TrainingError when its loss did not fall."""
+        first, *_, last = losses(self.work, training)
+        if not last["loss"] < first["loss"]:
+            raise TrainingError(
+                f"{training} did not learn: its loss went from {first['loss']} to {last['loss']}."
+            )
+        return {
+            "name": training,
+            "steps": last["step"],
+            "first_loss": first["loss"],
+            "last_loss": last["loss"],
+            "minutes": last["seconds"] / 60,
+        }
+
+    def _minutes(self, stage: Stage) -> float:
+        """How long a stage took, the part before a kill included where it trained."""
+        seconds = self.figures["seconds"]
+        trained = sum(seconds[training] for training in stage.trainings)
+        return float(max(seconds[stage.name], trained)) / 60
+
+    def _parameters(self) -> dict[str, int]:
+        weights = torch.load(self.work / "diffusion.pt", weights_only=True)
+        vae = torch.load(self.work / "vae.pt", weights_only=True)
+        counts = {"UNet": 0, "text encoder": 0, "VAE": sum(value.numel() for value in vae.values())}
+        for name, value in weights.items():
+            counts["UNet" if name.startswith("unet.") else "text encoder"] += value.numel()
+        return counts
+
+    def _read_notes(self) -> dict[str, Any]:
+        try:
+            noted: dict[str, Any] = json.loads(self.notes.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TrainingError(f"{self.notes} cannot be read ({error}); remove {self.work}.") from error
+        if (noted.get("seed"), noted.get("plan")) != (self.seed, asdict(self.plan)):
+            raise TrainingError(
+                f"{self.work} holds another plan's or seed's run; remove it, or name another --work."
+            )
+        return noted
+
+    def _save(self) -> None:
+        temporary = self.notes.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.figures, indent=1), encoding="utf-8")
+        temporary.replace(self.notes)
+
+
+def _nothing(_: object) -> dict[str, Any]:
+    return {}
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Hold the work folder: two runs in one would write into each other's files."""
+    with (work / "lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"Another process makes a model in {work}; name another --work.") from error
+        yield
+
+
+def _replace(model: Path, exported: Path) -> None:
+    """Put a copy of the exported folder in the model's place, whole or not at all."""
+    new, old = (model.with_name(f".{model.name}.{end}") for end in ("new", "old"))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(exported, new)
+    if model.exists():
+        model.rename(old)
+    new.rename(model)
+    shutil.rmtree(old, ignore_errors=True)
