@@ -83,17 +83,21 @@ def known_models(
         workers: all incarnations, newest first.
         named: models of the command line; they beat the configured ones.
     """
-    configured = configured_models(settings) | {reference.name: reference for reference in named}
+    configured = configured_models(settings)
+    # Another source under a known name: what workers published under that name says nothing about it.
+    renamed = {reference.name for reference in named if configured.get(reference.name) != reference}
+    configured |= {reference.name: reference for reference in named}
     by_model: dict[str, list[Worker]] = {name: [] for name in configured}
     for worker in workers:
         by_model.setdefault(worker.model, []).append(worker)
+    told = {name: [] if name in renamed else loaded for name, loaded in by_model.items()}
     return {
         name: KnownModel(
             name=name,
             reference=configured.get(name),
-            revision=next((worker.revision for worker in loaded if worker.revision), None),
+            revision=next((worker.revision for worker in told[name] if worker.revision), None),
             live_workers=len(serving(loaded, name, lease=settings.lease)),
-            published=next((worker.defaults for worker in loaded if worker.defaults), {}),
+            published=next((worker.defaults for worker in told[name] if worker.defaults), {}),
         )
         for name, loaded in by_model.items()
     }

@@ -289,8 +289,8 @@ class Maker:
 
     def _read_notes(self) -> dict[str, Any]:
         try:
-            noted: dict[str, Any] = json.loads(self.notes.read_text(encoding="utf-8"))
-        except ValueError as error:
+            noted: dict[str, Any] = dict(json.loads(self.notes.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise TrainingError(f"{self.notes} cannot be read ({error}); remove {self.work}.") from error
         if (noted.get("seed"), noted.get("plan")) != (self.seed, asdict(self.plan)):
             raise TrainingError(
