@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from producer.models import known_models
 from storage.jobstore import JobStore
+from storage.models import parse_model
 from storage.records import JobStatus, SubmissionState
+from storage.settings import Settings
 
 Invoke = Callable[..., Result]
 
@@ -220,6 +223,20 @@ def test_models_folder_that_is_not_here_does_not_hide_what_a_worker_published(
     monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={tmp_path / 'unmounted'}")
     farmhand("mine", sampler="euler").start()
     assert json.loads(invoke("models", "--json").stdout)["models"][1]["defaults"]["sampler"] == "euler"
+
+
+def test_a_model_of_another_source_takes_over_no_recommendations(
+    store: JobStore, settings: Settings, farmhand: Any
+) -> None:
+    """`--model mine=owner/b` is not the `mine` that a worker loaded before: its own worker will say."""
+    settings = settings.model_copy(update={"models": ("mine=owner/a",)})
+    farmhand("mine", sampler="euler").start()
+    a, b = (
+        known_models(settings, store.workers(), parse_model(f"mine=owner/{name}"))["mine"] for name in "ab"
+    )
+    assert (a.defaults()["sampler"], a.revision) == ("euler", "abc")
+    assert (b.defaults(), b.revision) == ({}, None)
+    assert b.live_workers == 1
 
 
 def test_models_with_a_broken_recommendation_lists_the_others(
