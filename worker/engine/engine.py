@@ -13,9 +13,10 @@ import torch
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine.admission import Admission, LanePlan, LatentShape
+from worker.engine.batch import Batch
 from worker.engine.errors import Cancelled
 from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite
-from worker.engine.forward import lanes_of, next_latents, predict_noise
+from worker.engine.forward import predict_noise
 from worker.engine.numerics import numerics_record
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
@@ -23,6 +24,7 @@ from worker.engine.tuning import choose_lanes, native_shape, plan_shape
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.decode import decode
+from worker.stages.table import History
 from worker.stages.text import TextStage
 
 log = structlog.get_logger()
@@ -74,6 +76,7 @@ class Engine:
         self._plans = {native_shape(model): LanePlan(lanes=self.lanes, alone=mode == "reference")}
         self._admission = Admission(self._plans.__getitem__)
         self._roster = Roster()
+        self._batches: dict[LatentShape, Batch] = {}
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -87,8 +90,8 @@ class Engine:
     ) -> Ticket:
         """Hand in a job; returns at once with a ticket whose future will hold the RenderResult.
 
-        What needs no device is done here, in the caller's thread: the noise scheduler's tables (LMS
-        integrates its coefficients) and the initial noise. The text encoder runs in the engine's thread.
+        What needs no device is done here, in the caller's thread: the sampler's table and all noise. The text
+        encoder runs in the engine's thread.
 
         Args:
             parameters: fields that are None get the model's defaults.
@@ -102,7 +105,12 @@ class Engine:
             EngineDeadError: when the engine has died.
         """
         request = prepare_request(
-            self.model, parameters, priority=priority, keep_latents=keep_latents, on_progress=on_progress
+            self.model,
+            parameters,
+            priority=priority,
+            keep_latents=keep_latents,
+            on_progress=on_progress,
+            tabulated=self.mode != "reference",
         )
         self._roster.add(request)
         return Ticket(request)
@@ -157,8 +165,10 @@ class Engine:
         try:
             self._drop_cancelled()
             chosen, plan = self._admit()
-            if plan is not None:
-                self._advance(self._predict(chosen, plan))
+            if plan is not None and chosen:
+                self._advance(chosen, plan)
+            else:
+                self._batches.clear()
             return self._finish_one() or bool(chosen)
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
             self._die(error)
@@ -202,51 +212,77 @@ class Engine:
             )
 
     def _encode(self, request: Request) -> bool:
-        """Bring a joining request onto the device: its prompts and its noise."""
+        """Encode a joining request's prompts."""
         began = time.perf_counter()
         texts = {"prompt": request.parameters.prompt}
-        if request.guided:
+        if len(request.guided):
             texts = {"negative prompt": request.parameters.negative_prompt, **texts}
         for what, text in texts.items():
             embeds, warning = self._text(text, what=what)
             request.embeds.append(embeds)
             request.warnings += [warning] if warning else []
-        request.latents = request.latents.to(self.model.device) * request.schedule.init_noise_sigma
         request.seconds["encode"] = time.perf_counter() - began
         return True
 
-    def _predict(self, chosen: list[Request], plan: LanePlan) -> list[tuple[Request, torch.Tensor]]:
-        """Run the forward pass; returns each request with its lanes of noise_pred."""
-        lanes = {r: own for r in chosen if (own := self._attempt(r, "scaling its latents", lanes_of, r))}
-        flat = [lane for own in lanes.values() for lane in own]
-        if not flat:
-            return []
+    def _advance(self, chosen: list[Request], plan: LanePlan) -> None:
+        """Move the requests on by one forward pass; nothing in them changes before all is computed."""
         try:
+            batch = self._batch_of(chosen)
+            scaled = self._scale_inputs(batch)
+            if scaled is None:
+                return
+            lanes = batch.lanes(scaled)
             # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company.
-            width = plan.lanes if self.mode == "exact" else len(flat)
-            noise_pred = predict_noise(self.model, flat, width=width)
+            width = plan.lanes if self.mode == "exact" else len(lanes)
+            output = batch.guided(predict_noise(self.model, lanes, width=width))
+            history = batch.after(output)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            for request in lanes:
+            for request in chosen:
                 self._fail(request, error, stage="denoising")
-            return []
-        self.steps += 1
-        return list(zip(lanes, torch.split(noise_pred, [len(own) for own in lanes.values()]), strict=True))
-
-    def _advance(self, predicted: list[tuple[Request, torch.Tensor]]) -> None:
-        """Update each request by its own noise scheduler; a fault in one leaves the others alone."""
-        stepped = {
-            r: self._attempt(r, "sampling", next_latents, r, noise_pred) for r, noise_pred in predicted
-        }
-        sound = {r: latents for r, latents in stepped.items() if latents is not None}
-        if not sound:
             return
-        # One transfer for all, since each waits for the device.
-        finite = torch.stack([torch.isfinite(latents).all() for latents in sound.values()]).tolist()
-        for (request, latents), is_finite in zip(sound.items(), finite, strict=True):
+        self.steps += 1
+        self._accept(batch, self._step_schedulers(batch, history, output))
+
+    def _batch_of(self, chosen: list[Request]) -> Batch:
+        """Return the batch of these requests: the last one of their shape, unless the company has changed."""
+        batch = self._batches.get(chosen[0].shape)
+        if batch is None or not batch.fits(chosen):
+            batch = self._batches[chosen[0].shape] = Batch(chosen, self.model.device)
+        return batch
+
+    def _scale_inputs(self, batch: Batch) -> dict[int, torch.Tensor] | None:
+        """Call the noise schedulers of the requests that have no table; None when one failed its request."""
+        scaled: dict[int, torch.Tensor] = {}
+        for row in batch.without_table:
+            request = batch.requests[row]
+            own = request.latents.to(self.model.device), request.evaluation
+            latents = self._attempt(request, "scaling its latents", request.schedule.scale_input, *own)
+            if latents is None:
+                return None  # the next step goes without it
+            scaled[row] = latents
+        return scaled
+
+    def _step_schedulers(self, batch: Batch, history: History, output: torch.Tensor) -> History:
+        """Call the noise schedulers of the requests that have no table; what one raises fails its request."""
+        for row in batch.without_table:
+            request = batch.requests[row]
+            own = output[row : row + 1], request.evaluation, batch.history.latents[0][row : row + 1]
+            latents = self._attempt(request, "sampling", request.schedule.step, *own)
+            if latents is not None:
+                history = history.with_latents(row, latents)
+        return history
+
+    def _accept(self, batch: Batch, history: History) -> None:
+        """Move every request on whose new latents are finite; the others fail."""
+        batch.history = history
+        finite = torch.isfinite(history.latents[0]).flatten(1).all(dim=1).tolist()
+        for row, (request, is_finite) in enumerate(zip(batch.requests, finite, strict=True)):
+            if request.future.done():
+                continue  # its noise scheduler failed
             if is_finite:
-                self._attempt(request, "reporting its progress", request.accept, latents)
+                self._attempt(request, "reporting its progress", request.accept, history, row)
             else:
                 self._roster.settle(request, not_finite(request))
 

@@ -12,7 +12,7 @@ import torch
 from storage.errors import BadInputError
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_out_of_memory
-from worker.engine.forward import Lane, predict_noise
+from worker.engine.forward import Lanes, predict_noise
 from worker.models.load import LoadedModel
 
 MODES = ("exact", "throughput", "reference")
@@ -75,13 +75,19 @@ def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = 
     probe, busy = rows[0], rows[1:]
     nothing = torch.zeros_like(probe.sample)
     idle = [
-        Lane(sample=nothing, timestep=0.0, prompt_embeds=torch.zeros_like(probe.prompt_embeds)) for _ in busy
+        Lanes(
+            sample=nothing,
+            timesteps=[0.0],
+            prompt_embeds=torch.zeros_like(probe.prompt_embeds),
+            timestep_cond=None if probe.timestep_cond is None else torch.zeros_like(probe.timestep_cond),
+        )
+        for _ in busy
     ]
     results: list[torch.Tensor] = []
     for mates in (busy, idle):
         for offset in (0, 1):
             mixed = [probe if i % 2 == offset else mate for i, mate in enumerate(mates)]
-            results += predict_noise(model, mixed, width=lanes)[offset::2]
+            results += predict_noise(model, Lanes.stack(mixed), width=lanes)[offset::2]
     return all(torch.equal(results[0], result) for result in results)
 
 
@@ -119,7 +125,7 @@ def _check_at_least_two(lanes: int) -> int:
     return lanes
 
 
-def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[Lane]:
+def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[Lanes]:
     """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device."""
     generator = torch.Generator().manual_seed(0)
     config = model.unet.config
@@ -129,9 +135,9 @@ def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[La
         return torch.randn((1, *size), generator=generator).to(model.device)
 
     return [
-        Lane(
+        Lanes(
             sample=draw(*shape),
-            timestep=float((i + 1) * 999 // count),
+            timesteps=[float((i + 1) * 999 // count)],
             prompt_embeds=draw(model.max_length, config.cross_attention_dim),
             timestep_cond=None if cond is None else draw(cond),
         )

@@ -1,0 +1,131 @@
+"""The requests of a step side by side: one forward pass, one guidance, one update for all of them.
+
+Request i is row i of every tensor here. Nothing loops over requests inside a step but bookkeeping in Python
+numbers; the number of tensor operations does not depend on how many requests there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+
+from worker.engine.forward import Lanes, pad
+from worker.engine.request import Request
+from worker.stages.guidance import guide, rescale_guided
+from worker.stages.table import TERMS, History
+
+
+class Batch:
+    """What stays the same as long as the same requests share the steps.
+
+    Attributes:
+        requests: in the order in which they take lanes.
+        history: their latents and what their samplers look back at.
+        without_table: rows of the requests whose noise scheduler has to be called.
+    """
+
+    def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
+        """Bring requests together.
+
+        Args:
+            requests: admitted, at least one, all of one latent shape.
+            device: of the model.
+        """
+        self.requests = list(requests)
+        self.history = History.gather([request.place for request in requests]).to(device)
+        tables = [request.schedule.table for request in requests]
+        self.without_table = [row for row, table in enumerate(tables) if table is None]
+        longest = max(len(request.schedule) for request in requests)
+        nothing = torch.zeros((longest, 2, TERMS))
+        weights = [nothing if t is None else pad(t.weights, longest - len(t)) for t in tables]
+        self._weights = torch.stack(weights).to(device)  # (requests, evaluations, 2, TERMS)
+        self._rows = torch.arange(len(requests), device=device)
+        # The uncond lane comes first; a request without guidance has only one, which is both.
+        self._lanes = [request.lanes for request in requests]
+        firsts = [sum(self._lanes[:row]) for row in range(len(requests))]
+        self._uncond = torch.tensor(firsts, device=device)
+        lasts = [first + lanes - 1 for first, lanes in zip(firsts, self._lanes, strict=True)]
+        self._cond = torch.tensor(lasts, device=device)
+        owners = [row for row, lanes in enumerate(self._lanes) for _ in range(lanes)]
+        self._owners, self._owner_rows = owners, torch.tensor(owners, device=device)
+        self._guidance = _column([cast("float", r.parameters.guidance_scale) for r in requests], device)
+        # Where guidance does not run the prompt's lane is left, the last one.
+        embeds = [r.embeds[-lanes:] for r, lanes in zip(requests, self._lanes, strict=True)]
+        self._embeds = torch.cat([each for own in embeds for each in own])
+        rescales = [request.parameters.options.get("guidance_rescale", 0.0) for request in requests]
+        self._rescaled = [
+            (row, rescale)
+            for row, (rescale, lanes) in enumerate(zip(rescales, self._lanes, strict=True))
+            if rescale and lanes > 1
+        ]
+        conds = [requests[row].timestep_cond for row in owners]
+        self._cond_embeds = torch.cat([c for c in conds if c is not None]) if conds[0] is not None else None
+
+    def fits(self, requests: Sequence[Request]) -> bool:
+        """Tell whether this is the batch of `requests` in their next step; intervals change lanes."""
+        return self.requests == requests and self._lanes == [request.lanes for request in requests]
+
+    def lanes(self, scaled: Mapping[int, torch.Tensor]) -> Lanes:
+        """Return the input of the next forward pass.
+
+        Args:
+            scaled: the UNet's input of every row without a table, (1, channels, h, w).
+        """
+        tables = [request.schedule.table for request in self.requests]
+        scales = [
+            0.0 if table is None else table.input_scale[request.evaluation]
+            for table, request in zip(tables, self.requests, strict=True)
+        ]
+        sample = self.history.latents[0] * _column(scales, self._rows.device)
+        for row, own in scaled.items():
+            sample[row : row + 1] = own
+        timesteps = [request.schedule.timesteps[request.evaluation] for request in self.requests]
+        return Lanes(
+            sample=sample[self._owner_rows],
+            timesteps=[timesteps[row] for row in self._owners],
+            prompt_embeds=self._embeds,
+            timestep_cond=self._cond_embeds,
+        )
+
+    def guided(self, noise_pred: torch.Tensor) -> torch.Tensor:
+        """Combine the lanes of each request.
+
+        Args:
+            noise_pred: (lanes, channels, h, w) float32.
+
+        Returns:
+            (requests, channels, h, w) float32; a request without guidance keeps its lane, bit for bit.
+        """
+        cond = noise_pred[self._cond]
+        output = guide(noise_pred[self._uncond], cond, self._guidance)
+        for row, rescale in self._rescaled:
+            own = slice(row, row + 1)
+            output[own] = rescale_guided(output[own], cond[own], rescale)
+        return output
+
+    def after(self, output: torch.Tensor) -> History:
+        """Return the history after this step, for the requests with a table; nothing changes here.
+
+        Args:
+            output: (requests, channels, h, w) float32.
+        """
+        evaluations = torch.tensor([request.evaluation for request in self.requests])
+        weights = self._weights[self._rows, evaluations.to(self._rows.device)].permute(1, 2, 0)
+        return self.history.after(weights, output, self._noise(output))
+
+    def _noise(self, output: torch.Tensor) -> torch.Tensor:
+        drawn = [
+            None if request.schedule.table is None else request.schedule.noise(request.evaluation)
+            for request in self.requests
+        ]
+        if not any(noise is not None for noise in drawn):
+            return torch.zeros_like(output)
+        nothing = torch.zeros((1, *output.shape[1:]))
+        return torch.cat([nothing if noise is None else noise for noise in drawn]).to(output.device)
+
+
+def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """One number a request, to be multiplied with (requests, channels, h, w)."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None]
