@@ -34,14 +34,17 @@ class Batch:
             device: of the model.
         """
         self.requests = list(requests)
-        self.history = History.gather([request.place for request in requests]).to(device)
+        self.history = History.gather([request.place for request in requests])
         tables = [request.schedule.table for request in requests]
         self.without_table = [row for row, table in enumerate(tables) if table is None]
-        longest = max(len(request.schedule) for request in requests)
-        nothing = torch.zeros((longest, 2, TERMS))
-        weights = [nothing if t is None else pad(t.weights, longest - len(t)) for t in tables]
-        self._weights = torch.stack(weights).to(device)  # (requests, evaluations, 2, TERMS)
+        # What belongs to a request and an evaluation: (requests, evaluations, ...), gathered by `_now`.
+        nothing = torch.zeros((1, 2, TERMS))
+        self._weights = _side_by_side([nothing if t is None else t.weights for t in tables], device)
+        scales = [torch.ones(1) if t is None else torch.tensor(t.input_scale) for t in tables]
+        self._scales = _side_by_side(scales, device)
+        self._timesteps = _side_by_side([torch.tensor(r.schedule.timesteps) for r in requests], device)
         self._rows = torch.arange(len(requests), device=device)
+        self._evaluations = torch.tensor([request.evaluation for request in requests], device=device)
         # The uncond lane comes first; a request without guidance has only one, which is both.
         self._lanes = [request.lanes for request in requests]
         firsts = [sum(self._lanes[:row]) for row in range(len(requests))]
@@ -49,8 +52,9 @@ class Batch:
         lasts = [first + lanes - 1 for first, lanes in zip(firsts, self._lanes, strict=True)]
         self._cond = torch.tensor(lasts, device=device)
         owners = [row for row, lanes in enumerate(self._lanes) for _ in range(lanes)]
-        self._owners, self._owner_rows = owners, torch.tensor(owners, device=device)
-        self._guidance = _column([cast("float", r.parameters.guidance_scale) for r in requests], device)
+        self._owners = torch.tensor(owners, device=device)
+        scale = [cast("float", request.parameters.guidance_scale) for request in requests]
+        self._guidance = torch.tensor(scale, dtype=torch.float32, device=device)[:, None, None, None]
         # Where guidance does not run the prompt's lane is left, the last one.
         embeds = [r.embeds[-lanes:] for r, lanes in zip(requests, self._lanes, strict=True)]
         self._embeds = torch.cat([each for own in embeds for each in own])
@@ -73,18 +77,12 @@ class Batch:
         Args:
             scaled: the UNet's input of every row without a table, (1, channels, h, w).
         """
-        tables = [request.schedule.table for request in self.requests]
-        scales = [
-            0.0 if table is None else table.input_scale[request.evaluation]
-            for table, request in zip(tables, self.requests, strict=True)
-        ]
-        sample = self.history.latents[0] * _column(scales, self._rows.device)
+        sample = self.history.latents[0] * self._now(self._scales)[:, None, None, None]
         for row, own in scaled.items():
             sample[row : row + 1] = own
-        timesteps = [request.schedule.timesteps[request.evaluation] for request in self.requests]
         return Lanes(
-            sample=sample[self._owner_rows],
-            timesteps=[timesteps[row] for row in self._owners],
+            sample=sample[self._owners],
+            timesteps=self._now(self._timesteps)[self._owners],
             prompt_embeds=self._embeds,
             timestep_cond=self._cond_embeds,
         )
@@ -111,9 +109,16 @@ class Batch:
         Args:
             output: (requests, channels, h, w) float32.
         """
-        evaluations = torch.tensor([request.evaluation for request in self.requests])
-        weights = self._weights[self._rows, evaluations.to(self._rows.device)].permute(1, 2, 0)
-        return self.history.after(weights, output, self._noise(output))
+        return self.history.after(self._now(self._weights).permute(1, 2, 0), output, self._noise(output))
+
+    def accept(self, history: History) -> None:
+        """Move on to the next evaluation of every request."""
+        self.history = history
+        self._evaluations = self._evaluations + 1
+
+    def _now(self, table: torch.Tensor) -> torch.Tensor:
+        """Gather what each request has for its next evaluation."""
+        return table[self._rows, self._evaluations.clamp(max=table.shape[1] - 1)]
 
     def _noise(self, output: torch.Tensor) -> torch.Tensor:
         drawn = [
@@ -122,10 +127,11 @@ class Batch:
         ]
         if not any(noise is not None for noise in drawn):
             return torch.zeros_like(output)
-        nothing = torch.zeros((1, *output.shape[1:]))
-        return torch.cat([nothing if noise is None else noise for noise in drawn]).to(output.device)
+        nothing = torch.zeros_like(output[:1])
+        return torch.cat([nothing if noise is None else noise for noise in drawn])
 
 
-def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    """One number a request, to be multiplied with (requests, channels, h, w)."""
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None]
+def _side_by_side(tables: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Stack tables of different lengths, zeros below the shorter ones."""
+    longest = max(len(table) for table in tables)
+    return torch.stack([pad(table, longest - len(table)) for table in tables]).to(device)

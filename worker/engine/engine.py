@@ -212,7 +212,7 @@ class Engine:
             )
 
     def _encode(self, request: Request) -> bool:
-        """Encode a joining request's prompts."""
+        """Bring a joining request onto the device: its prompts and its noise."""
         began = time.perf_counter()
         texts = {"prompt": request.parameters.prompt}
         if len(request.guided):
@@ -221,6 +221,7 @@ class Engine:
             embeds, warning = self._text(text, what=what)
             request.embeds.append(embeds)
             request.warnings += [warning] if warning else []
+        request.move_to(self.model.device)
         request.seconds["encode"] = time.perf_counter() - began
         return True
 
@@ -257,8 +258,10 @@ class Engine:
         scaled: dict[int, torch.Tensor] = {}
         for row in batch.without_table:
             request = batch.requests[row]
-            own = request.latents.to(self.model.device), request.evaluation
-            latents = self._attempt(request, "scaling its latents", request.schedule.scale_input, *own)
+            scale = request.schedule.scale_input
+            latents = self._attempt(
+                request, "scaling its latents", scale, request.latents, request.evaluation
+            )
             if latents is None:
                 return None  # the next step goes without it
             scaled[row] = latents
@@ -268,7 +271,7 @@ class Engine:
         """Call the noise schedulers of the requests that have no table; what one raises fails its request."""
         for row in batch.without_table:
             request = batch.requests[row]
-            own = output[row : row + 1], request.evaluation, batch.history.latents[0][row : row + 1]
+            own = output[row : row + 1], request.evaluation, request.latents
             latents = self._attempt(request, "sampling", request.schedule.step, *own)
             if latents is not None:
                 history = history.with_latents(row, latents)
@@ -276,7 +279,7 @@ class Engine:
 
     def _accept(self, batch: Batch, history: History) -> None:
         """Move every request on whose new latents are finite; the others fail."""
-        batch.history = history
+        batch.accept(history)
         finite = torch.isfinite(history.latents[0]).flatten(1).all(dim=1).tolist()
         for row, (request, is_finite) in enumerate(zip(batch.requests, finite, strict=True)):
             if request.future.done():

@@ -16,13 +16,13 @@ class Lanes:
 
     Attributes:
         sample: the scaled latents, (lanes, channels, h, w) on the device.
-        timesteps: the UNet's, one a lane.
+        timesteps: the UNet's, (lanes,) float32 on the device.
         prompt_embeds: (lanes, length, width) on the device.
         timestep_cond: (lanes, time_cond_proj_dim) for UNets that take the guidance scale as an input.
     """
 
     sample: torch.Tensor
-    timesteps: Sequence[float]
+    timesteps: torch.Tensor
     prompt_embeds: torch.Tensor
     timestep_cond: torch.Tensor | None = None
 
@@ -36,7 +36,7 @@ class Lanes:
         conds = [part.timestep_cond for part in parts if part.timestep_cond is not None]
         return cls(
             sample=torch.cat([part.sample for part in parts]),
-            timesteps=[timestep for part in parts for timestep in part.timesteps],
+            timesteps=torch.cat([part.timesteps for part in parts]),
             prompt_embeds=torch.cat([part.prompt_embeds for part in parts]),
             timestep_cond=torch.cat(conds) if conds else None,
         )
@@ -54,11 +54,10 @@ def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tens
         noise_pred, (len(lanes), channels, h, w) float32: updates are float32 whatever the model's dtype.
     """
     idle = width - len(lanes)
-    timesteps = torch.tensor([*lanes.timesteps, *[0.0] * idle], dtype=torch.float32)
     cond = lanes.timestep_cond
     noise_pred: torch.Tensor = model.unet(
         pad(lanes.sample, idle).to(model.dtype),
-        timesteps.to(model.device),
+        pad(lanes.timesteps, idle),
         encoder_hidden_states=pad(lanes.prompt_embeds, idle).to(model.dtype),
         timestep_cond=None if cond is None else pad(cond, idle).to(model.dtype),
         return_dict=False,

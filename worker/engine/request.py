@@ -109,6 +109,12 @@ class Request:
         """Note that it holds lanes from now on."""
         self.started_at = time.perf_counter()
 
+    def move_to(self, device: torch.device) -> None:
+        """Bring its latents and its noise onto the device."""
+        history, row = self.place
+        self.place = (history.to(device), row)
+        self.schedule.move_noise(device)
+
     def accept(self, history: History, row: int) -> None:
         """Move on by one forward pass, which led to a row of `history`, and tell the submitter."""
         self.place = (history, row)

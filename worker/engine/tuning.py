@@ -77,7 +77,7 @@ def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = 
     idle = [
         Lanes(
             sample=nothing,
-            timesteps=[0.0],
+            timesteps=torch.zeros_like(probe.timesteps),
             prompt_embeds=torch.zeros_like(probe.prompt_embeds),
             timestep_cond=None if probe.timestep_cond is None else torch.zeros_like(probe.timestep_cond),
         )
@@ -137,7 +137,7 @@ def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[La
     return [
         Lanes(
             sample=draw(*shape),
-            timesteps=[float((i + 1) * 999 // count)],
+            timesteps=torch.tensor([float((i + 1) * 999 // count)], device=model.device),
             prompt_embeds=draw(model.max_length, config.cross_attention_dim),
             timestep_cond=None if cond is None else draw(cond),
         )

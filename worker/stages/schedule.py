@@ -93,8 +93,12 @@ class NoiseSchedule:
             else:
                 self._noise.append(torch.randn(shape, generator=self._generator) if draws else None)
 
+    def move_noise(self, device: torch.device) -> None:
+        """Bring what was drawn onto the device."""
+        self._noise = [None if noise is None else noise.to(device) for noise in self._noise]
+
     def noise(self, evaluation: int) -> torch.Tensor | None:
-        """Return what forward pass number `evaluation` draws, on the CPU; None where it draws nothing."""
+        """Return what forward pass number `evaluation` draws; None where it draws nothing."""
         return self._noise[evaluation]
 
     def scale_input(self, latents: torch.Tensor, evaluation: int) -> torch.Tensor:
