@@ -91,6 +91,11 @@ class Request:
         return 2 if self.evaluation in self.guided else 1
 
     @property
+    def evaluations_left(self) -> int:
+        """Forward passes that it still needs."""
+        return len(self.schedule) - self.evaluation
+
+    @property
     def started(self) -> bool:
         """Whether it was admitted, so that draining waits for it."""
         return self.started_at is not None
