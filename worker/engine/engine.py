@@ -21,6 +21,7 @@ from worker.engine.numerics import numerics_record
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
 from worker.engine.tuning import choose_lanes, native_shape, plan_shape
+from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.decode import decode
@@ -52,6 +53,7 @@ class Engine:
         lanes: int | None = None,
         mode: str = "exact",
         on_death: Callable[[BaseException], None] | None = None,
+        stall: float = 1800.0,
     ) -> None:
         """Choose and verify the lanes; nothing runs before `start`.
 
@@ -59,7 +61,8 @@ class Engine:
             model: on its device.
             lanes: R; None lets the engine choose.
             mode: see above.
-            on_death: called once, from the engine's thread, after all futures were failed.
+            on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
+            stall: seconds after which a step that has not ended counts as a device that hangs.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this device.
@@ -77,6 +80,7 @@ class Engine:
         self._admission = Admission(self._plans.__getitem__)
         self._roster = Roster()
         self._batches: dict[LatentShape, Batch] = {}
+        self._watchdog = Watchdog(stall, self._die)
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -127,11 +131,13 @@ class Engine:
         """Start the thread that owns the device."""
         self._thread = threading.Thread(target=self.run, name="engine", daemon=True)
         self._thread.start()
+        self._watchdog.start()
 
     def close(self, *, timeout: float | None = None) -> None:
         """Stop after the current step; what is left is given back (Released)."""
         self._closing = True
         self._roster.wake()
+        self._watchdog.stop()
         if self._thread is not None:
             self._thread.join(timeout)
         self._roster.release("The engine was closed before this request was done.", started_too=True)
@@ -151,7 +157,8 @@ class Engine:
     def run(self) -> None:
         """Step until closed or dead; sleep while there is nothing to do."""
         while self._roster.wait(until=lambda: self._closing):
-            self.step()
+            with self._watchdog.watching():
+                self.step()
 
     @torch.no_grad()
     def step(self) -> bool:

@@ -234,6 +234,33 @@ def test_the_thread_ends_with_the_engine(model: LoadedModel, unet: Any) -> None:
     assert not engine._thread.is_alive()
 
 
+def test_a_step_that_does_not_end_kills_the_engine(model: LoadedModel, unet: Any) -> None:
+    """A device that hangs raises nothing: the watchdog fails every future, and the process can exit."""
+    deaths: list[BaseException] = []
+    died, goes_on = threading.Event(), threading.Event()
+
+    def on_death(error: BaseException) -> None:
+        deaths.append(error)
+        died.set()
+
+    def hang(sample: torch.Tensor) -> torch.Tensor:
+        assert goes_on.wait(60)
+        return sample
+
+    engine = Engine(model, lanes=2, on_death=on_death, stall=2.0)
+    engine.start()
+    engine.submit(_job()).future.result(timeout=60)  # steps that end are left alone
+    unet.before = hang
+    ticket = engine.submit(_job())
+    error = ticket.future.exception(timeout=60)
+    assert isinstance(error, EngineDeadError)
+    assert "a step has taken more than 2 s" in str(error)
+    assert died.wait(60)
+    goes_on.set()
+    engine.close(timeout=60)
+    assert len(deaths) == 1
+
+
 def test_a_position_dependent_unet_cannot_be_exact(model: LoadedModel, unet: Any) -> None:
     """When a lane's result depends on its position, exact mode is refused with the reason."""
 
