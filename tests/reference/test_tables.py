@@ -99,9 +99,7 @@ def test_a_models_own_config_is_in_its_table(name: str, change: dict[str, Any], 
         ("euler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
     ],
 )
-def test_what_has_no_table_calls_its_scheduler(
-    name: str, change: dict[str, Any], model: LoadedModel
-) -> None:
+def test_what_has_no_table_calls_its_scheduler(name: str, change: dict[str, Any], model: LoadedModel) -> None:
     """Clipping too, even where the random tensors of the check would not have shown it."""
     ours, theirs = _both(
         model.scheduler_config | change, sampler=name, schedule="default", num_inference_steps=5

@@ -20,7 +20,7 @@ from worker.engine.forward import predict_noise
 from worker.engine.numerics import numerics_record
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
-from worker.engine.tuning import choose_lanes, native_shape, plan_shape
+from worker.engine.tuning import choose_lanes, native_shape, plan_shape, smaller_plan
 from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -247,11 +247,36 @@ class Engine:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            self._shrink(chosen, error)
+            return
+        self.steps += 1
+        for request in chosen:
+            request.width = plan.lanes
+        self._accept(batch, self._step_schedulers(batch, history, output))
+
+    def _shrink(self, chosen: list[Request], error: Exception) -> None:
+        """Go on with fewer lanes after the device ran out of memory; fail who needs what there is not.
+
+        A picture has one R in exact mode, so those who have begun start again.
+        """
+        shape = chosen[0].shape
+        self._batches.clear()
+        old, plan = self._plans[shape], None
+        if self.mode != "reference":
+            plan = smaller_plan(self.model, shape, old, exact=self.mode == "exact")
+        if plan is None:
             for request in chosen:
                 self._fail(request, error, stage="denoising")
             return
-        self.steps += 1
-        self._accept(batch, self._step_schedulers(batch, history, output))
+        self._plans[shape] = plan
+        log.warning("out of memory", action="shrink", shape=shape, lanes=plan.lanes, before=old.lanes)
+        for request in self._roster.snapshot():
+            if request.shape == shape and request.started and not request.denoised:
+                request.warnings.append(
+                    f"The device ran out of memory with {old.lanes} lanes; rendered with {plan.lanes}."
+                )
+                if self.mode == "exact":
+                    self._attempt(request, "starting again", request.restart, self.model)
 
     def _batch_of(self, chosen: list[Request]) -> Batch:
         """Return the batch of these requests: the last one of their shape, unless the company has changed."""
@@ -315,7 +340,7 @@ class Engine:
             latents=request.latents.cpu() if request.keep_latents else None,
             warnings=request.warnings,
             seconds=request.seconds,
-            numerics={**self.numerics, "lanes": self._plans[request.shape].lanes},
+            numerics={**self.numerics, "lanes": request.width},
         )
 
     def _attempt(self, request: Request, stage: str, action: Callable[..., T], *arguments: Any) -> T | None:

@@ -58,6 +58,7 @@ class Request:
         timestep_cond: the embedded guidance scale for UNets that take it as an input, else None.
         embeds: prompt_embeds, `[uncond, cond]` or `[cond]`, (1, length, width) each; none until admitted.
         evaluation: how many forward passes it has had.
+        width: R of its last forward pass.
         started_at: monotonic time of its admission; None while it waits.
     """
 
@@ -75,6 +76,7 @@ class Request:
     cancelled: threading.Event = field(default_factory=threading.Event)
     embeds: list[torch.Tensor] = field(default_factory=list)
     evaluation: int = 0
+    width: int = 0
     started_at: float | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -119,6 +121,18 @@ class Request:
         history, row = self.place
         self.place = (history.to(device), row)
         self.schedule.move_noise(device)
+
+    def restart(self, model: LoadedModel) -> None:
+        """Go back to the first step, with the same noise."""
+        fresh = prepare_request(
+            model,
+            self.parameters,
+            priority=self.priority,
+            keep_latents=self.keep_latents,
+            on_progress=self.on_progress,
+        )
+        self.schedule, self.place, self.evaluation = fresh.schedule, fresh.place, 0
+        self.move_to(model.device)
 
     def accept(self, history: History, row: int) -> None:
         """Move on by one forward pass, which led to a row of `history`, and tell the submitter."""

@@ -59,6 +59,26 @@ def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int) -> LanePlan:
     return LanePlan(lanes=2, alone=True)
 
 
+def smaller_plan(model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exact: bool) -> LanePlan | None:
+    """Plan a latent shape anew, after it ran out of memory under `plan`.
+
+    Returns:
+        A plan of half as many lanes or fewer, tried out where it has to be exact; None when not even two fit.
+    """
+    lanes = plan.lanes
+    while (lanes := lanes // 4 * 2) >= min(CANDIDATES):
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not exact:
+            return LanePlan(lanes=lanes)
+        try:
+            return plan_shape(model, shape, lanes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+    return None
+
+
 @torch.no_grad()
 def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = None) -> bool:
     """Tell whether a lane's result is bitwise the same at every position and among two sets of mates.

@@ -181,6 +181,57 @@ def test_out_of_memory_fails_only_the_chosen(engine: Engine, unet: Any) -> None:
     ticket.future.result(timeout=0)
 
 
+@pytest.mark.parametrize("mode", ["exact", "throughput"])
+def test_out_of_memory_goes_on_with_fewer_lanes(mode: str, model: LoadedModel, unet: Any) -> None:
+    """Exact mode starts again under a new, recorded tuning, and throughput mode goes on where it was."""
+    fits = 8
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample * (1 + 1e-3 * len(sample))  # other bits at each width
+
+    unet.before = too_large
+    engine = Engine(model, lanes=8, mode=mode)
+    tickets = [engine.submit(_job(seed=seed), keep_latents=True) for seed in range(4)]
+    engine.step()
+    fits = 4
+    engine.step()  # fails, and nobody moves
+    assert {ticket.progress for ticket in tickets} == ({0.0} if mode == "exact" else {0.25})
+    _run(engine)
+    results = [ticket.future.result(timeout=0) for ticket in tickets]
+    assert {result.numerics["lanes"] for result in results} == {4}
+    assert results[0].warnings == ["The device ran out of memory with 8 lanes; rendered with 4."]
+    if mode == "exact":
+        pinned = Engine(model, lanes=4)
+        alone = pinned.submit(_job(seed=3), keep_latents=True)
+        _run(pinned)
+        ours, theirs = results[3].latents, alone.future.result(timeout=0).latents
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+
+
+def test_a_picture_that_is_done_keeps_its_lanes(model: LoadedModel, unet: Any) -> None:
+    """Out of memory after its last step is none of its business."""
+    fits = 8
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample
+
+    unet.before = too_large
+    engine = Engine(model, lanes=8)
+    done = [engine.submit(_job(seed=seed, num_inference_steps=1)) for seed in range(2)]
+    going = engine.submit(_job(num_inference_steps=3))
+    engine.step()  # both are denoised, one is decoded
+    fits = 4
+    _run(engine)
+    lanes = [ticket.future.result(timeout=0).numerics["lanes"] for ticket in (*done, going)]
+    assert lanes == [8, 8, 4]
+
+
 def test_a_device_fault_kills_the_engine(model: LoadedModel, unet: Any) -> None:
     """A fault in the forward pass fails every future, is reported once, and nothing more is accepted."""
     deaths: list[BaseException] = []
