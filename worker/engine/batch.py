@@ -6,15 +6,18 @@ numbers; the number of tensor operations does not depend on how many requests th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 
-from worker.engine.forward import Lanes, pad
+from worker.engine.forward import Lanes, pad, predict_noise
 from worker.engine.request import Request
+from worker.models.load import LoadedModel
 from worker.stages.guidance import guide, rescale_guided
 from worker.stages.table import TERMS, History
+
+Attempt = Callable[..., Any]  # (request, what is done, function, *arguments)
 
 
 class Batch:
@@ -70,6 +73,41 @@ class Batch:
     def fits(self, requests: Sequence[Request]) -> bool:
         """Tell whether this is the batch of `requests` in their next step; intervals change lanes."""
         return self.requests == requests and self._lanes == [request.lanes for request in requests]
+
+    @property
+    def width(self) -> int:
+        """The lanes of the requests together."""
+        return sum(self._lanes)
+
+    def step(self, model: LoadedModel, *, width: int, attempt: Attempt) -> History | None:
+        """Compute the history after one more forward pass; nothing changes in a request.
+
+        Args:
+            model: whose UNet runs.
+            width: R, the rows of the forward pass.
+            attempt: calls a function for a request, which fails with what that raises, and returns what it
+                returned, or None.
+
+        Returns:
+            None when a request failed before the forward pass: the next step goes without it.
+        """
+        scaled: dict[int, torch.Tensor] = {}
+        for row in self.without_table:
+            request = self.requests[row]
+            scale = request.schedule.scale_input
+            own = attempt(request, "scaling its latents", scale, request.latents, request.evaluation)
+            if own is None:
+                return None
+            scaled[row] = own
+        output = self.guided(predict_noise(model, self.lanes(scaled), width=width))
+        history = self.after(output)
+        for row in self.without_table:
+            request = self.requests[row]
+            arguments = (output[row : row + 1], request.evaluation, request.latents)
+            own = attempt(request, "sampling", request.schedule.step, *arguments)
+            if own is not None:
+                history = history.with_latents(row, own)
+        return history
 
     def lanes(self, scaled: Mapping[int, torch.Tensor]) -> Lanes:
         """Return the input of the next forward pass.

@@ -16,11 +16,11 @@ from worker.engine.admission import Admission, LanePlan, LatentShape
 from worker.engine.batch import Batch
 from worker.engine.errors import Cancelled
 from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite
-from worker.engine.forward import predict_noise
 from worker.engine.numerics import numerics_record
+from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
-from worker.engine.tuning import choose_lanes, native_shape, plan_shape, smaller_plan
+from worker.engine.tuning import choose_lanes
 from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -76,7 +76,7 @@ class Engine:
         self.steps = 0
         self._on_death = on_death
         self._text = TextStage(model.tokenizer, model.text_encoder)
-        self._plans = {native_shape(model): LanePlan(lanes=self.lanes, alone=mode == "reference")}
+        self._plans = Plans(model, mode=mode, lanes=self.lanes)
         self._admission = Admission(self._plans.__getitem__)
         self._roster = Roster()
         self._batches: dict[LatentShape, Batch] = {}
@@ -206,17 +206,7 @@ class Engine:
         """Find out, once per latent shape, whether it is exact at R lanes."""
         for request in self._roster.snapshot():
             if request.shape not in self._plans:
-                self._attempt(request, "trying out its size", self._plan_shape, request.shape)
-
-    def _plan_shape(self, shape: LatentShape) -> None:
-        if self.mode != "exact":
-            self._plans[shape] = LanePlan(lanes=self.lanes, alone=self.mode == "reference")
-            return
-        plan = self._plans[shape] = plan_shape(self.model, shape, self.lanes)
-        if plan.alone:
-            log.warning(
-                "size is rendered one job at a time", action="plan_shape", shape=shape, lanes=self.lanes
-            )
+                self._attempt(request, "trying out its size", self._plans.add, request.shape)
 
     def _encode(self, request: Request) -> bool:
         """Bring a joining request onto the device: its prompts and its noise."""
@@ -236,23 +226,17 @@ class Engine:
         """Move the requests on by one forward pass; nothing in them changes before all is computed."""
         try:
             batch = self._batch_of(chosen)
-            scaled = self._scale_inputs(batch)
-            if scaled is None:
-                return
-            lanes = batch.lanes(scaled)
             # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company.
-            width = plan.lanes if self.mode == "exact" else len(lanes)
-            output = batch.guided(predict_noise(self.model, lanes, width=width))
-            history = batch.after(output)
+            width = plan.lanes if self.mode == "exact" else batch.width
+            history = batch.step(self.model, width=width, attempt=self._attempt)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             self._shrink(chosen, error)
             return
-        self.steps += 1
-        for request in chosen:
-            request.width = plan.lanes
-        self._accept(batch, self._step_schedulers(batch, history, output))
+        if history is not None:
+            self.steps += 1
+            self._accept(batch, history, plan)
 
     def _shrink(self, chosen: list[Request], error: Exception) -> None:
         """Go on with fewer lanes after the device ran out of memory; fail who needs what there is not.
@@ -261,15 +245,11 @@ class Engine:
         """
         shape = chosen[0].shape
         self._batches.clear()
-        old, plan = self._plans[shape], None
-        if self.mode != "reference":
-            plan = smaller_plan(self.model, shape, old, exact=self.mode == "exact")
+        old, plan = self._plans[shape], self._plans.shrink(shape)
         if plan is None:
             for request in chosen:
                 self._fail(request, error, stage="denoising")
             return
-        self._plans[shape] = plan
-        log.warning("out of memory", action="shrink", shape=shape, lanes=plan.lanes, before=old.lanes)
         for request in self._roster.snapshot():
             if request.shape == shape and request.started and not request.denoised:
                 request.warnings.append(
@@ -285,37 +265,14 @@ class Engine:
             batch = self._batches[chosen[0].shape] = Batch(chosen, self.model.device)
         return batch
 
-    def _scale_inputs(self, batch: Batch) -> dict[int, torch.Tensor] | None:
-        """Call the noise schedulers of the requests that have no table; None when one failed its request."""
-        scaled: dict[int, torch.Tensor] = {}
-        for row in batch.without_table:
-            request = batch.requests[row]
-            scale = request.schedule.scale_input
-            latents = self._attempt(
-                request, "scaling its latents", scale, request.latents, request.evaluation
-            )
-            if latents is None:
-                return None  # the next step goes without it
-            scaled[row] = latents
-        return scaled
-
-    def _step_schedulers(self, batch: Batch, history: History, output: torch.Tensor) -> History:
-        """Call the noise schedulers of the requests that have no table; what one raises fails its request."""
-        for row in batch.without_table:
-            request = batch.requests[row]
-            own = output[row : row + 1], request.evaluation, request.latents
-            latents = self._attempt(request, "sampling", request.schedule.step, *own)
-            if latents is not None:
-                history = history.with_latents(row, latents)
-        return history
-
-    def _accept(self, batch: Batch, history: History) -> None:
+    def _accept(self, batch: Batch, history: History, plan: LanePlan) -> None:
         """Move every request on whose new latents are finite; the others fail."""
         batch.accept(history)
         finite = torch.isfinite(history.latents[0]).flatten(1).all(dim=1).tolist()
         for row, (request, is_finite) in enumerate(zip(batch.requests, finite, strict=True)):
             if request.future.done():
                 continue  # its noise scheduler failed
+            request.width = plan.lanes
             if is_finite:
                 self._attempt(request, "reporting its progress", request.accept, history, row)
             else:
