@@ -14,16 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from engines import demo_model, larger_model
 from report import arguments, median, show
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from storage.models import ModelReference, builtin_model_path
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
 from worker.engine.engine import Engine
-from worker.models.device import choose_device, choose_dtype, make_repeatable
-from worker.models.load import LoadedModel, load_model
+from worker.models.load import LoadedModel
 from worker.stages.guidance import guide
 from worker.stages.noise import job_generator
 from worker.stages.schedule import NoiseSchedule
@@ -69,13 +67,6 @@ class Timed:
         yield
         if self.counted is not None:
             self.counted.on = True
-
-
-def larger_unet(model: LoadedModel) -> Any:
-    """Make a UNet of random weights, 17 M parameters, for the same text encoder."""
-    torch.manual_seed(0)
-    config = dict(model.unet.config) | {"block_out_channels": (64, 160, 256), "norm_num_groups": 32}
-    return UNet2DConditionModel(**{k: v for k, v in config.items() if not k.startswith("_")}).eval()
 
 
 def job(i: int, size: int) -> JobParameters:
@@ -144,11 +135,8 @@ def rival_step(model: LoadedModel, lanes: int, size: int) -> float:
 def main() -> None:
     """Print the table."""
     options = arguments(__doc__ or "").parse_args()
-    make_repeatable()
-    device = choose_device("cpu")
-    reference = ModelReference(name="demo", source=str(builtin_model_path()))
-    model = load_model(reference, device=device, dtype=choose_dtype("float32", device))
-    unets = {"demo, 64x64 pixels": (model.unet, 64), "17 M, random, 128x128": (larger_unet(model), 128)}
+    model = demo_model()
+    unets = {"demo, 64x64": (model.unet, 64), "17 M, random, 128x128": (larger_model(model).unet, 128)}
     rows = []
     for name, (unet, size) in unets.items():
         for lanes in (2, 8) if options.quick else (2, 4, 8, 16, 32):
