@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from producer.prompts import Line
@@ -27,6 +27,7 @@ class JobOptions:
         seed_per_prompt: whether the prompt's number, from 0, is added to the seed.
         images: pictures of each prompt; image i has seed + i.
         width, height: pixels.
+        options: see `JobParameters.options`.
     """
 
     negative_prompt: str = ""
@@ -39,6 +40,7 @@ class JobOptions:
     schedule: str | None = None
     width: int | None = None
     height: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def parameters(self, prompt: str, seed: int) -> JobParameters:
         """Return the parameters of one job."""
@@ -52,6 +54,7 @@ class JobOptions:
             schedule=self.schedule,
             width=self.width,
             height=self.height,
+            options=self.options,
         )
 
 
@@ -68,6 +71,9 @@ def job_options(
     size: str | None,
     width: int | None,
     height: int | None,
+    eta: float | None,
+    guidance_rescale: float | None,
+    guidance_interval: str | None,
 ) -> JobOptions:
     """Check the flags, one by one and together.
 
@@ -99,6 +105,7 @@ def job_options(
         schedule=schedule or named_schedule,
         width=width,
         height=height,
+        options=_seldom(eta=eta, guidance_rescale=guidance_rescale, guidance_interval=guidance_interval),
     )
     check_job(options.parameters("any", options.seed or 0))
     return options
@@ -110,6 +117,28 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise BadInputError(f"--size {text!r} is no size; write WIDTHxHEIGHT, for example 512x512.")
     return int(match[1]), int(match[2])
+
+
+def parse_interval(text: str) -> list[float]:
+    """Read `0.2:0.8` as two fractions, or raise BadInputError."""
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise BadInputError(
+            f"--guidance-interval {text!r} is no interval; write A:B, for example 0.2:0.8."
+        ) from None
+    return [first, last]
+
+
+def _seldom(
+    *, eta: float | None, guidance_rescale: float | None, guidance_interval: str | None
+) -> dict[str, Any]:
+    """Return the options that were given; a default leaves no trace, so that equal jobs are equal."""
+    given: dict[str, Any] = {"eta": eta, "guidance_rescale": guidance_rescale}
+    given = {name: value for name, value in given.items() if value}
+    if guidance_interval is not None and (interval := parse_interval(guidance_interval)) != [0.0, 1.0]:
+        given["guidance_interval"] = interval
+    return given
 
 
 def check_seeds(options: JobOptions, prompts: int) -> None:

@@ -106,6 +106,18 @@ job_flags = _stacked(
     ),
     click.option("--width", type=int, metavar="N", help="Pixels."),
     click.option("--height", type=int, metavar="N", help="Pixels."),
+    click.option("--eta", type=float, metavar="X", help="Noise that ddim and tcd add, 0 to 1. Default: 0."),
+    click.option(
+        "--guidance-rescale",
+        type=float,
+        metavar="X",
+        help="0 to 1: pull the guided prediction's contrast back to the unguided one's. Default: 0.",
+    ),
+    click.option(
+        "--guidance-interval",
+        metavar="A:B",
+        help="Guide only between two fractions of the steps, as 0.2:0.8; the rest costs half. Default: 0:1.",
+    ),
 )
 
 submission_flags = _stacked(

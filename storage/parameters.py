@@ -39,7 +39,10 @@ class JobParameters:
         guidance_scale: classifier-free guidance, 0..100; no guidance up to 1, as in diffusers.
         width, height: pixels, multiples of 8 in 64..2048.
         sampler, schedule: names from `storage.samplers`.
-        options: parameters that only some samplers or families read.
+        options: settings that few jobs have; only those that are not the default: `eta` (0..1), noise that
+            DDIM and TCD add; `guidance_rescale` (0..1, https://arxiv.org/abs/2305.08891, section 3.4);
+            `guidance_interval` ([A, B], 0 <= A < B <= 1), the fractions of the forward passes between which
+            guidance runs (https://arxiv.org/abs/2404.07724), as diffusers' guiders count them.
         extra: unknown columns of the prompt file, kept for exports and filters.
     """
 
@@ -109,6 +112,40 @@ def check_guidance(value: float) -> float:
     return float(value)
 
 
+def check_options(job: JobParameters) -> None:
+    """Check `job.options`, as far as the job's sampler is known.
+
+    Raises:
+        BadInputError: for an unknown option, a value out of range, or `eta` with a sampler that has none.
+    """
+    for name, value in job.options.items():
+        if name in ("eta", "guidance_rescale"):
+            if not _is_fraction(value):
+                raise BadInputError(f"{name} {value} is out of range; choose a number from 0 to 1.")
+        elif name == "guidance_interval":
+            if not (
+                isinstance(value, list | tuple)
+                and len(value) == 2  # noqa: PLR2004 - two ends
+                and all(_is_fraction(end) for end in value)
+                and value[0] < value[1]
+            ):
+                raise BadInputError(
+                    f"guidance_interval {value} is no interval; give two fractions of the schedule, 0 to 1, "
+                    f"the smaller one first."
+                )
+        else:
+            raise BadInputError(
+                f"There is no option {name!r}; choose eta, guidance_rescale, guidance_interval."
+            )
+    if job.options.get("eta") and job.sampler is not None and not SAMPLERS[job.sampler].takes_eta:
+        takers = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
+        raise BadInputError(f"Sampler {job.sampler} has no eta; leave it out, or take {takers}.")
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def check_job(job: JobParameters) -> JobParameters:
     """Check every field and every combination that can be judged without the model.
 
@@ -136,4 +173,5 @@ def check_job(job: JobParameters) -> JobParameters:
                 f"Sampler {job.sampler} knows at most {MAX_DISTILLED_STEPS} steps, not "
                 f"{job.num_inference_steps}; ask for fewer, or take another sampler."
             )
+    check_options(job)
     return job

@@ -40,6 +40,7 @@ class Sampler:
         infotext: the name that A1111 and its readers use.
         spaced: whether the class offers Karras, exponential and beta spacing of sigmas.
         stochastic: whether it draws noise during the loop.
+        takes_eta: whether `eta` adds noise to it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Sampler:
     overrides: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     spaced: bool = False
     stochastic: bool = False
+    takes_eta: bool = False
 
     @property
     def schedules(self) -> tuple[str, ...]:
@@ -62,6 +64,7 @@ def _sampler(
     *,
     spaced: bool = False,
     stochastic: bool = False,
+    takes_eta: bool = False,
     **overrides: Any,
 ) -> Sampler:
     return Sampler(
@@ -71,6 +74,7 @@ def _sampler(
         overrides=MappingProxyType(overrides),
         spaced=spaced,
         stochastic=stochastic,
+        takes_eta=takes_eta,
     )
 
 
@@ -78,7 +82,7 @@ SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
         _sampler("lms", "LMSDiscrete", "LMS", spaced=True),
-        _sampler("ddim", "DDIM", "DDIM"),
+        _sampler("ddim", "DDIM", "DDIM", takes_eta=True),
         _sampler("ddpm", "DDPM", "DDPM", stochastic=True),
         _sampler("pndm", "PNDM", "PLMS", skip_prk_steps=True),
         _sampler("euler", "EulerDiscrete", "Euler", spaced=True),
@@ -124,7 +128,7 @@ SAMPLERS: dict[str, Sampler] = {
         _sampler("deis", "DEISMultistep", "DEIS", spaced=True),
         _sampler("ipndm", "IPNDM", "IPNDM"),
         _sampler("lcm", "LCM", "LCM", stochastic=True),
-        _sampler("tcd", "TCD", "TCD"),  # it would draw noise with eta > 0, but the pipeline passes 0
+        _sampler("tcd", "TCD", "TCD", takes_eta=True),  # diffusers calls it gamma in places
         _sampler("sa_solver", "SASolver", "SA-Solver", spaced=True, stochastic=True),
         _sampler("dpmpp_sde", "DPMSolverSDE", "DPM++ SDE", spaced=True, stochastic=True),
     )

@@ -121,7 +121,13 @@ class WorkerProcess:
         dtype = choose_dtype(options.dtype, device, mode=options.mode)
         self.model = load_model(self._reference, device=device, dtype=dtype)
         threads = set_threads(self.model.unet, device)
-        self.engine = Engine(self.model, lanes=options.lanes, mode=options.mode, on_death=self._engine_died)
+        self.engine = Engine(
+            self.model,
+            lanes=options.lanes,
+            mode=options.mode,
+            on_death=self._engine_died,
+            stall=self._settings.stall,
+        )
         self.engine.start()
         if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile
             self._state = WorkerState.READY

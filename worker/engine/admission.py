@@ -1,7 +1,10 @@
 """Admission: which requests get the lanes of the next step. Free of tensors, to be read and tested alone.
 
 Requests whose latents have one shape can share a forward pass. Shapes take turns step by step, the one
-that waited longest first; within a shape the oldest request goes first and younger ones fill what it leaves.
+that waited longest first. Within a shape, priority goes first, then who has started; among those who wait,
+who has most forward passes before it, since a long job that starts last leaves lanes idle at the end (Graham
+1969, longest processing time first). Each step of waiting counts as one pass more, so that a stream of long
+jobs cannot hold a short one back for good.
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ class Candidate(Protocol):
     def started(self) -> bool:
         """Whether it had lanes before."""
 
+    @property
+    def evaluations_left(self) -> int:
+        """Forward passes that it still needs."""
+
 
 C = TypeVar("C", bound=Candidate)
 
@@ -61,6 +68,7 @@ class Admission:
         self._plan = plan
         self._turn = 0
         self._last_turn: dict[LatentShape, int] = {}
+        self._seen: dict[int, int] = {}  # the turn in which a waiting request was first here, by arrival
 
     def choose(self, candidates: Sequence[C]) -> tuple[list[C], LanePlan | None]:
         """Pick the requests of the next step, all of one shape, in the order in which they take lanes.
@@ -70,14 +78,23 @@ class Admission:
         """
         if not candidates:
             self._last_turn.clear()
+            self._seen.clear()
             return [], None
+        self._seen = {c.arrival: self._seen.get(c.arrival, self._turn) for c in candidates if not c.started}
         shape = self._next_shape(candidates)
         plan = self._plan(shape)
-        group = sorted((c for c in candidates if c.shape == shape), key=_oldest_first)
+        group = sorted((c for c in candidates if c.shape == shape), key=self._rank)
         if plan.alone:
             # One that started is finished first: two half-rendered requests would help nobody.
             return [min(group, key=lambda c: not c.started)], plan
         return _fill(group, plan.lanes), plan
+
+    def _rank(self, candidate: Candidate) -> tuple[int, bool, int, int]:
+        """Smaller goes first."""
+        urgency = 0
+        if not candidate.started:
+            urgency = candidate.evaluations_left + self._turn - self._seen[candidate.arrival]
+        return (-candidate.priority, not candidate.started, -urgency, candidate.arrival)
 
     def _next_shape(self, candidates: Sequence[C]) -> LatentShape:
         """Name the shape whose last turn is longest ago; among new ones, that of the oldest request."""

@@ -13,16 +13,19 @@ import torch
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine.admission import Admission, LanePlan, LatentShape
+from worker.engine.batch import Batch
 from worker.engine.errors import Cancelled
 from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite
-from worker.engine.forward import lanes_of, next_latents, predict_noise
 from worker.engine.numerics import numerics_record
+from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
-from worker.engine.tuning import choose_lanes, native_shape, plan_shape
+from worker.engine.tuning import choose_lanes
+from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.decode import decode
+from worker.stages.table import History
 from worker.stages.text import TextStage
 
 log = structlog.get_logger()
@@ -50,6 +53,7 @@ class Engine:
         lanes: int | None = None,
         mode: str = "exact",
         on_death: Callable[[BaseException], None] | None = None,
+        stall: float = 1800.0,
     ) -> None:
         """Choose and verify the lanes; nothing runs before `start`.
 
@@ -57,7 +61,8 @@ class Engine:
             model: on its device.
             lanes: R; None lets the engine choose.
             mode: see above.
-            on_death: called once, from the engine's thread, after all futures were failed.
+            on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
+            stall: seconds after which a step that has not ended counts as a device that hangs.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this device.
@@ -71,9 +76,11 @@ class Engine:
         self.steps = 0
         self._on_death = on_death
         self._text = TextStage(model.tokenizer, model.text_encoder)
-        self._plans = {native_shape(model): LanePlan(lanes=self.lanes, alone=mode == "reference")}
+        self._plans = Plans(model, mode=mode, lanes=self.lanes)
         self._admission = Admission(self._plans.__getitem__)
         self._roster = Roster()
+        self._batches: dict[LatentShape, Batch] = {}
+        self._watchdog = Watchdog(stall, self._die)
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -87,8 +94,8 @@ class Engine:
     ) -> Ticket:
         """Hand in a job; returns at once with a ticket whose future will hold the RenderResult.
 
-        What needs no device is done here, in the caller's thread: the noise scheduler's tables (LMS
-        integrates its coefficients) and the initial noise. The text encoder runs in the engine's thread.
+        What needs no device is done here, in the caller's thread: the sampler's table and all noise. The text
+        encoder runs in the engine's thread.
 
         Args:
             parameters: fields that are None get the model's defaults.
@@ -102,7 +109,12 @@ class Engine:
             EngineDeadError: when the engine has died.
         """
         request = prepare_request(
-            self.model, parameters, priority=priority, keep_latents=keep_latents, on_progress=on_progress
+            self.model,
+            parameters,
+            priority=priority,
+            keep_latents=keep_latents,
+            on_progress=on_progress,
+            tabulated=self.mode != "reference",
         )
         self._roster.add(request)
         return Ticket(request)
@@ -119,11 +131,13 @@ class Engine:
         """Start the thread that owns the device."""
         self._thread = threading.Thread(target=self.run, name="engine", daemon=True)
         self._thread.start()
+        self._watchdog.start()
 
     def close(self, *, timeout: float | None = None) -> None:
         """Stop after the current step; what is left is given back (Released)."""
         self._closing = True
         self._roster.wake()
+        self._watchdog.stop()
         if self._thread is not None:
             self._thread.join(timeout)
         self._roster.release("The engine was closed before this request was done.", started_too=True)
@@ -143,7 +157,8 @@ class Engine:
     def run(self) -> None:
         """Step until closed or dead; sleep while there is nothing to do."""
         while self._roster.wait(until=lambda: self._closing):
-            self.step()
+            with self._watchdog.watching():
+                self.step()
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -157,8 +172,10 @@ class Engine:
         try:
             self._drop_cancelled()
             chosen, plan = self._admit()
-            if plan is not None:
-                self._advance(self._predict(chosen, plan))
+            if plan is not None and chosen:
+                self._advance(chosen, plan)
+            else:
+                self._batches.clear()
             return self._finish_one() or bool(chosen)
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
             self._die(error)
@@ -189,64 +206,75 @@ class Engine:
         """Find out, once per latent shape, whether it is exact at R lanes."""
         for request in self._roster.snapshot():
             if request.shape not in self._plans:
-                self._attempt(request, "trying out its size", self._plan_shape, request.shape)
-
-    def _plan_shape(self, shape: LatentShape) -> None:
-        if self.mode != "exact":
-            self._plans[shape] = LanePlan(lanes=self.lanes, alone=self.mode == "reference")
-            return
-        plan = self._plans[shape] = plan_shape(self.model, shape, self.lanes)
-        if plan.alone:
-            log.warning(
-                "size is rendered one job at a time", action="plan_shape", shape=shape, lanes=self.lanes
-            )
+                self._attempt(request, "trying out its size", self._plans.add, request.shape)
 
     def _encode(self, request: Request) -> bool:
         """Bring a joining request onto the device: its prompts and its noise."""
         began = time.perf_counter()
         texts = {"prompt": request.parameters.prompt}
-        if request.guided:
+        if len(request.guided):
             texts = {"negative prompt": request.parameters.negative_prompt, **texts}
         for what, text in texts.items():
             embeds, warning = self._text(text, what=what)
             request.embeds.append(embeds)
             request.warnings += [warning] if warning else []
-        request.latents = request.latents.to(self.model.device) * request.schedule.init_noise_sigma
+        request.move_to(self.model.device)
         request.seconds["encode"] = time.perf_counter() - began
         return True
 
-    def _predict(self, chosen: list[Request], plan: LanePlan) -> list[tuple[Request, torch.Tensor]]:
-        """Run the forward pass; returns each request with its lanes of noise_pred."""
-        lanes = {r: own for r in chosen if (own := self._attempt(r, "scaling its latents", lanes_of, r))}
-        flat = [lane for own in lanes.values() for lane in own]
-        if not flat:
-            return []
+    def _advance(self, chosen: list[Request], plan: LanePlan) -> None:
+        """Move the requests on by one forward pass; nothing in them changes before all is computed."""
         try:
+            batch = self._batch_of(chosen)
             # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company.
-            width = plan.lanes if self.mode == "exact" else len(flat)
-            noise_pred = predict_noise(self.model, flat, width=width)
+            width = plan.lanes if self.mode == "exact" else batch.width
+            history = batch.step(self.model, width=width, attempt=self._attempt)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            for request in lanes:
-                self._fail(request, error, stage="denoising")
-            return []
-        self.steps += 1
-        return list(zip(lanes, torch.split(noise_pred, [len(own) for own in lanes.values()]), strict=True))
-
-    def _advance(self, predicted: list[tuple[Request, torch.Tensor]]) -> None:
-        """Update each request by its own noise scheduler; a fault in one leaves the others alone."""
-        stepped = {
-            r: self._attempt(r, "sampling", next_latents, r, noise_pred) for r, noise_pred in predicted
-        }
-        sound = {r: latents for r, latents in stepped.items() if latents is not None}
-        if not sound:
+            self._shrink(chosen, error)
             return
-        # One transfer for all, since each waits for the device.
-        finite = torch.stack([torch.isfinite(latents).all() for latents in sound.values()]).tolist()
-        for (request, latents), is_finite in zip(sound.items(), finite, strict=True):
+        if history is not None:
+            self.steps += 1
+            self._accept(batch, history, plan)
+
+    def _shrink(self, chosen: list[Request], error: Exception) -> None:
+        """Go on with fewer lanes after the device ran out of memory; fail who needs what there is not.
+
+        A picture has one R in exact mode, so those who have begun start again.
+        """
+        shape = chosen[0].shape
+        self._batches.clear()
+        old, plan = self._plans[shape], self._plans.shrink(shape)
+        if plan is None:
+            for request in chosen:
+                self._fail(request, error, stage="denoising")
+            return
+        for request in self._roster.snapshot():
+            if request.shape == shape and request.started and not request.denoised:
+                request.warnings.append(
+                    f"The device ran out of memory with {old.lanes} lanes; rendered with {plan.lanes}."
+                )
+                if self.mode == "exact":
+                    self._attempt(request, "starting again", request.restart, self.model)
+
+    def _batch_of(self, chosen: list[Request]) -> Batch:
+        """Return the batch of these requests: the last one of their shape, unless the company has changed."""
+        batch = self._batches.get(chosen[0].shape)
+        if batch is None or not batch.fits(chosen):
+            batch = self._batches[chosen[0].shape] = Batch(chosen, self.model.device)
+        return batch
+
+    def _accept(self, batch: Batch, history: History, plan: LanePlan) -> None:
+        """Move every request on whose new latents are finite; the others fail."""
+        batch.accept(history)
+        finite = torch.isfinite(history.latents[0]).flatten(1).all(dim=1).tolist()
+        for row, (request, is_finite) in enumerate(zip(batch.requests, finite, strict=True)):
+            if request.future.done():
+                continue  # its noise scheduler failed
+            request.width = plan.lanes
             if is_finite:
-                self._attempt(request, "reporting its progress", request.accept, latents)
+                self._attempt(request, "reporting its progress", request.accept, history, row)
             else:
                 self._roster.settle(request, not_finite(request))
 
@@ -269,7 +297,7 @@ class Engine:
             latents=request.latents.cpu() if request.keep_latents else None,
             warnings=request.warnings,
             seconds=request.seconds,
-            numerics={**self.numerics, "lanes": self._plans[request.shape].lanes},
+            numerics={**self.numerics, "lanes": request.width},
         )
 
     def _attempt(self, request: Request, stage: str, action: Callable[..., T], *arguments: Any) -> T | None:

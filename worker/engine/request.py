@@ -14,12 +14,13 @@ import torch
 
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
-from storage.parameters import JobParameters
+from storage.parameters import JobParameters, check_options
 from worker.engine.admission import LatentShape
 from worker.models.load import LoadedModel
-from worker.stages.guidance import guidance_embedding, is_guided
+from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
 from worker.stages.noise import initial_noise, job_generator
-from worker.stages.sampler import NoiseSchedule
+from worker.stages.schedule import NoiseSchedule
+from worker.stages.table import History
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,21 +51,23 @@ class Request:
         parameters: with no field None.
         arrival: its place in the order of submits; higher `priority` goes before it.
         shape: (channels, h, w) of its latents; requests of one shape share a forward pass.
-        guided: whether classifier-free guidance runs, so that it needs two lanes.
+        guided: the forward passes in which classifier-free guidance runs, so that it needs two lanes.
         schedule: its noise scheduler.
-        latents: (1, channels, h, w) float32: initial noise on the CPU until admitted, then on the device.
+        place: where its latents and what its sampler looks back at are: a history, and its row there. On the
+            CPU until admitted, then on the device.
         timestep_cond: the embedded guidance scale for UNets that take it as an input, else None.
         embeds: prompt_embeds, `[uncond, cond]` or `[cond]`, (1, length, width) each; none until admitted.
         evaluation: how many forward passes it has had.
+        width: R of its last forward pass.
         started_at: monotonic time of its admission; None while it waits.
     """
 
     parameters: JobParameters
     priority: int
     shape: LatentShape
-    guided: bool
+    guided: range
     schedule: NoiseSchedule
-    latents: torch.Tensor
+    place: tuple[History, int]
     timestep_cond: torch.Tensor | None
     keep_latents: bool
     on_progress: Callable[[float], None] | None
@@ -73,14 +76,26 @@ class Request:
     cancelled: threading.Event = field(default_factory=threading.Event)
     embeds: list[torch.Tensor] = field(default_factory=list)
     evaluation: int = 0
+    width: int = 0
     started_at: float | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def latents(self) -> torch.Tensor:
+        """(1, channels, h, w) float32."""
+        history, row = self.place
+        return history.latents[0][row : row + 1]
+
+    @property
     def lanes(self) -> int:
         """How many lanes its next step needs."""
-        return 2 if self.guided else 1
+        return 2 if self.evaluation in self.guided else 1
+
+    @property
+    def evaluations_left(self) -> int:
+        """Forward passes that it still needs."""
+        return len(self.schedule) - self.evaluation
 
     @property
     def started(self) -> bool:
@@ -101,9 +116,27 @@ class Request:
         """Note that it holds lanes from now on."""
         self.started_at = time.perf_counter()
 
-    def accept(self, latents: torch.Tensor) -> None:
-        """Move on by one forward pass, which led to `latents`, and tell the submitter."""
-        self.latents = latents
+    def move_to(self, device: torch.device) -> None:
+        """Bring its latents and its noise onto the device."""
+        history, row = self.place
+        self.place = (history.to(device), row)
+        self.schedule.move_noise(device)
+
+    def restart(self, model: LoadedModel) -> None:
+        """Go back to the first step, with the same noise."""
+        fresh = prepare_request(
+            model,
+            self.parameters,
+            priority=self.priority,
+            keep_latents=self.keep_latents,
+            on_progress=self.on_progress,
+        )
+        self.schedule, self.place, self.evaluation = fresh.schedule, fresh.place, 0
+        self.move_to(model.device)
+
+    def accept(self, history: History, row: int) -> None:
+        """Move on by one forward pass, which led to a row of `history`, and tell the submitter."""
+        self.place = (history, row)
         self.evaluation += 1
         if self.denoised and self.started_at is not None:
             self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
@@ -118,8 +151,9 @@ def prepare_request(
     priority: int,
     keep_latents: bool,
     on_progress: Callable[[float], None] | None,
+    tabulated: bool = True,
 ) -> Request:
-    """Do all of a request that needs no device: the noise scheduler's tables and the initial noise.
+    """Do all of a request that needs no device: its sampler's table and all its noise.
 
     Args:
         model: the one that will render it.
@@ -127,6 +161,7 @@ def prepare_request(
         priority: see `Engine.submit`.
         keep_latents: likewise.
         on_progress: likewise.
+        tabulated: False calls the noise scheduler itself, for the reference loop bit for bit.
 
     Raises:
         BadInputError: when the job cannot be rendered with this model.
@@ -141,6 +176,7 @@ def prepare_request(
         job.guidance_scale,
     ):
         raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
+    check_options(job)
     width, height = cast("int", job.width), cast("int", job.height)
     guidance_scale = cast("float", job.guidance_scale)
     cond_width = model.unet.config.time_cond_proj_dim
@@ -153,14 +189,21 @@ def prepare_request(
         scheduler_config=model.scheduler_config,
         seed=job.seed,
         generator=generator,
+        eta=job.options.get("eta", 0.0),
+        tabulated=tabulated,
     )
+    noise = initial_noise(shape, generator)
+    schedule.draw_noise((1, *shape))
+    guided = range(0)
+    if is_guided(guidance_scale, cond_width):
+        guided = guided_evaluations(job.options.get("guidance_interval"), len(schedule))
     return Request(
         parameters=job,
         priority=priority,
         shape=shape,
-        guided=is_guided(guidance_scale, cond_width),
+        guided=guided,
         schedule=schedule,
-        latents=initial_noise(shape, generator),
+        place=(History.start(noise * schedule.init_noise_sigma), 0),
         timestep_cond=None if cond_width is None else guidance_embedding(guidance_scale, cond_width),
         keep_latents=keep_latents,
         on_progress=on_progress,

@@ -12,7 +12,7 @@ import torch
 from storage.errors import BadInputError
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_out_of_memory
-from worker.engine.forward import Lane, predict_noise
+from worker.engine.forward import Lanes, predict_noise
 from worker.models.load import LoadedModel
 
 MODES = ("exact", "throughput", "reference")
@@ -59,6 +59,26 @@ def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int) -> LanePlan:
     return LanePlan(lanes=2, alone=True)
 
 
+def smaller_plan(model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exact: bool) -> LanePlan | None:
+    """Plan a latent shape anew, after it ran out of memory under `plan`.
+
+    Returns:
+        A plan of half as many lanes or fewer, tried out where it has to be exact; None when not even two fit.
+    """
+    lanes = plan.lanes
+    while (lanes := lanes // 4 * 2) >= min(CANDIDATES):
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not exact:
+            return LanePlan(lanes=lanes)
+        try:
+            return plan_shape(model, shape, lanes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+    return None
+
+
 @torch.no_grad()
 def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = None) -> bool:
     """Tell whether a lane's result is bitwise the same at every position and among two sets of mates.
@@ -75,13 +95,19 @@ def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = 
     probe, busy = rows[0], rows[1:]
     nothing = torch.zeros_like(probe.sample)
     idle = [
-        Lane(sample=nothing, timestep=0.0, prompt_embeds=torch.zeros_like(probe.prompt_embeds)) for _ in busy
+        Lanes(
+            sample=nothing,
+            timesteps=torch.zeros_like(probe.timesteps),
+            prompt_embeds=torch.zeros_like(probe.prompt_embeds),
+            timestep_cond=None if probe.timestep_cond is None else torch.zeros_like(probe.timestep_cond),
+        )
+        for _ in busy
     ]
     results: list[torch.Tensor] = []
     for mates in (busy, idle):
         for offset in (0, 1):
             mixed = [probe if i % 2 == offset else mate for i, mate in enumerate(mates)]
-            results += predict_noise(model, mixed, width=lanes)[offset::2]
+            results += predict_noise(model, Lanes.stack(mixed), width=lanes)[offset::2]
     return all(torch.equal(results[0], result) for result in results)
 
 
@@ -119,7 +145,7 @@ def _check_at_least_two(lanes: int) -> int:
     return lanes
 
 
-def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[Lane]:
+def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[Lanes]:
     """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device."""
     generator = torch.Generator().manual_seed(0)
     config = model.unet.config
@@ -129,9 +155,9 @@ def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[La
         return torch.randn((1, *size), generator=generator).to(model.device)
 
     return [
-        Lane(
+        Lanes(
             sample=draw(*shape),
-            timestep=float((i + 1) * 999 // count),
+            timesteps=torch.tensor([float((i + 1) * 999 // count)], device=model.device),
             prompt_embeds=draw(model.max_length, config.cross_attention_dim),
             timestep_cond=None if cond is None else draw(cond),
         )

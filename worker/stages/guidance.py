@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -13,18 +15,49 @@ def is_guided(guidance_scale: float, time_cond_proj_dim: int | None) -> bool:
     return guidance_scale > 1 and time_cond_proj_dim is None
 
 
-def guide(uncond: torch.Tensor, cond: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+def guide(uncond: torch.Tensor, cond: torch.Tensor, guidance_scale: torch.Tensor | float) -> torch.Tensor:
     """Combine the two predictions; equation 6 of https://arxiv.org/abs/2207.12598, in diffusers' order.
 
     Args:
-        uncond: noise predicted for the negative (or empty) prompt, (1, channels, h, w).
-        cond: noise predicted for the prompt, same shape.
-        guidance_scale: 1 gives `cond`.
+        uncond: noise predicted for the negative (or empty) prompts, (requests, channels, h, w).
+        cond: noise predicted for the prompts, same shape.
+        guidance_scale: 1 gives `cond`; one number, or one a request, (requests, 1, 1, 1).
 
     Returns:
         The guided prediction, same shape and dtype.
     """
     return uncond + guidance_scale * (cond - uncond)
+
+
+def rescale_guided(guided: torch.Tensor, cond: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
+    """Pull the guided prediction's standard deviation towards the prompt's.
+
+    Section 3.4 of https://arxiv.org/abs/2305.08891; `rescale_noise_cfg` in diffusers, operation by operation.
+
+    Args:
+        guided: (1, channels, h, w): one request alone, so that the sums do not depend on its company.
+        cond: noise predicted for the prompt, same shape.
+        guidance_rescale: 0 leaves `guided`, 1 takes the prompt's deviation.
+
+    Returns:
+        The rescaled prediction, same shape and dtype.
+    """
+    dims = list(range(1, cond.ndim))
+    rescaled = guided * (cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
+    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
+
+
+def guided_evaluations(interval: Sequence[float] | None, evaluations: int) -> range:
+    """Return the forward passes that are guided: from A to B of all, as diffusers' guiders count them.
+
+    `ClassifierFreeGuidance._is_cfg_enabled` in diffusers.
+
+    Args:
+        interval: A and B, fractions; None is the whole schedule.
+        evaluations: forward passes of the schedule.
+    """
+    first, last = interval or (0.0, 1.0)
+    return range(int(first * evaluations), int(last * evaluations))
 
 
 def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:

@@ -1,8 +1,7 @@
-"""A sampler at work: one request's diffusers noise scheduler, called as StableDiffusionPipeline calls it."""
+"""A sampler's noise scheduler, built and called as StableDiffusionPipeline does, or refused with a reason."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -14,75 +13,41 @@ from storage.errors import BadInputError
 from storage.parameters import MAX_DISTILLED_STEPS
 from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS, check_schedule
 
-LMS_ORDER = 4  # the default of `LMSDiscreteScheduler.step`, which the pipeline leaves as it is
 
-
-class NoiseSchedule:
-    """One request's noise scheduler, and its position in it.
+def positioned_scheduler(
+    *,
+    sampler: str,
+    schedule: str,
+    num_inference_steps: int,
+    scheduler_config: Mapping[str, Any],
+    seed: int,
+) -> Any:
+    """Build a noise scheduler and set its steps.
 
     It lives on the CPU whatever the device: its tables are read as scalars, and scalars on the CPU mix with
     tensors on any device without a synchronisation.
 
-    Attributes:
-        timesteps: the UNet's timestep of every forward pass, float32 exact.
-        init_noise_sigma: what initial noise is multiplied with.
+    Args:
+        sampler: a name from `storage.samplers`.
+        schedule: likewise.
+        num_inference_steps: 1 to 1000.
+        scheduler_config: the model's, after the pipeline's own fix-ups (`LoadedModel.scheduler_config`).
+        seed: the job's; the Brownian tree of DPM++ SDE is seeded with it.
+
+    Raises:
+        BadInputError: when the combination cannot be rendered; one sentence says why.
     """
-
-    def __init__(
-        self,
-        *,
-        sampler: str,
-        schedule: str,
-        num_inference_steps: int,
-        scheduler_config: Mapping[str, Any],
-        seed: int,
-        generator: torch.Generator,
-    ) -> None:
-        """Build and position the noise scheduler.
-
-        Args:
-            sampler: a name from `storage.samplers`.
-            schedule: likewise.
-            num_inference_steps: 1 to 1000.
-            scheduler_config: the model's, after the pipeline's own fix-ups (`LoadedModel.scheduler_config`).
-            seed: the job's; the Brownian tree of DPM++ SDE is seeded with it.
-            generator: the job's CPU generator; noise during the loop is drawn from it.
-
-        Raises:
-            BadInputError: when the combination cannot be rendered; one sentence says why.
-        """
-        check_combination(sampler, schedule, num_inference_steps, scheduler_config)
-        try:
-            self._scheduler = build_scheduler(sampler, schedule, scheduler_config, seed=seed)
-            self._scheduler.set_timesteps(num_inference_steps)
-        except (ValueError, NotImplementedError, IndexError, AssertionError, ZeroDivisionError) as error:
-            raise BadInputError(
-                f"Sampler {sampler} cannot do {num_inference_steps} steps of schedule {schedule} with this "
-                f"model's noise scheduler config ({error}); take other steps or another sampler."
-            ) from error
-        _check_positions(sampler, schedule, self._scheduler)
-        if isinstance(self._scheduler, diffusers.LMSDiscreteScheduler):
-            _integrate_ahead(self._scheduler)
-        self._extra = _extra_step_arguments(self._scheduler, generator)
-        self._timesteps: list[torch.Tensor] = list(self._scheduler.timesteps)
-        self.timesteps: list[float] = [float(t) for t in self._timesteps]
-        self.init_noise_sigma: torch.Tensor | float = self._scheduler.init_noise_sigma
-
-    def __len__(self) -> int:
-        """Count the forward passes; Heun, DPM2 and DPM++ SDE need two for most steps."""
-        return len(self._timesteps)
-
-    def scale_input(self, latents: torch.Tensor, evaluation: int) -> torch.Tensor:
-        """Return the UNet's input for forward pass number `evaluation`, same shape as `latents`."""
-        scaled: torch.Tensor = self._scheduler.scale_model_input(latents, self._timesteps[evaluation])
-        return scaled
-
-    def step(self, noise_pred: torch.Tensor, evaluation: int, latents: torch.Tensor) -> torch.Tensor:
-        """Return the latents after forward pass number `evaluation`, which predicted `noise_pred`."""
-        stepped: torch.Tensor = self._scheduler.step(
-            noise_pred, self._timesteps[evaluation], latents, **self._extra, return_dict=False
-        )[0]
-        return stepped
+    check_combination(sampler, schedule, num_inference_steps, scheduler_config)
+    try:
+        scheduler = build_scheduler(sampler, schedule, scheduler_config, seed=seed)
+        scheduler.set_timesteps(num_inference_steps)
+    except (ValueError, NotImplementedError, IndexError, AssertionError, ZeroDivisionError) as error:
+        raise BadInputError(
+            f"Sampler {sampler} cannot do {num_inference_steps} steps of schedule {schedule} with this "
+            f"model's noise scheduler config ({error}); take other steps or another sampler."
+        ) from error
+    _check_positions(sampler, schedule, scheduler)
+    return scheduler
 
 
 def build_scheduler(sampler: str, schedule: str, scheduler_config: Mapping[str, Any], *, seed: int) -> Any:
@@ -177,31 +142,8 @@ def _effective_config(sampler: str, scheduler_config: Mapping[str, Any]) -> dict
     return defaults | given | dict(entry.overrides)
 
 
-def _integrate_ahead(scheduler: Any) -> None:
-    """Compute the coefficients of LMS now, and once for all requests with these sigmas.
-
-    `step` would integrate up to four of them numerically, 4 ms a step, in the thread that owns the device.
-    """
-    table = _lms_coefficients(tuple(scheduler.sigmas.tolist()))
-    for position in range(len(scheduler.timesteps)):
-        order = min(position + 1, LMS_ORDER)
-        for key in ((order, position, current) for current in range(order)):
-            if key not in table:
-                table[key] = scheduler.get_lms_coefficient(*key)
-    scheduler.get_lms_coefficient = lambda order, position, current: table[order, position, current]
-
-
-@functools.lru_cache(maxsize=64)
-def _lms_coefficients(sigmas: tuple[float, ...]) -> dict[tuple[int, int, int], float]:  # noqa: ARG001 - the key
-    """Return the table of coefficients that belongs to `sigmas`, empty at first.
-
-    Two threads may fill one at the same time; they write the same numbers.
-    """
-    return {}
-
-
-def _extra_step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """Return what `StableDiffusionPipeline.prepare_extra_step_kwargs` passes to `step`, with its eta of 0."""
+def step_arguments(scheduler: Any, generator: torch.Generator, *, eta: float) -> dict[str, Any]:
+    """Return what `StableDiffusionPipeline.prepare_extra_step_kwargs` passes to `step`."""
     accepted = inspect.signature(scheduler.step).parameters
-    offered = {"eta": 0.0, "generator": generator}
+    offered = {"eta": eta, "generator": generator}
     return {name: value for name, value in offered.items() if name in accepted}

@@ -14,6 +14,7 @@ from storage.parameters import MAX_SEED
 FLAGS: dict[str, Any] = {
     "negative": "", "seed": None, "seed_per_prompt": False, "images": 1, "steps": None,
     "guidance": None, "sampler": None, "schedule": None, "size": None, "width": None, "height": None,
+    "eta": None, "guidance_rescale": None, "guidance_interval": None,
 }  # fmt: skip
 LINES = [Line(file="f", line=1, prompt="an otter"), Line(file="f", line=2, prompt="a fox")]
 
@@ -50,6 +51,16 @@ def test_a1111_name_brings_its_schedule() -> None:
     """The alias names sampler and schedule at once."""
     options = job_options(**FLAGS | {"sampler": "DPM++ 2M Karras"})
     assert (options.sampler, options.schedule) == ("dpmpp_2m", "karras")
+
+
+def test_seldom_options_are_kept_only_where_they_say_something() -> None:
+    """A default that was typed makes the same job as one that was not."""
+    typed = {"eta": 0.3, "sampler": "ddim", "guidance_rescale": 0.7, "guidance_interval": "0.25:1"}
+    (job,) = build_jobs(LINES[:1], job_options(**FLAGS | typed), {})
+    assert job.options == {"eta": 0.3, "guidance_rescale": 0.7, "guidance_interval": [0.25, 1.0]}
+    defaults = {"eta": 0.0, "guidance_rescale": 0.0, "guidance_interval": "0:1"}
+    (job,) = build_jobs(LINES[:1], job_options(**FLAGS | defaults), {})
+    assert job.options == {}
 
 
 def test_size_sets_width_and_height() -> None:
@@ -93,6 +104,11 @@ def test_what_is_not_said_comes_from_the_model_line_by_line() -> None:
         ({"sampler": "ddim", "schedule": "karras"}, "has no karras schedule"),
         ({"sampler": "DPM++ 2M Karras", "schedule": "beta"}, "leave one out"),
         ({"sampler": "lcm", "steps": 51}, "at most 50 steps"),
+        ({"eta": 0.5, "sampler": "lms"}, "Sampler lms has no eta; leave it out, or take ddim or tcd"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale 1.5 is out of range"),
+        ({"guidance_interval": "0.5"}, "write A:B, for example 0.2:0.8"),
+        ({"guidance_interval": "a:b"}, "write A:B"),
+        ({"guidance_interval": "0.8:0.2"}, "the smaller one first"),
         ({"images": 0}, "--images 0 is out of range"),
         ({"seed_per_prompt": True}, "give --seed as well"),
         ({"negative": "x" * 10_001}, "A negative prompt has 10,001 characters"),

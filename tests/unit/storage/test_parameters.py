@@ -73,6 +73,14 @@ def test_white_space_around_a_prompt_goes_and_a_negative_prompt_may_be_empty() -
         {"sampler": "ddim", "schedule": "karras"},
         {"schedule": "nosuch"},
         {"sampler": "lcm", "num_inference_steps": 51},
+        {"sampler": "lms", "options": {"eta": 0.5}},
+        {"sampler": "ddim", "options": {"eta": 1.5}},
+        {"options": {"guidance_rescale": -0.1}},
+        {"options": {"guidance_rescale": True}},
+        {"options": {"guidance_interval": [0.5, 0.5]}},
+        {"options": {"guidance_interval": [0.5, float("nan")]}},
+        {"options": {"guidance_interval": 0.5}},
+        {"options": {"clip_skip": 2}},
     ],
 )
 def test_a_job_is_checked_in_every_field(change: dict[str, Any]) -> None:
@@ -88,6 +96,21 @@ def test_what_is_left_open_passes() -> None:
     )
     job = replace(OTTER, **left_open)
     assert check_job(job) == job
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eta": 1},
+        {"guidance_rescale": 0.7},
+        {"guidance_interval": [0, 1.0]},
+        {"guidance_interval": (0.2, 0.8)},
+    ],
+)
+def test_options_in_range_pass(options: dict[str, Any]) -> None:
+    """With a sampler that takes eta, and where the sampler is not chosen yet."""
+    for sampler in ("ddim", None):
+        check_job(replace(OTTER, sampler=sampler, options=options))
 
 
 def test_drawn_seeds_have_32_bits_and_differ() -> None:

@@ -24,6 +24,7 @@ class Job:
     shape: LatentShape = SMALL
     priority: int = 0
     started: bool = False
+    evaluations_left: int = 10
 
 
 def _choose(admission: Admission, jobs: Sequence[Job]) -> list[int]:
@@ -56,6 +57,33 @@ def test_a_younger_request_fills_what_an_older_one_cannot(admission: Admission) 
 def test_priority_goes_before_age(admission: Admission) -> None:
     """A request of higher priority goes first."""
     assert _choose(admission, [Job(1), Job(2), Job(3, priority=1)]) == [3, 1]
+
+
+def test_among_equals_the_longest_starts_first(admission: Admission) -> None:
+    """A long job that starts last would run alone at the end."""
+    jobs = [Job(1, evaluations_left=5), Job(2, evaluations_left=50), Job(3, evaluations_left=20)]
+    assert _choose(admission, jobs) == [2, 3]
+
+
+def test_who_has_started_stays_although_a_longer_one_comes(admission: Admission) -> None:
+    """Half-rendered requests that sit out would help nobody; only priority makes them."""
+    jobs = [
+        Job(1, started=True, evaluations_left=2),
+        Job(2, evaluations_left=50),
+        Job(3, evaluations_left=60),
+    ]
+    assert _choose(admission, jobs) == [1, 3]
+    assert _choose(admission, [*jobs, Job(4, priority=1, evaluations_left=1)]) == [4, 1]
+
+
+def test_a_stream_of_longer_jobs_does_not_starve_a_short_one(admission: Admission) -> None:
+    """Each step of waiting counts as one pass more."""
+    short = Job(0, evaluations_left=5)
+    for step in range(1, 30):
+        long = [Job(2 * step, evaluations_left=20), Job(2 * step + 1, evaluations_left=20)]
+        if 0 in _choose(admission, [short, *long]):
+            break
+    assert step == 16
 
 
 def test_shapes_do_not_mix(admission: Admission) -> None:

@@ -13,6 +13,7 @@ from storage.parameters import JobParameters
 from worker.engine.engine import Engine
 from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
 from worker.models.load import LoadedModel
+from worker.stages import schedule
 
 # numpy warns about torch's __array__ where diffusers hands it tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -150,6 +151,7 @@ def test_nan_fails_one_request(engine: Engine, unet: Any) -> None:
 
 def test_a_samplers_error_fails_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a noise scheduler raises is the request's own failure."""
+    monkeypatch.setattr(schedule, "sampler_table", lambda *_: None)  # one of those that have no table
     sick, well = engine.submit(_job()), engine.submit(_job(seed=2))
 
     def fail(*_: Any) -> None:
@@ -179,6 +181,57 @@ def test_out_of_memory_fails_only_the_chosen(engine: Engine, unet: Any) -> None:
     ticket.future.result(timeout=0)
 
 
+@pytest.mark.parametrize("mode", ["exact", "throughput"])
+def test_out_of_memory_goes_on_with_fewer_lanes(mode: str, model: LoadedModel, unet: Any) -> None:
+    """Exact mode starts again under a new, recorded tuning, and throughput mode goes on where it was."""
+    fits = 8
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample * (1 + 1e-3 * len(sample))  # other bits at each width
+
+    unet.before = too_large
+    engine = Engine(model, lanes=8, mode=mode)
+    tickets = [engine.submit(_job(seed=seed), keep_latents=True) for seed in range(4)]
+    engine.step()
+    fits = 4
+    engine.step()  # fails, and nobody moves
+    assert {ticket.progress for ticket in tickets} == ({0.0} if mode == "exact" else {0.25})
+    _run(engine)
+    results = [ticket.future.result(timeout=0) for ticket in tickets]
+    assert {result.numerics["lanes"] for result in results} == {4}
+    assert results[0].warnings == ["The device ran out of memory with 8 lanes; rendered with 4."]
+    if mode == "exact":
+        pinned = Engine(model, lanes=4)
+        alone = pinned.submit(_job(seed=3), keep_latents=True)
+        _run(pinned)
+        ours, theirs = results[3].latents, alone.future.result(timeout=0).latents
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+
+
+def test_a_picture_that_is_done_keeps_its_lanes(model: LoadedModel, unet: Any) -> None:
+    """Out of memory after its last step is none of its business."""
+    fits = 8
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample
+
+    unet.before = too_large
+    engine = Engine(model, lanes=8)
+    done = [engine.submit(_job(seed=seed, num_inference_steps=1)) for seed in range(2)]
+    going = engine.submit(_job(num_inference_steps=3))
+    engine.step()  # both are denoised, one is decoded
+    fits = 4
+    _run(engine)
+    lanes = [ticket.future.result(timeout=0).numerics["lanes"] for ticket in (*done, going)]
+    assert lanes == [8, 8, 4]
+
+
 def test_a_device_fault_kills_the_engine(model: LoadedModel, unet: Any) -> None:
     """A fault in the forward pass fails every future, is reported once, and nothing more is accepted."""
     deaths: list[BaseException] = []
@@ -202,14 +255,14 @@ def test_nothing_changes_when_the_forward_pass_fails(engine: Engine, unet: Any) 
     """A step is transactional: after a failed pass the latents are the ones before it."""
     ticket = engine.submit(_job())
     engine.step()
-    before = ticket._request.latents
+    before = ticket._request.place
 
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     unet.before = fail
     engine.step()
-    assert ticket._request.latents is before
+    assert ticket._request.place is before
     assert ticket._request.evaluation == 1
 
 
@@ -230,6 +283,33 @@ def test_the_thread_ends_with_the_engine(model: LoadedModel, unet: Any) -> None:
     engine.close(timeout=30)
     assert engine._thread is not None
     assert not engine._thread.is_alive()
+
+
+def test_a_step_that_does_not_end_kills_the_engine(model: LoadedModel, unet: Any) -> None:
+    """A device that hangs raises nothing: the watchdog fails every future, and the process can exit."""
+    deaths: list[BaseException] = []
+    died, goes_on = threading.Event(), threading.Event()
+
+    def on_death(error: BaseException) -> None:
+        deaths.append(error)
+        died.set()
+
+    def hang(sample: torch.Tensor) -> torch.Tensor:
+        assert goes_on.wait(60)
+        return sample
+
+    engine = Engine(model, lanes=2, on_death=on_death, stall=2.0)
+    engine.start()
+    engine.submit(_job()).future.result(timeout=60)  # steps that end are left alone
+    unet.before = hang
+    ticket = engine.submit(_job())
+    error = ticket.future.exception(timeout=60)
+    assert isinstance(error, EngineDeadError)
+    assert "a step has taken more than 2 s" in str(error)
+    assert died.wait(60)
+    goes_on.set()
+    engine.close(timeout=60)
+    assert len(deaths) == 1
 
 
 def test_a_position_dependent_unet_cannot_be_exact(model: LoadedModel, unet: Any) -> None:

@@ -1,0 +1,147 @@
+"""Mixed work: the engine against diffusers and Ray Data, and against the limit of the same UNet.
+
+Jobs of 4 samplers, 5 step counts and 3 guidance scales, to pictures in memory. Rivals, in turns, same dtype
+and threads: a pipeline call a prompt; pipeline calls of equal settings, up to R / 2 prompts each; Ray Data's
+`map_batches` over the same (where `ray` is installed; the time inside its actor). The limit is what the same
+jobs cost at least: their lanes in full forward passes of R, their prompts' encodings and their decodes, bare.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from engines import call, demo_model, larger_model, mixed_jobs, pipeline_of
+from report import arguments, median, seconds, show
+
+from storage.parameters import JobParameters
+from worker.engine.engine import Engine
+from worker.models.load import LoadedModel
+from worker.stages.decode import decode
+from worker.stages.text import TextStage
+
+LANES = 8
+
+
+def by_engine(engine: Engine, jobs: list[JobParameters]) -> None:
+    """Submit everything, step until all is done."""
+    tickets = [engine.submit(job) for job in jobs]
+    while engine.step():
+        pass
+    for ticket in tickets:
+        ticket.future.result(timeout=0)
+
+
+def in_static_batches(pipeline: Any, jobs: list[JobParameters]) -> None:
+    """Sort by settings, then call the pipeline for up to R / 2 prompts."""
+    groups: dict[Any, list[JobParameters]] = defaultdict(list)
+    for job in jobs:
+        groups[job.sampler, job.num_inference_steps, job.guidance_scale].append(job)
+    for group in groups.values():
+        for start in range(0, len(group), LANES // 2):
+            call(pipeline, group[start : start + LANES // 2])
+
+
+class RayRenderer:
+    """The actor of Ray Data's rival: a pipeline, called for the equal settings of each batch."""
+
+    def __init__(self, larger: bool) -> None:  # noqa: FBT001 - Ray passes it by position
+        torch.set_num_threads(1)
+        model = demo_model()
+        self.pipeline = pipeline_of(larger_model(model) if larger else model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Render a batch; returns the seconds that it took."""
+        jobs = [JobParameters(**item) for item in batch["job"]]
+        began = time.perf_counter()
+        in_static_batches(self.pipeline, jobs)
+        return {"seconds": np.array([time.perf_counter() - began])}
+
+
+def by_ray(jobs: list[JobParameters], *, larger: bool) -> float:
+    """Return the seconds that Ray Data's actor spends on the jobs."""
+    import ray  # noqa: PLC0415 - optional
+
+    fields = ("prompt", "seed", "sampler", "num_inference_steps", "guidance_scale", "width", "height")
+    items = [{"job": {name: getattr(job, name) for name in fields}} for job in jobs]
+    done = ray.data.from_items(items).map_batches(
+        RayRenderer, fn_constructor_args=(larger,), batch_size=LANES // 2, concurrency=1
+    )
+    return float(sum(line["seconds"] for line in done.take_all()))
+
+
+@torch.no_grad()
+def limit(model: LoadedModel, jobs: list[JobParameters], evaluations: int) -> float:
+    """Return the seconds of the bare work: full forward passes, encodings, decodes."""
+    side = (jobs[0].height or 0) // model.vae_scale_factor
+    sample = torch.randn((LANES, 4, side, side))
+    embeds = torch.randn((LANES, model.max_length, model.unet.config.cross_attention_dim))
+    steps = torch.full((LANES,), 500.0)
+    forward = median(
+        [
+            seconds(lambda: model.unet(sample, steps, encoder_hidden_states=embeds, return_dict=False))
+            for _ in range(12)
+        ][2:]
+    )
+    text = TextStage(model.tokenizer, model.text_encoder)
+    encoding = seconds(lambda: [text(job.prompt, what="prompt") for job in jobs])
+    decoding = median([seconds(lambda: decode(model.vae, sample[:1])) for _ in range(5)]) * len(jobs)
+    return math.ceil(2 * evaluations / LANES) * forward + encoding + decoding
+
+
+def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: int, *, ray: bool) -> list[Any]:
+    """Run every rival `rounds` times, in turns, after a warm-up."""
+    engine, pipeline = Engine(model, lanes=LANES), pipeline_of(model)
+    evaluations = sum(job.num_inference_steps or 0 for job in jobs)  # these samplers need one a step
+    larger = not name.startswith("demo")
+    rivals: dict[str, Callable[[], float]] = {
+        "limit: bare forwards, full": lambda: limit(model, jobs, evaluations),
+        "promptmill's engine, exact": lambda: seconds(lambda: by_engine(engine, jobs)),
+        "diffusers, a call a prompt": lambda: seconds(lambda: [call(pipeline, [job]) for job in jobs]),
+        "diffusers, equal settings together": lambda: seconds(lambda: in_static_batches(pipeline, jobs)),
+    }
+    if ray:
+        rivals["Ray Data over diffusers"] = lambda: by_ray(jobs, larger=larger)
+    by_engine(engine, jobs[:4])
+    call(pipeline, jobs[:1])
+    taken: dict[str, list[float]] = {rival: [] for rival in rivals}
+    for _ in range(rounds):
+        for rival, run in rivals.items():
+            taken[rival].append(run())
+    mill = median(taken["promptmill's engine, exact"])
+    return [
+        {
+            "model": name,
+            "what": rival,
+            "seconds": median(times),
+            "lanes/s": 2 * evaluations / median(times),
+            "engine is faster by": median(times) / mill,
+        }
+        for rival, times in taken.items()
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    options = arguments(__doc__ or "").parse_args()
+    ray = importlib.util.find_spec("ray") is not None
+    if not ray:
+        print("Ray is not installed: its line is left out.")
+    model = demo_model()
+    if options.quick:
+        jobs = mixed_jobs(12, size=64, steps=(3, 4, 5, 6, 8))
+        rows = measure("demo, 64x64", model, jobs, 1, ray=False)
+    else:
+        rows = measure("demo, 64x64", model, mixed_jobs(32, size=64), 3, ray=ray)
+        rows += measure("17 M, random, 128x128", larger_model(model), mixed_jobs(32, size=128), 1, ray=ray)
+    show(rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

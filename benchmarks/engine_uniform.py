@@ -1,0 +1,56 @@
+"""Uniform work: 64 equal jobs by the engine, and by diffusers' pipeline at the same batch size, in turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine_mixed import LANES, by_engine
+from engines import call, demo_model, larger_model, pipeline_of
+from report import arguments, median, seconds, show
+
+from storage.parameters import JobParameters
+from worker.engine.engine import Engine
+from worker.models.load import LoadedModel
+
+
+def measure(
+    name: str, model: LoadedModel, *, size: int, count: int, steps: int, rounds: int
+) -> dict[str, object]:
+    """Time both at R lanes."""
+    job = JobParameters(
+        prompt="a fox", seed=1, sampler="dpmpp_2m", num_inference_steps=steps, width=size, height=size
+    )
+    jobs = [replace(job, seed=seed) for seed in range(count)]
+    batches = [jobs[start : start + LANES // 2] for start in range(0, count, LANES // 2)]
+    engine, pipeline = Engine(model, lanes=LANES), pipeline_of(model)
+    by_engine(engine, jobs[:4])
+    call(pipeline, jobs[:4])
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(seconds(lambda: by_engine(engine, jobs)))
+        theirs.append(seconds(lambda: [call(pipeline, batch) for batch in batches]))
+    return {
+        "model": name,
+        "jobs": count,
+        "engine images/s": count / median(ours),
+        "diffusers images/s": count / median(theirs),
+        "ratio": median(theirs) / median(ours),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    options = arguments(__doc__ or "").parse_args()
+    model = demo_model()
+    if options.quick:
+        rows = [measure("demo, 64x64", model, size=64, count=12, steps=8, rounds=2)]
+    else:
+        rows = [
+            measure("demo, 64x64", model, size=64, count=64, steps=20, rounds=3),
+            measure("17 M, random, 128x128", larger_model(model), size=128, count=64, steps=5, rounds=1),
+        ]
+    show(rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

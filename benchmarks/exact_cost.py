@@ -1,0 +1,73 @@
+"""What the promise of equal bytes costs: exact against throughput mode, full and with a single job.
+
+Exact mode always runs R lanes. Full, that is what throughput mode does as well; alone, a job pays for idle
+lanes. Both modes are timed in turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engines import demo_model, larger_model
+from report import arguments, median, seconds, show
+
+from storage.parameters import JobParameters
+from worker.engine.engine import Engine
+from worker.models.load import LoadedModel
+
+STEPS = 10
+MODES = ("exact", "throughput")
+
+
+def render(engine: Engine, count: int, size: int) -> None:
+    """Render `count` equal jobs to their pictures."""
+    job = JobParameters(
+        prompt="a fox", seed=1, sampler="euler", num_inference_steps=STEPS, width=size, height=size
+    )
+    tickets = [engine.submit(replace(job, seed=seed)) for seed in range(count)]
+    while engine.step():
+        pass
+    for ticket in tickets:
+        ticket.future.result(timeout=0)
+
+
+def row(name: str, model: LoadedModel, size: int, lanes: int, rounds: int) -> dict[str, object]:
+    """Time both modes at R lanes."""
+    engines = {mode: Engine(model, lanes=lanes, mode=mode) for mode in MODES}
+    taken: dict[tuple[str, int], list[float]] = {}
+    full = lanes  # two requests for every pair of lanes, so that the queue matters too
+    for number in range(rounds + 1):
+        for mode in MODES:
+            for count in (full, 1):
+                time = seconds(lambda m=mode, c=count: render(engines[m], c, size))  # type: ignore[misc]
+                if number:  # the first round warms up
+                    taken.setdefault((mode, count), []).append(time)
+    best = {key: median(times) for key, times in taken.items()}
+    return {
+        "UNet": name,
+        "R": lanes,
+        "full, exact images/s": full / best["exact", full],
+        "full, throughput": full / best["throughput", full],
+        "full, ratio": best["throughput", full] / best["exact", full],
+        "one job, exact s": best["exact", 1],
+        "one job, throughput s": best["throughput", 1],
+        "one job, ratio": best["exact", 1] / best["throughput", 1],
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    options = arguments(__doc__ or "").parse_args()
+    model = demo_model()
+    rounds = 2 if options.quick else 5
+    rows = [
+        row("demo, 64x64", model, 64, lanes, rounds) for lanes in ((2, 8) if options.quick else (2, 4, 8, 16))
+    ]
+    if not options.quick:
+        large = larger_model(model)
+        rows += [row("17 M, random, 128x128", large, 128, lanes, 2) for lanes in (2, 4, 8)]
+    show(rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Tables are read out of diffusers' schedulers: which there are, and what happens where there is none."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from storage.samplers import SAMPLERS
+from worker.models.load import LoadedModel
+from worker.stages.noise import job_generator
+from worker.stages.schedule import NoiseSchedule, sampler_table
+from worker.stages.table import History, probe
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # torchsde, at the rounded end points
+]
+
+CASES = [(name, schedule) for name, sampler in SAMPLERS.items() for schedule in sampler.schedules]
+
+
+def _walk(schedule: NoiseSchedule) -> torch.Tensor:
+    """Lead a schedule with a model whose output depends on its input to the last latents."""
+    shape = (1, 4, 6, 6)
+    outputs = torch.randn((len(schedule), *shape), generator=job_generator(1))
+    latents = torch.randn(shape, generator=job_generator(2)) * schedule.init_noise_sigma
+    schedule.draw_noise(shape)
+    history = History.start(latents)
+    for i in range(len(schedule)):
+        if schedule.table is None:
+            output = 0.3 * schedule.scale_input(latents, i) + outputs[i]
+            latents = schedule.step(output, i, latents)
+            continue
+        output = 0.3 * latents * schedule.table.input_scale[i] + outputs[i]
+        noise = schedule.noise(i)
+        drawn = torch.zeros(shape) if noise is None else noise
+        history = history.after(schedule.table.weights[i, :, :, None], output, drawn)
+        latents = history.latents[0]
+    return latents
+
+
+def _both(config: dict[str, Any], **settings: Any) -> tuple[NoiseSchedule, NoiseSchedule]:
+    """The same settings by table, and by scheduler."""
+    ours, theirs = (
+        NoiseSchedule(
+            scheduler_config=config, seed=4, generator=job_generator(4), tabulated=tabulated, **settings
+        )
+        for tabulated in (True, False)
+    )
+    return ours, theirs
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("name", "schedule"), CASES)
+def test_every_sampler_has_a_table_that_says_what_its_scheduler_does(
+    name: str, schedule: str, prediction: str, model: LoadedModel
+) -> None:
+    """Latents agree within 1e-5, draws included; no sampler falls back unseen."""
+    if name == "ipndm" and prediction != "epsilon":
+        pytest.skip("IPNDM knows epsilon prediction only, and the job is refused")
+    config = model.scheduler_config | {"prediction_type": prediction}
+    ours, theirs = _both(config, sampler=name, schedule=schedule, num_inference_steps=7)
+    assert ours.table is not None
+    assert ours.timesteps == theirs.timesteps
+    table, scheduler = _walk(ours), _walk(theirs)
+    assert (table - scheduler).norm() / scheduler.norm() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ddim", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+        ("ddim", {"timestep_spacing": "trailing"}),
+        ("lms", {"timestep_spacing": "leading"}),
+        ("pndm", {"timestep_spacing": "linspace"}),
+        ("dpmpp_2m", {"timestep_spacing": "trailing", "use_lu_lambdas": True}),
+    ],
+)
+def test_a_models_own_config_is_in_its_table(name: str, change: dict[str, Any], model: LoadedModel) -> None:
+    """Spacing and zero terminal SNR come from the model."""
+    ours, theirs = _both(
+        model.scheduler_config | change, sampler=name, schedule="default", num_inference_steps=8
+    )
+    assert ours.table is not None
+    table, scheduler = _walk(ours), _walk(theirs)
+    assert (table - scheduler).norm() / scheduler.norm() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ddim", {"clip_sample": True, "clip_sample_range": 50.0}),
+        ("dpmpp_2m", {"thresholding": True}),
+        # Its first sigma is 4096: the scheduler's own rounding is larger than what a table may differ by.
+        ("euler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+    ],
+)
+def test_what_has_no_table_calls_its_scheduler(name: str, change: dict[str, Any], model: LoadedModel) -> None:
+    """Clipping too, even where the random tensors of the check would not have shown it."""
+    ours, theirs = _both(
+        model.scheduler_config | change, sampler=name, schedule="default", num_inference_steps=5
+    )
+    assert ours.table is None
+    assert torch.equal(_walk(ours), _walk(theirs))
+
+
+class Stubborn:
+    """A noise scheduler that is not the recurrence that it looks like."""
+
+    config: dict[str, Any] = {}  # noqa: RUF012 - as diffusers has it
+    init_noise_sigma = 1.0
+
+    def __init__(self, exponent: float = 1.0, *, fails: bool = False) -> None:
+        self.timesteps = torch.tensor([3.0, 2.0, 1.0])
+        self.exponent, self.fails = exponent, fails
+
+    def scale_model_input(self, sample: torch.Tensor, _: Any) -> torch.Tensor:
+        """Leave it."""
+        return sample
+
+    def step(self, output: torch.Tensor, _: Any, sample: torch.Tensor, **__: Any) -> tuple[torch.Tensor]:
+        """Be linear, or not."""
+        if self.fails:
+            raise IndexError("too few dimensions")
+        return (sample - 0.1 * output.sign() * output.abs() ** self.exponent,)
+
+
+def test_a_table_is_held_against_its_scheduler() -> None:
+    """One-hot vectors cannot see a square of ones; random tensors can."""
+    assert probe(Stubborn, {}) is not None
+    assert probe(lambda: Stubborn(2.0), {}) is None
+    assert probe(lambda: Stubborn(fails=True), {}) is None
+
+
+def test_reading_a_table_draws_nothing_of_other_threads(model: LoadedModel) -> None:
+    """Noise is answered in the reading thread only, and the job's own generator is left alone."""
+    config = json.dumps(model.scheduler_config, default=str)
+    expected = torch.randn(8, generator=job_generator(1))
+    wrong: list[bool] = []
+    stop = threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            wrong.append(not torch.equal(torch.randn(8, generator=job_generator(1)), expected))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    sampler_table.cache_clear()
+    table = sampler_table("euler_a", "default", 20, config, 0.0)
+    stop.set()
+    thread.join()
+    assert table is not None
+    assert all(table.draws)
+    assert len(wrong) > 3
+    assert not any(wrong)
