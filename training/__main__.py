@@ -49,10 +49,8 @@ def main() -> None:
     # A quick run makes no model worth keeping, so it must not land on the one that is shipped.
     work = options.work or Path("out/model-quick" if options.quick else "out/model")
     model = options.model or (work / "demo" if options.quick else Path("models/demo"))
-    for folder in (work, model):
-        if folder.exists() and not folder.is_dir():
-            parser.error(f"{folder} is a file, and a folder is wanted.")
     try:
+        work, model = work.resolve(), model.resolve()
         work.mkdir(parents=True, exist_ok=True)
         Maker(work, model, QUICK if options.quick else FULL, options.seed).make()
     except (TrainingError, OSError) as error:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from training.art import fetch_art, read_art
-from training.fit import cores
+from training.fit import in_parallel
 from training.styles import render
 from training.vocabulary import BACKGROUNDS, NOUNS, STYLES, Triple, all_triples, held_out, training_triples
 
@@ -86,17 +87,18 @@ def load(folder: Path, name: str) -> Pictures:
 
 
 def _draw(path: Path, triples: list[Triple], art: dict[str, np.ndarray], seed: int) -> None:
-    pixels = np.lib.format.open_memmap(
-        path.with_suffix(".npy"), mode="w+", dtype=np.uint8, shape=(len(triples), 64, 64, 3)
-    )
-    work = ((art[t.noun], t.style, BACKGROUNDS[t.background], (seed, i)) for i, t in enumerate(triples))
-    with multiprocessing.Pool(cores()) as pool:
-        for i, picture in enumerate(pool.imap(_render, work, chunksize=64)):
-            pixels[i] = picture
+    shape = (len(triples), 64, 64, 3)
+    pixels = np.lib.format.open_memmap(path.with_suffix(".npy"), mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # A sparse file on a full disk would end in a bus error.
+        with path.with_suffix(".npy").open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, pixels.offset + math.prod(shape))
+    work = [(art[t.noun], t.style, BACKGROUNDS[t.background], (seed, i)) for i, t in enumerate(triples)]
+    for i, picture in enumerate(in_parallel(_render, work, chunksize=64)):
+        pixels[i] = picture
     pixels.flush()
     np.save(path.with_name(f"{path.name}_labels.npy"), to_labels(triples))
 
 
-def _render(job: tuple[np.ndarray, str, tuple[int, int, int], tuple[int, int]]) -> np.ndarray:
-    art, style, colour, seed = job
+def _render(art: np.ndarray, style: str, colour: tuple[int, int, int], seed: tuple[int, int]) -> np.ndarray:
     return render(art, style, colour, np.random.default_rng(seed))

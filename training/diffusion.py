@@ -12,11 +12,10 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
-from torch.multiprocessing import get_context
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.data import load, to_triple
-from training.fit import BatchLoss, Recipe, cores, fit
+from training.fit import BatchLoss, Recipe, fit, in_parallel
 from training.tokenizer import MAX_LENGTH
 from training.vae import CONFIG as VAE_CONFIG
 from training.vae import to_tensor
@@ -77,10 +76,7 @@ def encode_latents(folder: Path, vae_weights: Path) -> float:
     """Write the training pictures' scaled latents to `latents.npy`, (n, 4, 16, 16); return the scaling."""
     count = len(load(folder, "train").pixels)
     work = [(folder, vae_weights, start) for start in range(0, count, _ENCODED)]
-    with get_context("spawn").Pool(cores()) as pool:
-        latents = np.concatenate(pool.starmap(_encode, work, chunksize=1))
-        pool.close()
-        pool.join()
+    latents = np.concatenate(list(in_parallel(_encode, work)))
     factor = 1 / float(latents.std())
     np.save(folder / "latents.npy", (latents * factor).astype(np.float16))
     return factor

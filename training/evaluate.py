@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-import torch.multiprocessing
 import transformers
 from PIL import Image
 
@@ -20,7 +20,7 @@ from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
 from training.classifier import judge
 from training.data import load, to_labels
 from training.export import DEFAULTS
-from training.fit import cores
+from training.fit import in_parallel
 from training.vae import to_tensor
 from training.vocabulary import BACKGROUNDS, NOUNS, STYLES, Triple, held_out, prompt
 
@@ -69,11 +69,7 @@ def evaluate(model: Path, judge_weights: Path, *, prompts: int, steps: int) -> l
     """
     table = cells()
     work = [(model, judge_weights, cell, prompts, steps) for cell in table]
-    with torch.multiprocessing.get_context("spawn").Pool(cores()) as pool:
-        scores = pool.starmap(score, work, chunksize=1)
-        pool.close()
-        pool.join()
-    return list(zip(table, scores, strict=True))
+    return list(zip(table, in_parallel(score, work), strict=True))
 
 
 def score(model: Path, judge_weights: Path, cell: Cell, prompts: int, steps: int) -> Score:
@@ -100,6 +96,15 @@ def unseen(kind: str, count: int) -> list[Triple]:
         pool = [Triple(noun, style, ground) for noun, style in sorted(pairs) for ground in BACKGROUNDS]
     rng = random.Random(1)
     return rng.sample(pool, min(count, len(pool)))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: the number of cores must not show in what is measured or drawn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def load_pipeline(model: Path) -> Any:

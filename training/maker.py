@@ -19,7 +19,15 @@ from training.card import write_card
 from training.classifier import judge, train_classifier
 from training.diffusion import encode_latents, train_diffusion
 from training.errors import TrainingError
-from training.evaluate import Cell, as_rows, contact_sheet, evaluate, seconds_per_picture, vae_psnr
+from training.evaluate import (
+    Cell,
+    as_rows,
+    contact_sheet,
+    evaluate,
+    one_thread,
+    seconds_per_picture,
+    vae_psnr,
+)
 from training.export import DEFAULTS, MAX_BYTES, export
 from training.fit import losses
 from training.promises import promises
@@ -85,10 +93,12 @@ class Maker:
         self.notes = work / "notes.json"
         # Noted once, ahead of the first stage: the run itself must not make the checkout look changed.
         self.commit, self.source = commit(), source_digest()
+        _check_model(model, work)
         self.figures: dict[str, Any] = {
             "seed": seed,
             "plan": asdict(plan),
             "commits": {},
+            "sources": {},
             "seconds": {},
             "done": [],
         }
@@ -110,7 +120,8 @@ class Maker:
                 ):
                     print(f"{stage.name}: done before", flush=True)
                     continue
-                self._forget(stages[i + 1 :])
+                # One that broke off goes on where it was; one that was whole is not whole any more.
+                self._forget(stages[i if stage.name in self.figures["done"] else i + 1 :])
                 self._run(stage)
             self._finish()
 
@@ -144,23 +155,31 @@ class Maker:
         ]
 
     def _run(self, stage: Stage) -> None:
-        if source_digest() != self.source:
-            raise TrainingError("The code in training/ has changed since the start; start again to go on.")
         print(f"{stage.name} ...", flush=True)
-        seconds, done = self.figures["seconds"], self.figures["done"]
+        seconds = self.figures["seconds"]
         # Before it begins: one that is killed and taken up later has two commits, and the card says so.
         commits = self.figures["commits"].setdefault(stage.name, [])
         commits += [self.commit] if self.commit not in commits else []
+        self.figures["sources"][stage.name] = self.source
         self._save()
-        started = time.monotonic()
-        self.figures |= stage.run()
-        seconds[stage.name] = time.monotonic() - started
-        for training in stage.trainings:
-            self._check(training)
-            seconds[training] = losses(self.work, training)[-1]["seconds"]  # over all runs
-        done += [stage.name] if stage.name not in done else []
-        self._save()
+        began = time.monotonic()
+        try:
+            self._check_source()
+            self.figures |= stage.run()
+            self._check_source()  # processes that it started have read the code since
+            for training in stage.trainings:
+                self._check(training)
+            self.figures["done"].append(stage.name)
+        finally:
+            seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - began
+            self._save()
         print(f"{stage.name}: {self._minutes(stage):.1f} min", flush=True)
+
+    def _check_source(self) -> None:
+        if source_digest() != self.source:
+            raise TrainingError(
+                f"The code in training/ or a library has changed meanwhile; remove {self.work}, start again."
+            )
 
     def _forget(self, stages: list[Stage]) -> None:
         """Remove what was made from something that is now made anew."""
@@ -172,7 +191,7 @@ class Maker:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-            for noted in ("commits", "seconds"):
+            for noted in ("commits", "sources", "seconds"):
                 self.figures[noted].pop(stage.name, None)
             self.figures["done"] = [name for name in self.figures["done"] if name != stage.name]
 
@@ -216,15 +235,18 @@ class Maker:
     def _evaluate(self) -> dict[str, Any]:
         steps, classifier = self.plan.steps, self.work / "classifier.pt"
         pictures = data.load(self.work, "held_out")
-        right = judge(classifier, pictures.pixels, pictures.labels)
-        for sampler, schedule in (("lms", "karras"), ("euler", "default")):
-            cell = Cell(
-                asked="sheet", sampler=sampler, schedule=schedule, guidance=DEFAULTS["guidance_scale"]
-            )
-            contact_sheet(self.exported, self.exported / f"contact-sheet-{sampler}.png", cell, steps=steps)
+        with one_thread():
+            right = judge(classifier, pictures.pixels, pictures.labels)
+            psnr = vae_psnr(self.exported, self.work)
+            for sampler, schedule in (("lms", "karras"), ("euler", "default")):
+                cell = Cell(
+                    asked="sheet", sampler=sampler, schedule=schedule, guidance=DEFAULTS["guidance_scale"]
+                )
+                sheet = self.exported / f"contact-sheet-{sampler}.png"
+                contact_sheet(self.exported, sheet, cell, steps=steps)
         return {
             "judge": {"all": float(right.all(axis=1).mean()), "pictures": len(right)},
-            "psnr": vae_psnr(self.exported, self.work),
+            "psnr": psnr,
             "threads": torch.get_num_threads(),
             "seconds_per_picture": seconds_per_picture(self.exported, steps=steps),
             "table": as_rows(evaluate(self.exported, classifier, prompts=self.plan.prompts, steps=steps)),
@@ -274,10 +296,9 @@ class Maker:
         }
 
     def _minutes(self, stage: Stage) -> float:
-        """How long a stage took, the part before a kill included where it trained."""
-        seconds = self.figures["seconds"]
-        trained = sum(seconds[training] for training in stage.trainings)
-        return float(max(seconds[stage.name], trained)) / 60
+        """How long a stage took, over all its runs; of one that was killed only what it logged is known."""
+        trained = sum(losses(self.work, training)[-1]["seconds"] for training in stage.trainings)
+        return float(max(self.figures["seconds"][stage.name], trained)) / 60
 
     def _parameters(self) -> dict[str, int]:
         weights = torch.load(self.work / "diffusion.pt", weights_only=True)
@@ -295,6 +316,10 @@ class Maker:
         if (noted.get("seed"), noted.get("plan")) != (self.seed, asdict(self.plan)):
             raise TrainingError(
                 f"{self.work} holds another plan's or seed's run; remove it, or name another --work."
+            )
+        if any(source != self.source for source in noted.setdefault("sources", {}).values()):
+            raise TrainingError(
+                f"{self.work} holds a run of other code or libraries; remove it, or name another --work."
             )
         return noted
 
@@ -319,14 +344,42 @@ def _alone(work: Path) -> Iterator[None]:
         yield
 
 
+def _check_model(model: Path, work: Path) -> None:
+    """Refuse a folder that is no model, before anything is made that would take its place.
+
+    Raises:
+        TrainingError: one sentence that says which folder.
+    """
+    _put_back(model)
+    if model in (work, *work.parents):
+        raise TrainingError(
+            f"{model} holds the work folder {work}, and the model replaces it; name another --model."
+        )
+    if model.exists() and not model.is_dir():
+        raise TrainingError(f"{model} is a file, and a folder is wanted; name another --model.")
+    if model.is_dir() and any(model.iterdir()) and not (model / "model_index.json").exists():
+        raise TrainingError(f"{model} is no model, and would be replaced by one; name another --model.")
+
+
 def _replace(model: Path, exported: Path) -> None:
-    """Put a copy of the exported folder in the model's place, whole or not at all."""
-    new, old = (model.with_name(f".{model.name}.{end}") for end in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Put a copy of the exported folder in the model's place; a kill leaves the old one or the new one."""
+    new, old = _beside(model)
+    shutil.rmtree(new, ignore_errors=True)
     model.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(exported, new)
     if model.exists():
         model.rename(old)
     new.rename(model)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(model: Path) -> None:
+    """Undo half of a replacement."""
+    _, old = _beside(model)
+    if old.exists() and not model.exists():
+        old.rename(model)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(model: Path) -> tuple[Path, Path]:
+    return model.with_name(f".{model.name}.new"), model.with_name(f".{model.name}.old")

@@ -104,7 +104,8 @@ def test_processes_whose_parent_was_killed_end_by_themselves(tmp_path: Path) -> 
     script = tmp_path / "run.py"
     script.write_text(code)
     parent = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
+        # As under nohup: torch's own death signal to its children is SIGINT, which they then ignore.
+        ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, str(script), str(tmp_path)],
         start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
     )

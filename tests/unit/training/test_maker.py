@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_a_stage_that_broke_off_is_taken_up_alone(tmp_path: Path, monkeypatch: p
     assert made(tmp_path) == ["train", "export"]
 
 
+def test_a_stage_that_is_made_anew_and_breaks_off_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its output may be there, and half: the next run does not take it for whole."""
+    made(tmp_path)
+    (tmp_path / "train.out").unlink()
+
+    def half(self: Rehearsal, name: str) -> dict[str, Any]:
+        write(self, name)
+        raise TrainingError("the power went out")
+
+    write = Rehearsal._write
+    monkeypatch.setattr(Rehearsal, "_write", half)
+    with pytest.raises(TrainingError, match="power"):
+        made(tmp_path)
+    monkeypatch.setattr(Rehearsal, "_write", write)
+    assert made(tmp_path) == ["train", "export"]
+
+
 @pytest.mark.parametrize("settings", [{"seed": 2}, {"plan": FULL}, {"plan": replace(QUICK, prompts=3)}])
 def test_another_run_s_folder_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Its files were made with another plan or seed."""
@@ -98,10 +118,66 @@ def test_code_that_changes_in_the_middle_stops_the_run(
 ) -> None:
     """Processes import the code when they start, so a run could mix two versions and name one commit."""
     rehearsal = Rehearsal(tmp_path)
-    monkeypatch.setattr(maker, "source_digest", lambda: "another")
-    with pytest.raises(TrainingError, match="has changed since the start"):
+    write = Rehearsal._write
+
+    def edit(self: Rehearsal, name: str) -> dict[str, Any]:
+        if name == "train":
+            monkeypatch.setattr(maker, "source_digest", lambda: "another")
+        return write(self, name)
+
+    monkeypatch.setattr(Rehearsal, "_write", edit)
+    with pytest.raises(TrainingError, match="has changed meanwhile"):
         rehearsal.make()
-    assert rehearsal.ran == []
+    assert json.loads((tmp_path / "notes.json").read_text())["done"] == ["draw"]
+
+
+def test_a_run_of_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are not what this code makes, and the card would say that they are."""
+    made(tmp_path)
+    monkeypatch.setattr(maker, "source_digest", lambda: "another")
+    with pytest.raises(TrainingError, match="holds a run of other code or libraries"):
+        Rehearsal(tmp_path)
+
+
+def test_a_training_whose_loss_does_not_fall_stops_the_run(tmp_path: Path) -> None:
+    """What did not learn makes no model."""
+
+    class Stuck(Rehearsal):
+        def _stages(self) -> list[Stage]:
+            first, *rest = super()._stages()
+            return [replace(first, trainings=("net",)), *rest]
+
+    lines = [{"step": 20, "loss": 0.5, "seconds": 1.0}, {"step": 40, "loss": 0.5, "seconds": 2.0}]
+    (tmp_path / "net.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stuck = Stuck(tmp_path)
+    with pytest.raises(TrainingError, match=r"net did not learn: its loss went from 0\.5 to 0\.5"):
+        stuck.make()
+    assert stuck.ran == ["draw"]
+
+
+@pytest.mark.parametrize("name", ["pictures", "pictures/deeper", "a file"])
+def test_only_a_model_is_replaced(tmp_path: Path, name: str) -> None:
+    """Neither a folder of something else, nor one that holds the work folder, nor a file."""
+    work = tmp_path / "pictures" / "deeper" / "work"
+    work.mkdir(parents=True)
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(TrainingError, match="name another --model"):
+        Maker(work, tmp_path / name, QUICK, 1)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "holiday.png").write_text("")
+    with pytest.raises(TrainingError, match="is no model"):
+        Maker(work, tmp_path / "own", QUICK, 1)
+
+
+def test_half_of_a_replacement_is_undone(tmp_path: Path) -> None:
+    """Killed between the two renames, the old model is put back by the next run."""
+    model = tmp_path / "models" / "demo"
+    old = model.with_name(".demo.old")
+    old.mkdir(parents=True)
+    (old / "model_index.json").write_text("{}")
+    Maker(tmp_path / "work", model, QUICK, 1)
+    assert (model / "model_index.json").exists()
+    assert not old.exists()
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -126,17 +202,24 @@ def test_the_commit_is_dirty_with_the_code_and_not_with_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model is what a run makes, not what it is made from."""
+    tmp_path = tmp_path.resolve()
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     assert provenance.commit() == "unknown"
     for name in ("models/demo.txt", "code.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("first")
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+        subprocess.run([*git, *command], cwd=tmp_path, env=clean, check=True)
     commit = provenance.commit()
     assert len(commit) == 40
     (tmp_path / "models/demo.txt").write_text("second")
     assert provenance.commit() == commit
+    (tmp_path / "new.py").write_text("not committed")
+    assert provenance.commit() == f"{commit}-dirty"
+    (tmp_path / "new.py").unlink()
     (tmp_path / "code.py").write_text("second")
     assert provenance.commit() == f"{commit}-dirty"
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "models")
+    assert provenance.commit() == "unknown"  # somebody else's repository
