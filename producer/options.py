@@ -116,7 +116,8 @@ job_flags = _stacked(
     click.option(
         "--guidance-interval",
         metavar="A:B",
-        help="Guide only between two fractions of the steps, as 0.2:0.8; the rest costs half. Default: 0:1.",
+        help="Guide only between two fractions of the steps, as 0.2:0.8; elsewhere a picture takes one lane "
+        "instead of two. Default: 0:1.",
     ),
 )
 

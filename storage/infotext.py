@@ -25,6 +25,12 @@ _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _KEY = re.compile(r"\w[\w \-/]+")
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _INTEGERS = {"Steps": "num_inference_steps", "Seed": "seed"}
+_OPTIONS = {
+    "Eta DDIM": "eta",  # A1111's name; its "Eta" belongs to ancestral samplers
+    "Guidance rescale": "guidance_rescale",
+    "Guidance interval": "guidance_interval",
+}
+_OPTION_LABELS = {name: label for label, name in _OPTIONS.items()}
 _TEXTS = {"Model": "model", "Model hash": "model_hash", "Version": "version"}
 _SCHEDULE_BY_LABEL = {label.casefold(): name for name, label in SCHEDULES.items() if label}
 
@@ -54,8 +60,8 @@ def read_infotext(text: str) -> dict[str, Any]:
 
     Returns:
         `prompt` and `negative_prompt`; where the text has them `num_inference_steps`, `sampler`, `schedule`,
-        `guidance_scale`, `seed`, `width`, `height`, `model`, `model_hash` and `version`; and under `other`
-        every pair that has no place of its own or cannot be understood, as text.
+        `guidance_scale`, `seed`, `width`, `height`, `options`, `model`, `model_hash` and `version`; and under
+        `other` every pair that has no place of its own or cannot be understood, as text.
     """
     *body, last = text.strip().split("\n")
     pairs = {match[1]: _unquoted(match[2].strip()) for match in _PAIR.finditer(last)}
@@ -91,6 +97,10 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
     other: dict[str, str] = {}
     for key, value in pairs.items():
         try:
+            if key in _OPTIONS:
+                option = json.loads(value)
+                fields.setdefault("options", {})[_OPTIONS[key]] = option
+                continue
             fields |= _field(key, value)
         except (ValueError, BadInputError):
             other[key] = value
@@ -127,7 +137,7 @@ def _number(value: float | None) -> str:
 
 
 def _label(key: str) -> str:
-    return key.replace("_", " ").capitalize()
+    return _OPTION_LABELS.get(key, key.replace("_", " ").capitalize())
 
 
 def _value(value: Any) -> str:

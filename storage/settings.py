@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(default=None, repr=False)
     store_url: str | None = Field(default=None, repr=False)
     lease: float = Field(default=30.0, ge=3)  # seconds without a heartbeat until a worker is declared dead
-    stall: float = Field(default=1800.0, ge=1)  # seconds that one step of an engine may take
+    stall: float = Field(default=1800.0, ge=1)  # seconds without an answer until a device hangs
     models: Annotated[list[str], NoDecode] = Field(default_factory=list)  # NAME=REPO_OR_PATH[@REVISION]
 
     @field_validator("home")

@@ -37,6 +37,7 @@ def samplers() -> Iterator[dict[str, Any]]:
             "overrides": dict(sampler.overrides),
             "schedules": list(sampler.schedules),
             "stochastic": sampler.stochastic,
+            "takes_eta": sampler.takes_eta,
             "default": sampler.name == DEFAULT_SAMPLER,
         }
 

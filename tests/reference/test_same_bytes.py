@@ -12,6 +12,7 @@ from storage.samplers import SAMPLERS
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel
+from worker.stages import schedule
 from worker.stages.picture import encode_png, pixel_sha256
 
 pytestmark = [
@@ -25,6 +26,16 @@ LANES = 8
 def _random_jobs(count: int) -> list[JobParameters]:
     """Make jobs that differ in everything a job can differ in."""
     draw = random.Random(5)  # noqa: S311 - test data
+
+    def options(sampler: str) -> dict[str, Any]:
+        drawn: dict[str, Any] = {
+            "eta": draw.choice([0.0, 0.5]) if SAMPLERS[sampler].takes_eta else 0.0,
+            "guidance_rescale": draw.choice([0.0, 0.7]),
+            "guidance_interval": draw.choice([None, [0.3, 0.9], [0.0, 0.5]]),
+        }
+        return {name: value for name, value in drawn.items() if value}
+
+    samplers = [draw.choice(sorted(SAMPLERS)) for _ in range(count)]
     return [
         JobParameters(
             prompt=draw.choice(
@@ -36,9 +47,10 @@ def _random_jobs(count: int) -> list[JobParameters]:
             guidance_scale=draw.choice([1.0, 3.0, 7.5]),
             width=draw.choice([64, 64, 72]),
             height=64,
-            sampler=draw.choice(sorted(SAMPLERS)),
+            sampler=sampler,
+            options=options(sampler),
         )
-        for _ in range(count)
+        for sampler in samplers
     ]
 
 
@@ -46,9 +58,19 @@ def _png(result: RenderResult) -> bytes:
     return encode_png(result.pixels, {"parameters": "same", "promptmill": str(result.numerics)})
 
 
-def test_bytes_do_not_depend_on_company(model: LoadedModel, render: Any) -> None:
-    """Twelve jobs give equal files together, in reverse with stragglers, and alone."""
+def test_bytes_do_not_depend_on_company(
+    model: LoadedModel, render: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve jobs give equal files together, in reverse with stragglers, and alone.
+
+    One sampler has lost its table, and keeps its scheduler.
+    """
+    tables = schedule.sampler_table
+    monkeypatch.setattr(
+        schedule, "sampler_table", lambda name, *rest: None if name == untabled else tables(name, *rest)
+    )
     jobs = _random_jobs(12)
+    untabled = jobs[0].sampler
     together = [_png(result) for result in render(jobs, lanes=LANES)]
 
     engine = Engine(model, lanes=LANES)

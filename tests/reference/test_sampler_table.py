@@ -36,7 +36,7 @@ def _build(config: dict[str, Any], sampler: str, steps: int, schedule: str = "de
 def _walk(schedule: NoiseSchedule, seed: int) -> torch.Tensor:
     """Run a schedule with a UNet that predicts half of its input."""
     latents = torch.randn((1, 4, 4, 4), generator=job_generator(seed)) * schedule.init_noise_sigma
-    schedule.draw_noise((1, 4, 4, 4))
+    schedule.draw_noise((1, 4, 4, 4), torch.device("cpu"))
     history = History.start(latents)
     for evaluation in range(len(schedule)):
         if schedule.table is None:

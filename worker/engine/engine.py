@@ -62,7 +62,7 @@ class Engine:
             lanes: R; None lets the engine choose.
             mode: see above.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
-            stall: seconds after which a step that has not ended counts as a device that hangs.
+            stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this device.
@@ -76,11 +76,11 @@ class Engine:
         self.steps = 0
         self._on_death = on_death
         self._text = TextStage(model.tokenizer, model.text_encoder)
-        self._plans = Plans(model, mode=mode, lanes=self.lanes)
+        self._watchdog = Watchdog(stall, self._die)
+        self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
         self._admission = Admission(self._plans.__getitem__)
         self._roster = Roster()
         self._batches: dict[LatentShape, Batch] = {}
-        self._watchdog = Watchdog(stall, self._die)
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -174,8 +174,6 @@ class Engine:
             chosen, plan = self._admit()
             if plan is not None and chosen:
                 self._advance(chosen, plan)
-            else:
-                self._batches.clear()
             return self._finish_one() or bool(chosen)
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
             self._die(error)
@@ -210,6 +208,7 @@ class Engine:
 
     def _encode(self, request: Request) -> bool:
         """Bring a joining request onto the device: its prompts and its noise."""
+        self._watchdog.beat()
         began = time.perf_counter()
         texts = {"prompt": request.parameters.prompt}
         if len(request.guided):
@@ -224,6 +223,8 @@ class Engine:
 
     def _advance(self, chosen: list[Request], plan: LanePlan) -> None:
         """Move the requests on by one forward pass; nothing in them changes before all is computed."""
+        history, failure = None, None
+        self._watchdog.beat()
         try:
             batch = self._batch_of(chosen)
             # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company.
@@ -232,9 +233,11 @@ class Engine:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._shrink(chosen, error)
-            return
-        if history is not None:
+            failure = error.with_traceback(None)  # its frames hold what the failed pass took
+        self._watchdog.beat()
+        if failure is not None:
+            self._shrink(chosen, failure)
+        elif history is not None:
             self.steps += 1
             self._accept(batch, history, plan)
 
@@ -245,21 +248,25 @@ class Engine:
         """
         shape = chosen[0].shape
         self._batches.clear()
-        old, plan = self._plans[shape], self._plans.shrink(shape)
+        old = self._plans[shape]
+        plan = self._plans.shrink(shape)
         if plan is None:
             for request in chosen:
                 self._fail(request, error, stage="denoising")
             return
         for request in self._roster.snapshot():
             if request.shape == shape and request.started and not request.denoised:
-                request.warnings.append(
+                request.shrunk = (
                     f"The device ran out of memory with {old.lanes} lanes; rendered with {plan.lanes}."
                 )
-                if self.mode == "exact":
+                # A noise scheduler that was called is a step ahead.
+                if self.mode == "exact" or request.schedule.table is None:
                     self._attempt(request, "starting again", request.restart, self.model)
 
     def _batch_of(self, chosen: list[Request]) -> Batch:
         """Return the batch of these requests: the last one of their shape, unless the company has changed."""
+        left = {request.shape for request in self._roster.snapshot()}
+        self._batches = {shape: batch for shape, batch in self._batches.items() if shape in left}
         batch = self._batches.get(chosen[0].shape)
         if batch is None or not batch.fits(chosen):
             batch = self._batches[chosen[0].shape] = Batch(chosen, self.model.device)
@@ -289,13 +296,14 @@ class Engine:
         return True
 
     def _picture(self, request: Request) -> RenderResult:
+        self._watchdog.beat()
         began = time.perf_counter()
         pixels = decode(self.model.vae, request.latents)
         request.seconds["decode"] = time.perf_counter() - began
         return RenderResult(
             pixels=pixels,
             latents=request.latents.cpu() if request.keep_latents else None,
-            warnings=request.warnings,
+            warnings=[*request.warnings, *([request.shrunk] if request.shrunk else [])],
             seconds=request.seconds,
             numerics={**self.numerics, "lanes": request.width},
         )
@@ -317,10 +325,14 @@ class Engine:
             raise error
         if is_out_of_memory(error) and self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._roster.settle(request, explain(request, error, stage=stage, lanes=self.lanes))
+        self._roster.settle(
+            request, explain(request, error, stage=stage, lanes=self._plans.lanes(request.shape))
+        )
 
     def _die(self, error: BaseException) -> None:
         """Fail every future: after a device fault nothing that is on the device can be trusted."""
+        if self.dead:
+            return  # the watchdog was faster
         cause = f"{type(error).__name__}: {error}"
         log.error("the engine died", action="engine_died", error=cause)
         self._roster.kill(f"The device or the engine failed ({cause}); the worker has to start again.")

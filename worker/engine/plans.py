@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import structlog
+import torch
 
 from worker.engine.admission import LanePlan, LatentShape
-from worker.engine.tuning import native_shape, plan_shape, smaller_plan
+from worker.engine.faults import is_out_of_memory
+from worker.engine.tuning import CANDIDATES, Beat, native_shape, plan_shape, smaller_plan
 from worker.models.load import LoadedModel
 
 log = structlog.get_logger()
@@ -14,9 +16,9 @@ log = structlog.get_logger()
 class Plans:
     """The lane plans of one engine, by latent shape."""
 
-    def __init__(self, model: LoadedModel, *, mode: str, lanes: int) -> None:
-        """Begin with the native shape, which `lanes` were chosen for."""
-        self._model, self._mode, self._lanes = model, mode, lanes
+    def __init__(self, model: LoadedModel, *, mode: str, lanes: int, beat: Beat) -> None:
+        """Begin with the native shape, which `lanes` were chosen for; `beat` precedes each trial pass."""
+        self._model, self._mode, self._lanes, self._beat = model, mode, lanes, beat
         self._plans = {native_shape(model): LanePlan(lanes=lanes, alone=mode == "reference")}
 
     def __contains__(self, shape: LatentShape) -> bool:
@@ -27,12 +29,30 @@ class Plans:
         """Return a shape's plan."""
         return self._plans[shape]
 
+    def lanes(self, shape: LatentShape) -> int:
+        """Return R of a shape; of one that has no plan, what it was tried with."""
+        return self._plans[shape].lanes if shape in self._plans else self._lanes
+
     def add(self, shape: LatentShape) -> None:
-        """Find out whether a new shape is exact at R lanes; it takes a few forward passes."""
+        """Find out how a new shape is run; it takes a few forward passes.
+
+        Raises:
+            torch.OutOfMemoryError: when not even two lanes of it fit.
+        """
         if self._mode != "exact":
             self._plans[shape] = LanePlan(lanes=self._lanes, alone=self._mode == "reference")
             return
-        plan = self._plans[shape] = plan_shape(self._model, shape, self._lanes)
+        plan = None
+        try:
+            plan = plan_shape(self._model, shape, self._lanes, self._beat)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if plan is None:  # outside of the except, where the failed pass would still hold its memory
+            plan = self._smaller(shape, LanePlan(lanes=self._lanes))
+        if plan is None:
+            raise torch.OutOfMemoryError(f"out of memory with {min(CANDIDATES)} lanes")
+        self._plans[shape] = plan
         if plan.alone:
             log.warning(
                 "size is rendered one job at a time", action="plan_shape", shape=shape, lanes=self._lanes
@@ -40,11 +60,15 @@ class Plans:
 
     def shrink(self, shape: LatentShape) -> LanePlan | None:
         """Plan a shape that ran out of memory anew, with fewer lanes; None when not even two fit."""
-        before = self._plans[shape]
         if self._mode == "reference":
             return None
-        plan = smaller_plan(self._model, shape, before, exact=self._mode == "exact")
+        plan = self._smaller(shape, self._plans[shape])
+        if plan is not None:
+            self._plans[shape] = plan
+        return plan
+
+    def _smaller(self, shape: LatentShape, before: LanePlan) -> LanePlan | None:
+        plan = smaller_plan(self._model, shape, before, exact=self._mode == "exact", beat=self._beat)
         if plan is not None:
             log.warning("out of memory", action="shrink", shape=shape, lanes=plan.lanes, before=before.lanes)
-            self._plans[shape] = plan
         return plan

@@ -17,6 +17,7 @@ from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from worker.engine.admission import LatentShape
 from worker.models.load import LoadedModel
+from worker.models.threads import in_passing_thread
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
 from worker.stages.noise import initial_noise, job_generator
 from worker.stages.schedule import NoiseSchedule
@@ -52,13 +53,14 @@ class Request:
         arrival: its place in the order of submits; higher `priority` goes before it.
         shape: (channels, h, w) of its latents; requests of one shape share a forward pass.
         guided: the forward passes in which classifier-free guidance runs, so that it needs two lanes.
-        schedule: its noise scheduler.
-        place: where its latents and what its sampler looks back at are: a history, and its row there. On the
-            CPU until admitted, then on the device.
+        schedule: its sampler's table, or its noise scheduler.
+        place: where its latents and what its sampler looks back at are: a history, and its row there. Until
+            it is admitted that is unscaled noise on the CPU.
         timestep_cond: the embedded guidance scale for UNets that take it as an input, else None.
         embeds: prompt_embeds, `[uncond, cond]` or `[cond]`, (1, length, width) each; none until admitted.
         evaluation: how many forward passes it has had.
         width: R of its last forward pass.
+        shrunk: a sentence about the lanes that it lost, or "".
         started_at: monotonic time of its admission; None while it waits.
     """
 
@@ -77,6 +79,7 @@ class Request:
     embeds: list[torch.Tensor] = field(default_factory=list)
     evaluation: int = 0
     width: int = 0
+    shrunk: str = ""
     started_at: float | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,10 +120,11 @@ class Request:
         self.started_at = time.perf_counter()
 
     def move_to(self, device: torch.device) -> None:
-        """Bring its latents and its noise onto the device."""
-        history, row = self.place
-        self.place = (history.to(device), row)
+        """Bring all that it holds onto the device, and scale its noise to the sampler's first sigma."""
+        self.place = (History.start(self.latents.to(device) * self.schedule.init_noise_sigma), 0)
         self.schedule.move_noise(device)
+        if self.timestep_cond is not None:
+            self.timestep_cond = self.timestep_cond.to(device)
 
     def restart(self, model: LoadedModel) -> None:
         """Go back to the first step, with the same noise."""
@@ -193,7 +197,7 @@ def prepare_request(
         tabulated=tabulated,
     )
     noise = initial_noise(shape, generator)
-    schedule.draw_noise((1, *shape))
+    in_passing_thread(lambda: schedule.draw_noise((1, *shape), model.device))
     guided = range(0)
     if is_guided(guidance_scale, cond_width):
         guided = guided_evaluations(job.options.get("guidance_interval"), len(schedule))
@@ -203,7 +207,7 @@ def prepare_request(
         shape=shape,
         guided=guided,
         schedule=schedule,
-        place=(History.start(noise * schedule.init_noise_sigma), 0),
+        place=(History.start(noise), 0),
         timestep_cond=None if cond_width is None else guidance_embedding(guidance_scale, cond_width),
         keep_latents=keep_latents,
         on_progress=on_progress,

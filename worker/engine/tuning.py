@@ -7,6 +7,8 @@ the model at hand before the first job.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from storage.errors import BadInputError
@@ -17,7 +19,12 @@ from worker.models.load import LoadedModel
 
 MODES = ("exact", "throughput", "reference")
 CANDIDATES = (8, 4, 2)
+Beat = Callable[[], None]
 DEFAULT_THROUGHPUT_LANES = {"cpu": 2, "mps": 8, "cuda": 8}
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def native_shape(model: LoadedModel) -> LatentShape:
@@ -49,17 +56,19 @@ def choose_lanes(model: LoadedModel, *, mode: str, lanes: int | None) -> int:
     return _choose_exact(model, lanes)
 
 
-def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int) -> LanePlan:
+def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int, beat: Beat = _nothing) -> LanePlan:
     """Plan how exact mode runs a latent shape: at `lanes` if exact for it, else one request at a time.
 
     A request alone in two lanes has no company that could change it, so it is exact by construction.
     """
-    if verify_exact(model, lanes, shape=shape):
+    if verify_exact(model, lanes, shape=shape, beat=beat):
         return LanePlan(lanes=lanes)
     return LanePlan(lanes=2, alone=True)
 
 
-def smaller_plan(model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exact: bool) -> LanePlan | None:
+def smaller_plan(
+    model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exact: bool, beat: Beat = _nothing
+) -> LanePlan | None:
     """Plan a latent shape anew, after it ran out of memory under `plan`.
 
     Returns:
@@ -72,7 +81,7 @@ def smaller_plan(model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exac
         if not exact:
             return LanePlan(lanes=lanes)
         try:
-            return plan_shape(model, shape, lanes)
+            return plan_shape(model, shape, lanes, beat)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -80,7 +89,9 @@ def smaller_plan(model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exac
 
 
 @torch.no_grad()
-def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = None) -> bool:
+def verify_exact(
+    model: LoadedModel, lanes: int, *, shape: LatentShape | None = None, beat: Beat = _nothing
+) -> bool:
     """Tell whether a lane's result is bitwise the same at every position and among two sets of mates.
 
     Four forward passes do: the probe at every even, then at every odd position, among random mates at other
@@ -90,6 +101,7 @@ def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = 
         model: on its device.
         lanes: R.
         shape: of the latents; None for the native one.
+        beat: called ahead of every forward pass.
     """
     rows = _random_lanes(model, lanes + 1, shape or native_shape(model))
     probe, busy = rows[0], rows[1:]
@@ -106,6 +118,7 @@ def verify_exact(model: LoadedModel, lanes: int, *, shape: LatentShape | None = 
     results: list[torch.Tensor] = []
     for mates in (busy, idle):
         for offset in (0, 1):
+            beat()
             mixed = [probe if i % 2 == offset else mate for i, mate in enumerate(mates)]
             results += predict_noise(model, Lanes.stack(mixed), width=lanes)[offset::2]
     return all(torch.equal(results[0], result) for result in results)

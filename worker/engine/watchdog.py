@@ -1,4 +1,4 @@
-"""Notices a step that does not end: a device that hangs raises nothing."""
+"""Notices work on the device that does not end: a device that hangs raises nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LOOKS = 20  # in the time that a step may take
 
 
 class Watchdog:
-    """A thread that looks at the time of the step that runs.
+    """A thread that looks at the time since the last sign of life.
 
     Args:
-        limit: seconds that a step may take.
-        bark: called once, from this thread, when a step takes longer.
+        limit: seconds that a forward pass, an encoding or a decode may take.
+        bark: called once, from this thread, when one takes longer.
     """
 
     def __init__(self, limit: float, bark: Callable[[EngineDeadError], None]) -> None:
@@ -37,15 +37,19 @@ class Watchdog:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch what is done in this `with`."""
-        self._began = time.monotonic()
+        self.beat()
         try:
             yield
         finally:
             self._began = None
 
+    def beat(self) -> None:
+        """Give a sign of life: something is done, and the next thing begins."""
+        self._began = time.monotonic()
+
     def _run(self) -> None:
         while not self._stopped.wait(self._limit / _LOOKS):
             began = self._began
             if began is not None and time.monotonic() - began > self._limit:
-                self._bark(EngineDeadError(f"a step has taken more than {self._limit:g} s"))
+                self._bark(EngineDeadError(f"the device has not answered for {self._limit:g} s"))
                 return

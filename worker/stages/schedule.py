@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class NoiseSchedule:
         """
         self._seed, self._generator = seed, generator
         self._noise: list[torch.Tensor | None] = []
+        self._shape: tuple[int, ...] = ()
         self.table: SamplerTable | None = None
         if tabulated:
             config = json.dumps(dict(scheduler_config), sort_keys=True)
@@ -76,29 +78,45 @@ class NoiseSchedule:
         """Count the forward passes; Heun, DPM2 and DPM++ SDE need two for most steps."""
         return len(self.timesteps)
 
-    def draw_noise(self, shape: tuple[int, ...]) -> None:
+    def draw_noise(self, shape: tuple[int, ...], device: torch.device) -> None:
         """Draw what a table's evaluations will need, in diffusers' order; the initial noise comes before.
 
         Args:
             shape: of the latents, (1, channels, h, w).
+            device: of the model. diffusers' Brownian tree draws there, so on another device than the CPU that
+                is left to `move_noise`.
         """
         if self.table is None:
             return  # its scheduler draws, from the same generator
-        tree = None
-        if any(self.table.intervals):
-            tree = BrownianTreeNoiseSampler(torch.zeros(shape), *self.table.sigma_range, self._seed)
-        for draws, interval in zip(self.table.draws, self.table.intervals, strict=True):
-            if tree is not None and interval is not None:
-                self._noise.append(tree(*interval))
-            else:
-                self._noise.append(torch.randn(shape, generator=self._generator) if draws else None)
+        self._shape = shape
+        self._noise = [torch.randn(shape, generator=self._generator) if d else None for d in self.table.draws]
+        if device.type == "cpu":
+            self._draw_from_tree(device)
 
     def move_noise(self, device: torch.device) -> None:
         """Bring what was drawn onto the device."""
+        if device.type == "cpu" or self.table is None:
+            return
         self._noise = [None if noise is None else noise.to(device) for noise in self._noise]
+        self._draw_from_tree(device)
+
+    def _draw_from_tree(self, device: torch.device) -> None:
+        if self.table is None or not any(self.table.intervals):
+            return
+        latents = torch.zeros(self._shape, device=device)
+        tree = BrownianTreeNoiseSampler(latents, *self.table.sigma_range, self._seed)
+        self._noise = [
+            noise if interval is None else tree(*interval)
+            for noise, interval in zip(self._noise, self.table.intervals, strict=True)
+        ]
 
     def noise(self, evaluation: int) -> torch.Tensor | None:
-        """Return what forward pass number `evaluation` draws; None where it draws nothing."""
+        """Return what forward pass number `evaluation` draws; None where it draws nothing.
+
+        What the one before it drew is let go.
+        """
+        if evaluation:
+            self._noise[evaluation - 1] = None
         return self._noise[evaluation]
 
     def scale_input(self, latents: torch.Tensor, evaluation: int) -> torch.Tensor:
@@ -120,13 +138,13 @@ class NoiseSchedule:
         return stepped
 
 
-@functools.lru_cache(maxsize=256)
 def sampler_table(
     sampler: str, schedule: str, num_inference_steps: int, scheduler_config: str, eta: float
 ) -> SamplerTable | None:
     """Return the table of a sampler, schedule, number of steps, config and eta; None where it has none.
 
-    Reading one takes 0.05 to 2 s: it is done in the submitter's thread, and once.
+    Reading one takes 0.05 to 3 s at 20 steps, and longer with more: it is done in the submitter's thread, and
+    once, whoever asks at the same time.
 
     Args:
         sampler: see `NoiseSchedule`.
@@ -138,7 +156,30 @@ def sampler_table(
     Raises:
         BadInputError: when the combination cannot be rendered.
     """
+    reader = _reader(sampler, schedule, num_inference_steps, scheduler_config, eta)
+    with reader.lock:
+        return reader.table
 
+
+class _Reader:
+    """Reads one table when it is first asked for."""
+
+    def __init__(self, build: Callable[[], Any], eta: float) -> None:
+        self.lock = threading.Lock()
+        self._build, self._eta = build, eta
+
+    @functools.cached_property
+    def table(self) -> SamplerTable | None:
+        """The table."""
+        return probe(
+            self._build, lambda scheduler: step_arguments(scheduler, torch.Generator(), eta=self._eta)
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _reader(
+    sampler: str, schedule: str, num_inference_steps: int, scheduler_config: str, eta: float
+) -> _Reader:
     def build() -> Any:
         return positioned_scheduler(
             sampler=sampler,
@@ -148,4 +189,4 @@ def sampler_table(
             seed=0,  # of the tree that DPM++ SDE would draw from, and a table does not
         )
 
-    return probe(build, step_arguments(build(), torch.Generator(), eta=eta))
+    return _Reader(build, eta)

@@ -149,13 +149,13 @@ def weighted_sum(weights: torch.Tensor, terms: Sequence[torch.Tensor]) -> torch.
     return total
 
 
-def probe(build: Callable[[], Any], step_arguments: dict[str, Any]) -> SamplerTable | None:
+def probe(build: Callable[[], Any], step_arguments: Callable[[Any], dict[str, Any]]) -> SamplerTable | None:
     """Read a noise scheduler's table out of it.
 
     Args:
         build: makes the scheduler, its steps set; called twice, since probing uses one up.
-        step_arguments: what the pipeline passes to `step` besides output, timestep and sample; a `generator`
-            among them is not drawn from.
+        step_arguments: returns what the pipeline passes to a scheduler's `step` besides output, timestep and
+            sample; a `generator` among them is not drawn from.
 
     Returns:
         The table, or None when the scheduler is not such a recurrence, or not closely enough.
@@ -164,8 +164,8 @@ def probe(build: Callable[[], Any], step_arguments: dict[str, Any]) -> SamplerTa
     if any(scheduler.config.get(option) for option in _NOT_LINEAR):
         return None
     try:
-        table = _Prober(scheduler, step_arguments).read()
-        return table if table is not None and _agrees(table, build(), step_arguments) else None
+        table = _Prober(scheduler, step_arguments(scheduler)).read()
+        return table if table is not None and _agrees(table, build(), step_arguments(scheduler)) else None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return None  # a class that wants real latents gets them, when it is called itself
 

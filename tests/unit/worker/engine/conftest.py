@@ -18,14 +18,17 @@ class FakeUnet:
     """Predicts a tenth of its input; `before` may raise or change the prediction."""
 
     before: Callable[[torch.Tensor], torch.Tensor] | None = None
+    saw: Callable[[dict[str, Any]], object] | None = None
     widths: list[int] = field(default_factory=list)
     config: Any = field(
         default_factory=lambda: SimpleNamespace(in_channels=4, time_cond_proj_dim=None, cross_attention_dim=2)
     )
     attn_processors: dict[str, object] = field(default_factory=dict)
 
-    def __call__(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+    def __call__(self, sample: torch.Tensor, *_: Any, **named: Any) -> tuple[torch.Tensor]:
         """Answer as UNet2DConditionModel does with return_dict=False."""
+        if self.saw:
+            self.saw(named)
         self.widths.append(len(sample))
         return ((self.before(sample) if self.before else sample) * 0.1,)
 
