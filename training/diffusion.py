@@ -26,12 +26,12 @@ UNET_CONFIG: dict[str, Any] = {
     "sample_size": 16,
     "in_channels": 4,
     "out_channels": 4,
-    "block_out_channels": (32, 56, 112),
+    "block_out_channels": (48, 80, 80),  # wide at the top, where detail is: docs/decisions/0007
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
     "cross_attention_dim": WIDTH,
-    "norm_num_groups": 8,
+    "norm_num_groups": 16,
     "attention_head_dim": 4,  # diffusers reads it as the number of heads, as for Stable Diffusion 1.x
 }
 # Stable Diffusion v1-4's own, which every sampler of diffusers takes its numbers from.
