@@ -34,6 +34,11 @@ def wait_until(condition: Callable[[], Any], *, what: str) -> Any:
     raise AssertionError(f"waited {PATIENCE:.0f} s in vain until {what}")
 
 
+def _listen() -> None:
+    """Let a process hear Ctrl-C although the tests were started in the background, as by nohup."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Farm:
     """One home, and the processes that were started in it."""
 
@@ -88,6 +93,7 @@ class Farm:
                 stderr=output,
                 text=True,
                 start_new_session=True,
+                preexec_fn=_listen,  # noqa: PLW1509 - it takes no lock
             )
         self._started.append(process)
         return process
