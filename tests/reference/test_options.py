@@ -53,7 +53,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def rendered(render: Any) -> dict[str, RenderResult]:
-    """Render all cases in one engine of six lanes: what does not fit sits a step out."""
+    """Render all cases in one engine: what does not fit sits a step out."""
 
     def some_tables(sampler: str, *arguments: Any) -> Any:
         return None if sampler in ("pndm", "ddpm") else tables(sampler, *arguments)
@@ -61,7 +61,7 @@ def rendered(render: Any) -> dict[str, RenderResult]:
     tables = schedule.sampler_table
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "sampler_table", some_tables)
-        return dict(zip(CASES, render(CASES.values(), lanes=6), strict=True))
+        return dict(zip(CASES, render(CASES.values(), lanes=8), strict=True))
 
 
 @torch.no_grad()
