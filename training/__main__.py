@@ -8,32 +8,8 @@ from pathlib import Path
 
 from training.errors import TrainingError
 from training.fit import RANKS
-from training.maker import Maker, Plan
-
-FULL = Plan(
-    variants=6,
-    limit=None,
-    crop_steps=700,
-    whole_steps=150,
-    diffusion_steps=5600,
-    judge_steps=800,
-    crops=48,
-    latents=32,
-    prompts=200,
-    steps=30,
-)
-QUICK = Plan(
-    variants=1,
-    limit=200,
-    crop_steps=60,
-    whole_steps=120,
-    diffusion_steps=60,
-    judge_steps=60,
-    crops=16,
-    latents=16,
-    prompts=2,
-    steps=3,
-)
+from training.maker import Maker
+from training.plan import FULL, QUICK
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from training.art import fetch_art, read_art
-from training.fit import in_parallel
+from training.parallel import in_parallel
 from training.styles import render
 from training.vocabulary import BACKGROUNDS, NOUNS, STYLES, Triple, all_triples, held_out, training_triples
 

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.data import load, to_triple
-from training.fit import BatchLoss, Recipe, fit, in_parallel
+from training.fit import BatchLoss, Recipe, fit
+from training.parallel import in_parallel
 from training.tokenizer import MAX_LENGTH
 from training.vae import CONFIG as VAE_CONFIG
 from training.vae import to_tensor

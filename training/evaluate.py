@@ -20,7 +20,7 @@ from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
 from training.classifier import judge
 from training.data import load, to_labels
 from training.export import DEFAULTS
-from training.fit import in_parallel
+from training.parallel import in_parallel
 from training.vae import to_tensor
 from training.vocabulary import BACKGROUNDS, NOUNS, STYLES, Triple, held_out, prompt
 

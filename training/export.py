@@ -73,6 +73,17 @@ def export(folder: Path, *, vae: Path, diffusion: Path, scaling_factor: float) -
     (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
 
 
+def count_parameters(*, vae: Path, diffusion: Path) -> dict[str, int]:
+    """Count the parameters of UNet, text encoder and VAE, of the state dicts that `export` takes."""
+    networks = torch.load(diffusion, weights_only=True)
+    parts = {
+        "UNet": _part(networks, "unet."),
+        "text encoder": _part(networks, "text_encoder."),
+        "VAE": torch.load(vae, weights_only=True),
+    }
+    return {name: sum(weight.numel() for weight in part.values()) for name, part in parts.items()}
+
+
 def _part(networks: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in networks.items() if name.startswith(prefix)}
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +26,6 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from training.errors import TrainingError
 
-T = TypeVar("T")
 RANKS = 2
 # glibc gives large blocks back to the kernel and fetches them anew in every step, page by page; keeping them
 # made a step 5 to 8 % faster. Read when a process starts; other C libraries do not look.
@@ -102,43 +97,6 @@ def losses(folder: Path, name: str) -> list[dict[str, Any]]:
     """Read a training log: step, loss (mean over both processes since the line before), seconds so far."""
     with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]  # a kill may tear the last
-
-
-def in_parallel(
-    function: Callable[..., T], work: Sequence[tuple[Any, ...]], *, chunksize: int = 1
-) -> Iterator[T]:
-    """Yield `function(*arguments)` for all of `work`, in order, from as many processes as there are cores.
-
-    Args:
-        function: is pickled.
-        work: the arguments of each call.
-        chunksize: calls in one piece of a process' work.
-
-    Raises:
-        TrainingError: when a process was killed, as by a machine that has too little memory.
-    """
-    processes = max(1, min(_cores(), len(work) // chunksize))
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawned, initializer=_follow) as pool:
-        try:
-            yield from pool.map(function, *zip(*work, strict=True), chunksize=chunksize)
-        except BrokenProcessPool as error:
-            raise TrainingError(
-                f"A process ended before its work was done ({error}); start again."
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _follow() -> None:
-    """Leave Ctrl-C to the parent, which ends its processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    """How many cores this process may use; `os.cpu_count` counts the others too."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,10 @@ from training.evaluate import (
     seconds_per_picture,
     vae_psnr,
 )
-from training.export import DEFAULTS, MAX_BYTES, export
+from training.export import DEFAULTS, MAX_BYTES, count_parameters, export
 from training.fit import losses
+from training.place import alone, check_model, replace
+from training.plan import Plan
 from training.promises import promises
 from training.provenance import commit, source_digest
 from training.tokenizer import write_tokenizer
@@ -38,43 +38,18 @@ from training.vocabulary import caption_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """How much of everything.
-
-    Attributes:
-        variants: pictures of each training triple.
-        limit: triples to draw, None for all.
-        crop_steps, whole_steps, diffusion_steps, judge_steps: optimiser steps of each stage.
-        crops, latents: in a step of one process.
-        prompts: for each line of the table.
-        steps: of the sampler, in the evaluation.
-    """
-
-    variants: int
-    limit: int | None
-    crop_steps: int
-    whole_steps: int
-    diffusion_steps: int
-    judge_steps: int
-    crops: int
-    latents: int
-    prompts: int
-    steps: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """One step of the way.
 
     Attributes:
         name: in the notes.
-        run: does it, and returns figures to note.
+        run: does it, and returns figures to note, if any.
         outputs: what it leaves in the work folder.
         trainings: the names of the networks that it trains, as their logs are called.
     """
 
     name: str
-    run: Callable[[], dict[str, Any]]
+    run: Callable[[], dict[str, Any] | None]
     outputs: tuple[str, ...]
     trainings: tuple[str, ...] = ()
 
@@ -93,7 +68,7 @@ class Maker:
         self.notes = work / "notes.json"
         # Noted once, ahead of the first stage: the run itself must not make the checkout look changed.
         self.commit, self.source = commit(), source_digest()
-        _check_model(model, work)
+        check_model(model, work)
         self.figures: dict[str, Any] = {
             "seed": seed,
             "plan": asdict(plan),
@@ -112,7 +87,7 @@ class Maker:
             TrainingError: when another process makes a model in the same work folder, the code changes while
                 it runs, or a stage says that it failed.
         """
-        with _alone(self.work):
+        with alone(self.work):
             stages = self._stages()
             for i, stage in enumerate(stages):
                 if stage.name in self.figures["done"] and all(
@@ -126,7 +101,7 @@ class Maker:
             self._finish()
 
     def _stages(self) -> list[Stage]:
-        plan, work, seed = self.plan, self.work, self.seed
+        work = self.work
         pictures = tuple(
             f"{name}{end}" for name in ("train", "held_out", "judge") for end in (".npy", "_labels.npy")
         )
@@ -146,7 +121,7 @@ class Maker:
             ),
             Stage(
                 name="judge",
-                run=lambda: _nothing(train_classifier(work, steps=plan.judge_steps, seed=seed)),
+                run=self._train_judge,
                 outputs=("classifier.pt",),
                 trainings=("classifier",),
             ),
@@ -165,7 +140,7 @@ class Maker:
         began = time.monotonic()
         try:
             self._check_source()
-            self.figures |= stage.run()
+            self.figures |= stage.run() or {}
             self._check_source()  # processes that it started have read the code since
             for training in stage.trainings:
                 self._check(training)
@@ -195,11 +170,10 @@ class Maker:
                 self.figures[noted].pop(stage.name, None)
             self.figures["done"] = [name for name in self.figures["done"] if name != stage.name]
 
-    def _draw(self) -> dict[str, Any]:
+    def _draw(self) -> None:
         data.build(self.work, variants=self.plan.variants, seed=self.seed, limit=self.plan.limit)
-        return {}
 
-    def _train_vae(self) -> dict[str, Any]:
+    def _train_vae(self) -> None:
         plan = self.plan
         train_vae(
             self.work,
@@ -208,9 +182,8 @@ class Maker:
             batch=plan.crops,
             seed=self.seed,
         )
-        return {}
 
-    def _train_diffusion(self) -> dict[str, Any]:
+    def _train_diffusion(self) -> None:
         tokenizer = self.work / "tokenizer"
         write_tokenizer(tokenizer, caption_words())
         train_diffusion(
@@ -220,17 +193,15 @@ class Maker:
             batch=self.plan.latents,
             seed=self.seed,
         )
-        return {}
+
+    def _train_judge(self) -> None:
+        train_classifier(self.work, steps=self.plan.judge_steps, seed=self.seed)
 
     def _export(self) -> dict[str, Any]:
         shutil.rmtree(self.exported, ignore_errors=True)
-        export(
-            self.exported,
-            vae=self.work / "vae.pt",
-            diffusion=self.work / "diffusion.pt",
-            scaling_factor=self.figures["scaling_factor"],
-        )
-        return {"parameters": self._parameters()}
+        weights = {"vae": self.work / "vae.pt", "diffusion": self.work / "diffusion.pt"}
+        export(self.exported, **weights, scaling_factor=self.figures["scaling_factor"])
+        return {"parameters": count_parameters(**weights)}
 
     def _evaluate(self) -> dict[str, Any]:
         steps, classifier = self.plan.steps, self.work / "classifier.pt"
@@ -272,7 +243,7 @@ class Maker:
                 "make it smaller."
             )
         self._save()
-        _replace(self.model, self.exported)
+        replace(self.model, self.exported)
         card = (self.model / "README.md").read_text(encoding="utf-8")
         print("\n".join(line for line in card.splitlines() if line.startswith("|")))
         for promise in promises(self.figures):
@@ -300,14 +271,6 @@ class Maker:
         trained = sum(losses(self.work, training)[-1]["seconds"] for training in stage.trainings)
         return float(max(self.figures["seconds"][stage.name], trained)) / 60
 
-    def _parameters(self) -> dict[str, int]:
-        weights = torch.load(self.work / "diffusion.pt", weights_only=True)
-        vae = torch.load(self.work / "vae.pt", weights_only=True)
-        counts = {"UNet": 0, "text encoder": 0, "VAE": sum(value.numel() for value in vae.values())}
-        for name, value in weights.items():
-            counts["UNet" if name.startswith("unet.") else "text encoder"] += value.numel()
-        return counts
-
     def _read_notes(self) -> dict[str, Any]:
         try:
             noted: dict[str, Any] = dict(json.loads(self.notes.read_text(encoding="utf-8")))
@@ -327,59 +290,3 @@ class Maker:
         temporary = self.notes.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.figures, indent=1), encoding="utf-8")
         temporary.replace(self.notes)
-
-
-def _nothing(_: object) -> dict[str, Any]:
-    return {}
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Hold the work folder: two runs in one would write into each other's files."""
-    with (work / "lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(f"Another process makes a model in {work}; name another --work.") from error
-        yield
-
-
-def _check_model(model: Path, work: Path) -> None:
-    """Refuse a folder that is no model, before anything is made that would take its place.
-
-    Raises:
-        TrainingError: one sentence that says which folder.
-    """
-    _put_back(model)
-    if model in (work, *work.parents):
-        raise TrainingError(
-            f"{model} holds the work folder {work}, and the model replaces it; name another --model."
-        )
-    if model.exists() and not model.is_dir():
-        raise TrainingError(f"{model} is a file, and a folder is wanted; name another --model.")
-    if model.is_dir() and any(model.iterdir()) and not (model / "model_index.json").exists():
-        raise TrainingError(f"{model} is no model, and would be replaced by one; name another --model.")
-
-
-def _replace(model: Path, exported: Path) -> None:
-    """Put a copy of the exported folder in the model's place; a kill leaves the old one or the new one."""
-    new, old = _beside(model)
-    shutil.rmtree(new, ignore_errors=True)
-    model.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(exported, new)
-    if model.exists():
-        model.rename(old)
-    new.rename(model)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _put_back(model: Path) -> None:
-    """Undo half of a replacement."""
-    _, old = _beside(model)
-    if old.exists() and not model.exists():
-        old.rename(model)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(model: Path) -> tuple[Path, Path]:
-    return model.with_name(f".{model.name}.new"), model.with_name(f".{model.name}.old")

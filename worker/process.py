@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import structlog
 
 from storage.embedded_redis import EmbeddedRedis
-from storage.errors import SchemaError, StaleWorkerError, UnreachableError
+from storage.errors import StaleWorkerError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
 from storage.models import parse_model
@@ -35,6 +35,7 @@ from worker.models.load import LoadedModel, load_model
 from worker.models.threads import set_threads
 from worker.orders import ChildOrder
 from worker.surroundings import Surroundings
+from worker.version import check_version
 
 log = structlog.get_logger()
 
@@ -287,17 +288,3 @@ class WorkerProcess:
             beat_at=now,
             started_at=now,
         )
-
-
-def check_version(jobs: JobStore) -> None:
-    """Refuse to work on a schema that wants a newer worker, with SchemaError."""
-    ours, oldest = promptmill_version(), jobs.oldest_worker_version()
-    if _numbers(ours) < _numbers(oldest):
-        raise SchemaError(
-            f"This worker is promptmill {ours}; the database asks for {oldest} or newer: upgrade it."
-        )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    release = version.split("+", maxsplit=1)[0].split(".")
-    return tuple(int(part) for part in release if part.isdecimal())

@@ -12,9 +12,9 @@ import torch
 from storage.errors import BadInputError
 from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
 from worker.models.load import LoadedModel
+from worker.stages.history import History
 from worker.stages.noise import job_generator
 from worker.stages.schedule import NoiseSchedule
-from worker.stages.table import History
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),

@@ -12,9 +12,10 @@ import torch
 
 from storage.samplers import SAMPLERS
 from worker.models.load import LoadedModel
+from worker.stages.history import History
 from worker.stages.noise import job_generator
 from worker.stages.schedule import NoiseSchedule, _reader, sampler_table
-from worker.stages.table import History, probe
+from worker.stages.table import probe
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),

@@ -15,7 +15,7 @@ from worker.engine.forward import Lanes, pad, predict_noise
 from worker.engine.request import Request
 from worker.models.load import LoadedModel
 from worker.stages.guidance import guide, rescale_guided
-from worker.stages.table import TERMS, History
+from worker.stages.history import TERMS, History
 
 Attempt = Callable[..., Any]  # (request, what is done, function, *arguments)
 

@@ -1,4 +1,8 @@
-"""The engine: one thread, one device, one denoising loop that requests join and leave at any step."""
+"""The engine: one thread, one device, one denoising loop that requests join and leave at any step.
+
+Past 300 lines because it is one class that owns one thread: what a step does is read here from top to bottom,
+and what can be understood without it (admission, batch, plans, roster, watchdog) has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.decode import decode
-from worker.stages.table import History
+from worker.stages.history import History
 from worker.stages.text import TextStage
 
 log = structlog.get_logger()

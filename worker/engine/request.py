@@ -19,9 +19,9 @@ from worker.engine.admission import LatentShape
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
+from worker.stages.history import History
 from worker.stages.noise import initial_noise, job_generator
 from worker.stages.schedule import NoiseSchedule
-from worker.stages.table import History
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

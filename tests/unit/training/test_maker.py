@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from training import maker, provenance
-from training.__main__ import FULL, QUICK
+from training import maker, place, provenance
 from training.errors import TrainingError
 from training.maker import Maker, Stage
+from training.plan import FULL, QUICK
 
 
 class Rehearsal(Maker):
@@ -182,7 +182,7 @@ def test_half_of_a_replacement_is_undone(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second one says so."""
-    with maker._alone(tmp_path), pytest.raises(TrainingError, match="Another process makes a model"):
+    with place.alone(tmp_path), pytest.raises(TrainingError, match="Another process makes a model"):
         made(tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_the_model_takes_the_old_one_s_place_whole(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
     (exported / "new.txt").write_text("new")
     (model / "old.txt").write_text("old")
-    maker._replace(model, exported)
+    place.replace(model, exported)
     assert [path.name for path in model.iterdir()] == ["new.txt"]
     assert [path.name for path in model.parent.iterdir()] == ["demo"]
 

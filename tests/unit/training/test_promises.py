@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from training.__main__ import FULL
 from training.card import write_card
 from training.evaluate import cells
 from training.export import DEFAULTS
+from training.plan import FULL
 from training.promises import promises
 from training.vocabulary import STYLES
 

@@ -41,8 +41,9 @@ from worker.engine.request import RenderResult
 from worker.exits import Exit
 from worker.models.load import LoadedModel
 from worker.orders import ChildOrder
-from worker.process import WorkerProcess, check_version
+from worker.process import WorkerProcess
 from worker.tasks import add_render_task, render_job
+from worker.version import check_version
 
 PATIENCE = 10.0
 
