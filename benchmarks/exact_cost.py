@@ -7,6 +7,7 @@ lanes. Both modes are timed in turns.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from engines import demo_model, larger_model
 from report import arguments, median, seconds, show
@@ -39,7 +40,7 @@ def row(name: str, model: LoadedModel, size: int, lanes: int, rounds: int) -> di
     for number in range(rounds + 1):
         for mode in MODES:
             for count in (full, 1):
-                time = seconds(lambda m=mode, c=count: render(engines[m], c, size))  # type: ignore[misc]
+                time = seconds(partial(render, engines[mode], count, size))
                 if number:  # the first round warms up
                     taken.setdefault((mode, count), []).append(time)
     best = {key: median(times) for key, times in taken.items()}
