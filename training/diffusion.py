@@ -73,14 +73,20 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def encode_latents(folder: Path, vae_weights: Path) -> float:
-    """Write the training pictures' scaled latents to `latents.npy`, (n, 4, 16, 16); return the scaling."""
+def encode_latents(folder: Path, vae_weights: Path) -> dict[str, Any]:
+    """Write the training pictures' latents to `latents.npy`, (n, 4, 16, 16), centred and of unit spread.
+
+    Returns:
+        `latent_mean`, of each channel, and `scaling_factor`, what was taken away and then multiplied with.
+    """
     count = len(load(folder, "train").pixels)
     work = [(folder, vae_weights, start) for start in range(0, count, _ENCODED)]
     latents = np.concatenate(list(in_parallel(_encode, work)))
-    factor = 1 / float(latents.std())
+    mean = latents.mean(axis=(0, 2, 3), dtype=np.float64)
+    latents -= mean[:, None, None].astype(np.float32)
+    factor = 1 / float(latents.std(dtype=np.float64))
     np.save(folder / "latents.npy", (latents * factor).astype(np.float16))
-    return factor
+    return {"latent_mean": mean.tolist(), "scaling_factor": factor}
 
 
 def _encode(folder: Path, vae_weights: Path, start: int) -> np.ndarray:
@@ -156,7 +162,7 @@ def diffusion_loss(
 
 def train_diffusion(folder: Path, tokenizer: Path, *, steps: int, batch: int, seed: int) -> Path:
     """Train both networks; return the path of their weights in one state dict."""
-    recipe = Recipe(name="diffusion", steps=steps, learning_rate=1e-3, warmup=200, ema=0.998, seed=seed)
+    recipe = Recipe(name="diffusion", steps=steps, learning_rate=1e-3, warmup=200, ema=0.999, seed=seed)
     return fit(DiffusionTask(folder=folder, tokenizer=tokenizer, batch=batch), recipe, folder)
 
 

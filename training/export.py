@@ -28,14 +28,17 @@ DEFAULTS: dict[str, Any] = {
 MAX_BYTES = 12_000_000  # the whole folder, card and sheets included
 
 
-def export(folder: Path, *, vae: Path, diffusion: Path, scaling_factor: float) -> None:
+def export(
+    folder: Path, *, vae: Path, diffusion: Path, latent_mean: list[float], scaling_factor: float
+) -> None:
     """Write the model into `folder`, which `StableDiffusionPipeline.from_pretrained` then loads.
 
     Args:
         folder: is made if missing.
         vae: state dict of the autoencoder.
         diffusion: state dict of text encoder and UNet.
-        scaling_factor: of the latents.
+        latent_mean: of each channel; the exported autoencoder's latents are centred.
+        scaling_factor: of the centred latents.
     """
     tokenizer = write_tokenizer(folder / "tokenizer", caption_words())
     networks = torch.load(diffusion, weights_only=True)
@@ -44,7 +47,7 @@ def export(folder: Path, *, vae: Path, diffusion: Path, scaling_factor: float) -
     unet: Any = UNet2DConditionModel(**UNET_CONFIG)
     unet.load_state_dict(_part(networks, "unet."))
     autoencoder: Any = AutoencoderKL(**VAE_CONFIG, scaling_factor=scaling_factor)
-    autoencoder.load_state_dict(torch.load(vae, weights_only=True))
+    autoencoder.load_state_dict(centred(torch.load(vae, weights_only=True), latent_mean))
     pipeline: Any = StableDiffusionPipeline(
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         text_encoder=text_encoder.half(),
@@ -71,6 +74,19 @@ def export(folder: Path, *, vae: Path, diffusion: Path, scaling_factor: float) -
         json.dumps({"defaults": DEFAULTS}, indent=2) + "\n", encoding="utf-8"
     )
     (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+
+
+def centred(vae: dict[str, torch.Tensor], latent_mean: list[float]) -> dict[str, torch.Tensor]:
+    """Move the mean out of an autoencoder's latents: biases on both sides of them, and the same pictures.
+
+    Stable Diffusion's pipelines scale latents and do not shift them, and noise that is compared with a
+    mean says less about the picture. A 1x1 convolution has no padding, so nothing changes at the borders.
+    """
+    mean = torch.tensor(latent_mean)
+    before, after = vae["quant_conv.bias"].clone(), vae["post_quant_conv.bias"].clone()
+    before[: len(mean)] -= mean
+    after += vae["post_quant_conv.weight"][:, :, 0, 0] @ mean
+    return vae | {"quant_conv.bias": before, "post_quant_conv.bias": after}
 
 
 def count_parameters(*, vae: Path, diffusion: Path) -> dict[str, int]:

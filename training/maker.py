@@ -110,7 +110,7 @@ class Maker:
             Stage(name="vae", run=self._train_vae, outputs=("vae.pt",), trainings=("vae_crops", "vae")),
             Stage(
                 name="encode",
-                run=lambda: {"scaling_factor": encode_latents(work, work / "vae.pt")},
+                run=lambda: encode_latents(work, work / "vae.pt"),
                 outputs=("latents.npy",),
             ),
             Stage(
@@ -199,8 +199,9 @@ class Maker:
 
     def _export(self) -> dict[str, Any]:
         shutil.rmtree(self.exported, ignore_errors=True)
-        weights = {"vae": self.work / "vae.pt", "diffusion": self.work / "diffusion.pt"}
-        export(self.exported, **weights, scaling_factor=self.figures["scaling_factor"])
+        weights: dict[str, Any] = {"vae": self.work / "vae.pt", "diffusion": self.work / "diffusion.pt"}
+        latents = {name: self.figures[name] for name in ("latent_mean", "scaling_factor")}
+        export(self.exported, **weights, **latents)
         return {"parameters": count_parameters(**weights)}
 
     def _evaluate(self) -> dict[str, Any]:

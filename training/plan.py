@@ -33,12 +33,12 @@ class Plan:
 FULL = Plan(
     variants=6,
     limit=None,
-    crop_steps=700,
-    whole_steps=150,
-    diffusion_steps=5600,
+    crop_steps=4600,
+    whole_steps=1000,
+    diffusion_steps=13500,
     judge_steps=800,
-    crops=48,
-    latents=32,
+    crops=12,
+    latents=12,
     prompts=200,
     steps=30,
 )
