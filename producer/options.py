@@ -149,7 +149,11 @@ worker_flags = _stacked(
     ),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Precision."),
     click.option(
-        "--lanes", default="auto", show_default=True, metavar="auto|N", help="Rows of a forward pass."
+        "--lanes",
+        default="auto",
+        show_default=True,
+        metavar="auto|N",
+        help="Rows of a forward pass. auto: measured by the first worker of a kind, and kept for the others.",
     ),
     click.option(
         "--mode",

@@ -30,7 +30,7 @@ from storage.errors import BadInputError, SchemaError, StoreFullError, Unreachab
 from storage.settings import Settings, ensure_home
 from storage.writer_lock import WRITER_PATIENCE, WriterLock
 
-HEAD = "0001"  # the schema that this code works with; a test compares it with migrations/
+HEAD = "0002"  # the schema that this code works with; a test compares it with migrations/
 CONNECTIONS = 3  # per process, whatever its concurrency
 
 

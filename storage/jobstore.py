@@ -158,6 +158,14 @@ class JobStore(Protocol):
         """Return the oldest promptmill version whose workers this schema allows."""
         ...
 
+    def tuning(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the tuning that is kept for workers of which all these facts are true, None without one."""
+        ...
+
+    def keep_tuning(self, facts: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep what was measured unless another worker was first; return the tuning that is kept."""
+        ...
+
     def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
         """Advance the beat, store progress, and return the ids of the jobs that are still this incarnation's.
 

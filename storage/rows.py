@@ -192,3 +192,14 @@ class WorkerRow(Base):
     note: Mapped[str | None]
 
     __table_args__ = (Index("ix_workers_state", "state"),)
+
+
+class TuningRow(Base):
+    """How many lanes one kind of worker runs with: a picture's bytes may depend on it, so it stays."""
+
+    __tablename__ = "tunings"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    facts: Mapped[dict[str, Any]]
+    tuning: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]

@@ -126,6 +126,7 @@ class WorkerProcess:
             self.model,
             lanes=options.lanes,
             mode=options.mode,
+            tunings=self.jobs,
             on_death=self._engine_died,
             stall=self._settings.stall,
         )

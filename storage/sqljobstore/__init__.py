@@ -12,9 +12,10 @@ from storage.sqljobstore.liveness import Liveness
 from storage.sqljobstore.reading import Reading
 from storage.sqljobstore.steering import Steering
 from storage.sqljobstore.submitting import Submitting
+from storage.sqljobstore.tuning import Tuning
 
 __all__ = ["SqlJobStore"]
 
 
-class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness):
+class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness, Tuning):
     """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""

@@ -12,13 +12,14 @@ from storage.database import Database
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from storage.records import Image, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
-from storage.rows import ImageRow, JobRow, MetaRow, SubmissionRow, WorkerRow
+from storage.rows import ImageRow, JobRow, MetaRow, SubmissionRow, TuningRow, WorkerRow
 
 JOBS = cast("Table", JobRow.__table__)
 SUBMISSIONS = cast("Table", SubmissionRow.__table__)
 IMAGES = cast("Table", ImageRow.__table__)
 WORKERS = cast("Table", WorkerRow.__table__)
 META = cast("Table", MetaRow.__table__)
+TUNINGS = cast("Table", TuningRow.__table__)
 
 CHOSEN_LATER = ("num_inference_steps", "guidance_scale", "width", "height", "sampler", "schedule")
 

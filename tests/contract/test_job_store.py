@@ -1142,3 +1142,29 @@ for job in json.loads(sys.argv[2]):
 print(json.dumps(won))
 store.close()
 """
+
+
+class TestTunings:
+    """What the first worker of a kind measured is what all of its kind run with."""
+
+    FACTS = {"device": "a GPU", "dtype": "float16", "shape": [4, 64, 64]}  # noqa: RUF012 - never changed
+
+    def test_the_first_one_stays(self, job_store: JobStore, open_another: OpenAnother) -> None:
+        """Another worker of the kind gets the first one's, also in another process."""
+        assert job_store.tuning(self.FACTS) is None
+        assert job_store.keep_tuning(self.FACTS, {"lanes": 4}) == {"lanes": 4}
+        assert open_another().keep_tuning(self.FACTS, {"lanes": 8}) == {"lanes": 4}
+        assert open_another().tuning(dict(reversed(self.FACTS.items()))) == {"lanes": 4}
+
+    def test_another_kind_has_its_own(self, job_store: JobStore) -> None:
+        """One fact that differs makes another kind."""
+        job_store.keep_tuning(self.FACTS, {"lanes": 4})
+        assert job_store.tuning({**self.FACTS, "dtype": "float32"}) is None
+
+    def test_several_at_once_agree(self, job_store: JobStore) -> None:
+        """Eight workers that start together end up with one tuning."""
+        with ThreadPoolExecutor(8) as pool:
+            kept = list(
+                pool.map(lambda n: job_store.keep_tuning(self.FACTS, {"lanes": n})["lanes"], range(8))
+            )
+        assert len(set(kept)) == 1

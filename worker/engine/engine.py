@@ -24,7 +24,7 @@ from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
-from worker.engine.tuning import choose_lanes
+from worker.engine.tuning import Tunings, choose_lanes
 from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -56,6 +56,7 @@ class Engine:
         *,
         lanes: int | None = None,
         mode: str = "exact",
+        tunings: Tunings | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         stall: float = 1800.0,
     ) -> None:
@@ -65,6 +66,7 @@ class Engine:
             model: on its device.
             lanes: R; None lets the engine choose.
             mode: see above.
+            tunings: where the choice of lanes is looked up and kept; None measures anew.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
 
@@ -75,8 +77,10 @@ class Engine:
             raise BadInputError(f"--mode reference is float32 only, not {model.dtype}; leave --dtype out.")
         self.model = model
         self.mode = mode
-        self.lanes = in_passing_thread(lambda: choose_lanes(model, mode=mode, lanes=lanes))
         self.numerics = numerics_record(model, mode=mode)
+        self.lanes = in_passing_thread(
+            lambda: choose_lanes(model, mode=mode, lanes=lanes, numerics=self.numerics, tunings=tunings)
+        )
         self.steps = 0
         self._on_death = on_death
         self._text = TextStage(model.tokenizer, model.text_encoder)

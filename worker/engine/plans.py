@@ -7,7 +7,8 @@ import torch
 
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_out_of_memory
-from worker.engine.tuning import CANDIDATES, Beat, native_shape, plan_shape, smaller_plan
+from worker.engine.trial import Beat, native_shape
+from worker.engine.tuning import FEWEST, plan_shape, smaller_plan
 from worker.models.load import LoadedModel
 
 log = structlog.get_logger()
@@ -51,7 +52,7 @@ class Plans:
         if plan is None:  # outside of the except, where the failed pass would still hold its memory
             plan = self._smaller(shape, LanePlan(lanes=self._lanes))
         if plan is None:
-            raise torch.OutOfMemoryError(f"out of memory with {min(CANDIDATES)} lanes")
+            raise torch.OutOfMemoryError(f"out of memory with {FEWEST} lanes")
         self._plans[shape] = plan
         if plan.alone:
             log.warning(

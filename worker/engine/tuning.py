@@ -1,46 +1,64 @@
-"""How many lanes: measured, never assumed.
+"""How many lanes: measured, kept in the database, the same for all workers of one kind.
 
-On a fixed shape a lane's result usually depends neither on the other lanes nor on its position, but some
-combinations of lanes, threads, layout and dtype break that. `exact` mode promises it, so it is tried out on
-the model at hand before the first job.
+A picture's bytes may depend on R, and R on how fast this machine was when it was tried out. So the first
+worker of a kind (model, device, dtype, mode, libraries) measures, and every other one takes what it found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any, Protocol
 
+import structlog
 import torch
 
 from storage.errors import BadInputError
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_out_of_memory
-from worker.engine.forward import Lanes, predict_noise
+from worker.engine.trial import Beat, Trial, native_shape, nothing, try_lanes
 from worker.models.load import LoadedModel
 
+log = structlog.get_logger()
+
 MODES = ("exact", "throughput", "reference")
-CANDIDATES = (8, 4, 2)
-Beat = Callable[[], None]
-DEFAULT_THROUGHPUT_LANES = {"cpu": 2, "mps": 8, "cuda": 8}
+CANDIDATES = (2, 4, 8, 16)
+FEWEST = CANDIDATES[0]
+ENOUGH = 0.9  # of the best lanes/s: fewer lanes cost a job that is alone less
+TRIAL_SECONDS = 60.0  # once trials have taken this long, no larger candidate is tried
 
 
-def _nothing() -> None:
-    """Do nothing."""
+class Tunings(Protocol):
+    """Where what was measured is kept; `storage.jobstore.JobStore` is one."""
+
+    def tuning(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what is kept for workers of this kind."""
+        ...
+
+    def keep_tuning(self, facts: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a tuning unless there is one; return the one that is kept."""
+        ...
 
 
-def native_shape(model: LoadedModel) -> LatentShape:
-    """Return the (channels, h, w) of latents at the model's native size."""
-    width, height = model.native_size
-    factor = model.vae_scale_factor
-    return (model.unet.config.in_channels, height // factor, width // factor)
-
-
-def choose_lanes(model: LoadedModel, *, mode: str, lanes: int | None) -> int:
+def choose_lanes(
+    model: LoadedModel,
+    *,
+    mode: str,
+    lanes: int | None,
+    numerics: Mapping[str, Any] | None = None,
+    tunings: Tunings | None = None,
+) -> int:
     """Return the number of lanes R to run with.
 
     Args:
         model: on the device where it will run.
         mode: `exact`, `throughput` or `reference`.
-        lanes: what the user pinned, or None for the largest of 8, 4, 2 that is exact with this model here.
+        lanes: what the user pinned, or None for the smallest count within 10 % of the best lanes/s (in exact
+            mode, among those that are exact with this model here).
+        numerics: the numerics record: what makes a kind of worker.
+        tunings: where the choice is looked up and kept; None measures anew.
 
     Raises:
         BadInputError: for an unknown mode, or lanes that the mode cannot run with.
@@ -48,26 +66,33 @@ def choose_lanes(model: LoadedModel, *, mode: str, lanes: int | None) -> int:
     if mode not in MODES:
         raise BadInputError(f"There is no mode {mode!r}; choose {', '.join(MODES)}.")
     if mode == "reference":
-        if lanes not in (None, 2):
+        if lanes not in (None, FEWEST):
             raise BadInputError(f"--mode reference runs 2 lanes, not {lanes}; leave --lanes out.")
-        return 2
-    if mode == "throughput":
-        return _check_at_least_two(lanes or DEFAULT_THROUGHPUT_LANES.get(model.device.type, 2))
-    return _choose_exact(model, lanes)
+        return FEWEST
+    if lanes is not None:
+        _check_pinned(lanes, mode)
+        return lanes if mode == "throughput" else _best(_try(model, (lanes,)), model, exact=True).lanes
+    if tunings is None:
+        return _measure(model, mode).lanes
+    facts = {**(numerics or {}), "cores": _cores(), "shape": list(native_shape(model))}
+    kept = tunings.tuning(facts)
+    if kept is None:
+        kept = tunings.keep_tuning(facts, asdict(_measure(model, mode)))
+    return int(kept["lanes"])
 
 
-def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int, beat: Beat = _nothing) -> LanePlan:
+def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int, beat: Beat = nothing) -> LanePlan:
     """Plan how exact mode runs a latent shape: at `lanes` if exact for it, else one request at a time.
 
     A request alone in two lanes has no company that could change it, so it is exact by construction.
     """
-    if verify_exact(model, lanes, shape=shape, beat=beat):
+    if try_lanes(model, lanes, shape=shape, beat=beat).exact:
         return LanePlan(lanes=lanes)
-    return LanePlan(lanes=2, alone=True)
+    return LanePlan(lanes=FEWEST, alone=True)
 
 
 def smaller_plan(
-    model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exact: bool, beat: Beat = _nothing
+    model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exact: bool, beat: Beat = nothing
 ) -> LanePlan | None:
     """Plan a latent shape anew, after it ran out of memory under `plan`.
 
@@ -75,9 +100,8 @@ def smaller_plan(
         A plan of half as many lanes or fewer, tried out where it has to be exact; None when not even two fit.
     """
     lanes = plan.lanes
-    while (lanes := lanes // 4 * 2) >= min(CANDIDATES):
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+    while (lanes := lanes // 4 * 2) >= FEWEST:
+        free_memory(model)
         if not exact:
             return LanePlan(lanes=lanes)
         try:
@@ -88,91 +112,69 @@ def smaller_plan(
     return None
 
 
-@torch.no_grad()
-def verify_exact(
-    model: LoadedModel, lanes: int, *, shape: LatentShape | None = None, beat: Beat = _nothing
-) -> bool:
-    """Tell whether a lane's result is bitwise the same at every position and among two sets of mates.
-
-    Four forward passes do: the probe at every even, then at every odd position, among random mates at other
-    timesteps, then among idle lanes. (So each position is seen with both sets of mates.)
-
-    Args:
-        model: on its device.
-        lanes: R.
-        shape: of the latents; None for the native one.
-        beat: called ahead of every forward pass.
-    """
-    rows = _random_lanes(model, lanes + 1, shape or native_shape(model))
-    probe, busy = rows[0], rows[1:]
-    nothing = torch.zeros_like(probe.sample)
-    idle = [
-        Lanes(
-            sample=nothing,
-            timesteps=torch.zeros_like(probe.timesteps),
-            prompt_embeds=torch.zeros_like(probe.prompt_embeds),
-            timestep_cond=None if probe.timestep_cond is None else torch.zeros_like(probe.timestep_cond),
-        )
-        for _ in busy
-    ]
-    results: list[torch.Tensor] = []
-    for mates in (busy, idle):
-        for offset in (0, 1):
-            beat()
-            mixed = [probe if i % 2 == offset else mate for i, mate in enumerate(mates)]
-            results += predict_noise(model, Lanes.stack(mixed), width=lanes)[offset::2]
-    return all(torch.equal(results[0], result) for result in results)
+def free_memory(model: LoadedModel) -> None:
+    """Give back what torch keeps for reuse, after a pass that did not fit."""
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
-def _choose_exact(model: LoadedModel, lanes: int | None) -> int:
-    if lanes is not None and (lanes < min(CANDIDATES) or lanes % 2):
-        raise BadInputError(f"--mode exact needs an even number of lanes, 2 or more, not {lanes}.")
-    too_large = False
-    for candidate in CANDIDATES if lanes is None else (lanes,):
+def _measure(model: LoadedModel, mode: str) -> Trial:
+    trials = _try(model, CANDIDATES)
+    best = _best(trials, model, exact=mode == "exact")
+    log.info("lanes measured", action="tune", lanes=best.lanes, trials=[asdict(trial) for trial in trials])
+    return best
+
+
+def _try(model: LoadedModel, candidates: Sequence[int]) -> list[Trial]:
+    """Try out candidates, the smallest first, until one does not fit or enough time was spent."""
+    trials: list[Trial] = []
+    began = perf_counter()
+    for lanes in candidates:
+        if trials and perf_counter() - began > TRIAL_SECONDS:
+            break
+        failure = None
         try:
-            if verify_exact(model, candidate):
-                return candidate
-            too_large = False
+            trials.append(try_lanes(model, lanes))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            too_large = True
-        if too_large and model.device.type == "cuda":
-            torch.cuda.empty_cache()
-    if too_large:
+            failure = error.with_traceback(None)  # its frames hold what the failed pass took
+        if failure is not None:
+            free_memory(model)
+            break
+    if not trials:
         raise BadInputError(
-            f"The {model.device.type} has too little memory for {lanes or min(CANDIDATES)} lanes in "
+            f"The {model.device.type} has too little memory for {candidates[0]} lanes in "
             f"{model.dtype}; take fewer --lanes, or --dtype float16."
         )
-    tried = "any of 8, 4 or 2 lanes" if lanes is None else f"{lanes} lanes"
-    raise BadInputError(
-        f"--mode exact is not possible with {tried} on this {model.device.type}: in {model.dtype} with "
-        f"{torch.get_num_threads()} threads a lane's result depends on its position or its neighbours; take "
-        f"other --lanes, --dtype float32, or --mode reference."
+    return trials
+
+
+def _best(trials: Sequence[Trial], model: LoadedModel, *, exact: bool) -> Trial:
+    """Return the smallest of the trials that is nearly as fast as the fastest of them."""
+    eligible = [trial for trial in trials if trial.exact or not exact]
+    if not eligible:
+        tried = " or ".join(str(trial.lanes) for trial in trials)
+        raise BadInputError(
+            f"--mode exact is not possible with {tried} lanes on this {model.device.type}: in {model.dtype} "
+            f"with {torch.get_num_threads()} threads a lane's result depends on its position or its "
+            f"neighbours; take other --lanes, --dtype float32, or --mode reference."
+        )
+    fastest = max(trial.lanes_per_second for trial in eligible)
+    return min(
+        (trial for trial in eligible if trial.lanes_per_second >= ENOUGH * fastest),
+        key=lambda trial: trial.lanes,
     )
 
 
-def _check_at_least_two(lanes: int) -> int:
-    if lanes < 2:  # noqa: PLR2004 - the two halves of guidance
+def _check_pinned(lanes: int, mode: str) -> None:
+    if mode == "exact" and (lanes < FEWEST or lanes % 2):
+        raise BadInputError(f"--mode exact needs an even number of lanes, 2 or more, not {lanes}.")
+    if lanes < FEWEST:
         raise BadInputError(f"--lanes {lanes} is too few: a guided picture takes 2 lanes.")
-    return lanes
 
 
-def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[Lanes]:
-    """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device."""
-    generator = torch.Generator().manual_seed(0)
-    config = model.unet.config
-    cond = config.time_cond_proj_dim
-
-    def draw(*size: int) -> torch.Tensor:
-        return torch.randn((1, *size), generator=generator).to(model.device)
-
-    return [
-        Lanes(
-            sample=draw(*shape),
-            timesteps=torch.tensor([float((i + 1) * 999 // count)], device=model.device),
-            prompt_embeds=draw(model.max_length, config.cross_attention_dim),
-            timestep_cond=None if cond is None else draw(cond),
-        )
-        for i in range(count)
-    ]
+def _cores() -> int:
+    """Count the cores that this process may use."""
+    usable = getattr(os, "process_cpu_count", os.cpu_count)  # Python 3.13
+    return usable() or 1

@@ -18,13 +18,14 @@ from storage.errors import BadInputError, SchemaError, StoreFullError, Unreachab
 from storage.rows import Base
 from storage.settings import Settings
 
-NEXT = '''"""One more column."""
+NEXT = f"{int(HEAD) + 1:04}"
+NEXT_MIGRATION = '''"""One more column."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{next}"
+down_revision = "{head}"
 
 
 def upgrade() -> None:
@@ -51,11 +52,12 @@ def stamp(settings: Settings, revision: str) -> None:
 def versions_with_a_next_one(folder: Path, monkeypatch: pytest.MonkeyPatch, *, last: str = "") -> None:
     """Pretend that this code is one schema ahead."""
     (folder / "versions").mkdir(parents=True)
-    for name in ("env.py", "script.py.mako", "versions/v0001_first_tables.py"):
-        (folder / name).write_text((migrations_path() / name).read_text())
-    (folder / "versions" / "v0002_one_more.py").write_text(NEXT.format(last=last))
+    for path in (*migrations_path().glob("*.*"), *migrations_path().glob("versions/v*.py")):
+        (folder / path.relative_to(migrations_path())).write_text(path.read_text())
+    one_more = NEXT_MIGRATION.format(next=NEXT, head=HEAD, last=last)
+    (folder / "versions" / f"v{NEXT}_one_more.py").write_text(one_more)
     monkeypatch.setattr(database, "migrations_path", lambda: folder)
-    monkeypatch.setattr(database, "HEAD", "0002")
+    monkeypatch.setattr(database, "HEAD", NEXT)
 
 
 def columns(path: Path) -> set[str]:
@@ -123,7 +125,7 @@ def test_an_older_file_is_refused_then_backed_up_and_upgraded(
         open_database(settings)
     sentence = upgrade(settings)
     (backup,) = settings.home.glob("*.backup")
-    assert f"from 0001 to schema 0002 (backup: {backup})" in sentence
+    assert f"from {HEAD} to schema {NEXT} (backup: {backup})" in sentence
     assert backup.stat().st_mode & 0o777 == 0o600
     assert "colour" in columns(settings.database_path)
     assert "colour" not in columns(backup)
@@ -142,7 +144,7 @@ def test_a_migration_that_fails_changes_nothing(
     with pytest.raises(UnreachableError, match="database"):
         upgrade(settings)
     assert "colour" not in columns(settings.database_path)
-    assert schema_state(settings)[0] == "0001"
+    assert schema_state(settings)[0] == HEAD
 
 
 def test_a_newer_schema_is_refused(settings: Settings) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
 from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
@@ -367,43 +366,6 @@ def test_a_step_that_does_not_end_kills_the_engine(model: LoadedModel, unet: Any
     assert len(deaths) == 1
 
 
-def test_a_position_dependent_unet_cannot_be_exact(model: LoadedModel, unet: Any) -> None:
-    """When a lane's result depends on its position, exact mode is refused with the reason."""
-
-    def uneven(sample: torch.Tensor) -> torch.Tensor:
-        return sample * torch.linspace(1, 2, len(sample))[:, None, None, None]
-
-    unet.before = uneven
-    with pytest.raises(BadInputError, match="depends on its position"):
-        Engine(model)
-
-
-def test_lanes_are_measured(model: LoadedModel, unet: Any) -> None:
-    """Without a pinned number the largest exact candidate is taken."""
-
-    def uneven_from_eight(sample: torch.Tensor) -> torch.Tensor:
-        return sample * torch.linspace(1, 2, len(sample))[:, None, None, None] if len(sample) > 4 else sample
-
-    unet.before = uneven_from_eight
-    assert Engine(model).lanes == 4
-
-
-def test_lanes_that_do_not_fit_the_memory_are_not_taken(model: LoadedModel, unet: Any) -> None:
-    """Out of memory while trying out is an answer: fewer lanes, or a sentence when none fit."""
-    fits = 4
-
-    def too_large(sample: torch.Tensor) -> torch.Tensor:
-        if len(sample) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return sample
-
-    unet.before = too_large
-    assert Engine(model).lanes == 4
-    fits = 1
-    with pytest.raises(BadInputError, match="too little memory for 2 lanes"):
-        Engine(model)
-
-
 def test_a_size_that_is_not_exact_is_rendered_alone(model: LoadedModel, unet: Any) -> None:
     """A latent shape where company would show runs one request at a time in two lanes, and says so."""
 
@@ -418,18 +380,3 @@ def test_a_size_that_is_not_exact_is_rendered_alone(model: LoadedModel, unet: An
     _run(engine)
     assert engine.steps == 8
     assert tickets[0].future.result(timeout=0).numerics["lanes"] == 2
-
-
-@pytest.mark.parametrize(
-    ("mode", "lanes", "reason"),
-    [
-        ("exact", 3, "even number"),
-        ("exact", 1, "even number"),
-        ("reference", 4, "2 lanes"),
-        ("fast", None, "mode"),
-    ],
-)
-def test_impossible_lanes_are_refused(mode: str, lanes: int | None, reason: str, model: LoadedModel) -> None:
-    """Lanes and modes that do not go together are refused before anything runs."""
-    with pytest.raises(BadInputError, match=reason):
-        Engine(model, mode=mode, lanes=lanes)

@@ -1,0 +1,38 @@
+"""What the first worker of a kind measured, for all others of its kind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from storage.sqljobstore.base import TUNINGS, SqlBase, now
+
+
+class Tuning(SqlBase):
+    """Look tunings up, and keep new ones."""
+
+    def tuning(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """See `JobStore.tuning`."""
+        with self.database.read() as connection:
+            kept = connection.execute(select(TUNINGS.c.tuning).filter_by(key=_key(facts))).scalar()
+            return None if kept is None else dict(kept)
+
+    def keep_tuning(self, facts: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
+        """See `JobStore.keep_tuning`."""
+        row = {"key": _key(facts), "facts": dict(facts), "tuning": dict(tuning), "created_at": now()}
+        try:
+            with self.database.write() as connection:
+                connection.execute(insert(TUNINGS).values(row))
+        except IntegrityError:  # another worker of this kind was first
+            pass
+        return self.tuning(facts) or dict(tuning)
+
+
+def _key(facts: Mapping[str, Any]) -> str:
+    """Hash the facts, whatever their order."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,167 @@
+"""How many lanes the engine chooses, on a clock that only the fake UNet moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from storage.errors import BadInputError
+from worker.engine import trial, tuning
+from worker.engine.engine import Engine
+from worker.models.load import LoadedModel
+
+
+@dataclass
+class Clock:
+    """Seconds that pass while the UNet works: `cost` for so many lanes."""
+
+    cost: Callable[[int], float] = lambda lanes: 0.001 * lanes
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        """Answer as time.perf_counter does."""
+        return self.seconds
+
+
+@dataclass
+class Kept:
+    """Tunings in memory."""
+
+    rows: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+
+    def tuning(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Find by facts."""
+        return next((kept for known, kept in self.rows if known == facts), None)
+
+    def keep_tuning(self, facts: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the first."""
+        if self.tuning(facts) is None:
+            self.rows.append((dict(facts), dict(tuning)))
+        return self.tuning(facts) or {}
+
+
+@pytest.fixture
+def clock(unet: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock, wound up."""
+    clock = Clock()
+
+    def work(sample: torch.Tensor) -> torch.Tensor:
+        clock.seconds += clock.cost(len(sample))
+        return sample
+
+    unet.before = work
+    monkeypatch.setattr(trial, "perf_counter", clock)
+    monkeypatch.setattr(tuning, "perf_counter", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("cost", "lanes"),
+    [
+        (lambda lanes: 0.1 * lanes, 2),  # a second lane takes as long as the first
+        (lambda lanes: 0.1 * lanes + 0.02, 2),  # 16 lanes are 9 % faster than 2: not worth a job's waiting
+        (lambda lanes: 0.1 * lanes + 0.1, 8),  # 16 lanes are 6 % faster than 8, and 8 are 11 % than 4
+        (lambda lanes: 0.1, 16),  # noqa: ARG005 - any number takes as long as one
+    ],
+)
+@pytest.mark.parametrize("mode", ["exact", "throughput"])
+def test_the_fewest_lanes_that_are_nearly_as_fast(
+    mode: str, cost: Callable[[int], float], lanes: int, clock: Clock, model: LoadedModel
+) -> None:
+    """The smallest count within 10 % of the best lanes/s."""
+    clock.cost = cost
+    assert Engine(model, mode=mode).lanes == lanes
+
+
+def test_only_exact_candidates_count_in_exact_mode(clock: Clock, model: LoadedModel, unet: Any) -> None:
+    """A count whose results depend on the position is none for exact mode, however fast it is."""
+    clock.cost = lambda _: 0.1
+    work: Callable[[torch.Tensor], torch.Tensor] = unet.before
+
+    def uneven_from_eight(sample: torch.Tensor) -> torch.Tensor:
+        scale = torch.linspace(1, 2, len(sample))[:, None, None, None]
+        return work(sample) * (scale if len(sample) > 4 else 1)
+
+    unet.before = uneven_from_eight
+    assert Engine(model).lanes == 4
+    assert Engine(model, mode="throughput").lanes == 16
+
+
+def test_a_position_dependent_unet_cannot_be_exact(model: LoadedModel, unet: Any) -> None:
+    """When a lane's result depends on its position, exact mode is refused with the reason."""
+    unet.before = lambda sample: sample * torch.linspace(1, 2, len(sample))[:, None, None, None]
+    for lanes in (None, 4):
+        with pytest.raises(BadInputError, match="depends on its position"):
+            Engine(model, lanes=lanes)
+
+
+def test_neighbours_that_show_make_a_count_inexact(model: LoadedModel, unet: Any) -> None:
+    """When a lane's result depends on what is in the others, exact mode is refused too."""
+    unet.before = lambda sample: sample + sample.mean(dim=0, keepdim=True)
+    with pytest.raises(BadInputError, match="or its neighbours"):
+        Engine(model)
+
+
+def test_lanes_that_do_not_fit_the_memory_are_not_taken(clock: Clock, model: LoadedModel, unet: Any) -> None:
+    """Out of memory while trying out is an answer: fewer lanes, or a sentence when none fit."""
+    clock.cost = lambda _: 0.1
+    work: Callable[[torch.Tensor], torch.Tensor] = unet.before
+    fits = 4
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return work(sample)
+
+    unet.before = too_large
+    assert Engine(model).lanes == 4
+    fits = 1
+    with pytest.raises(BadInputError, match="too little memory for 2 lanes"):
+        Engine(model)
+
+
+def test_trials_end_when_they_take_too_long(clock: Clock, model: LoadedModel, unet: Any) -> None:
+    """A model that takes half a minute for a pass is not tried with ever more lanes."""
+    clock.cost = lambda _: 30.0
+    assert Engine(model).lanes == 2
+    assert set(unet.widths) == {2}
+
+
+def test_the_first_worker_of_a_kind_decides(clock: Clock, model: LoadedModel, unet: Any) -> None:
+    """What was measured once is taken by the next one, however fast that is; another mode is another kind."""
+    kept = Kept()
+    clock.cost = lambda lanes: 0.1 * lanes
+    assert Engine(model, tunings=kept).lanes == 2
+    clock.cost = lambda _: 0.1
+    unet.widths.clear()
+    assert Engine(model, tunings=kept).lanes == 2
+    assert not unet.widths
+    assert Engine(model, mode="throughput", tunings=kept).lanes == 16
+    assert [kept["lanes"] for _, kept in kept.rows] == [2, 16]
+
+
+def test_pinned_lanes_are_not_kept(model: LoadedModel) -> None:
+    """`--lanes` is one worker's own business."""
+    kept = Kept()
+    assert Engine(model, lanes=4, tunings=kept).lanes == 4
+    assert not kept.rows
+
+
+@pytest.mark.parametrize(
+    ("mode", "lanes", "reason"),
+    [
+        ("exact", 3, "even number"),
+        ("exact", 1, "even number"),
+        ("throughput", 1, "too few"),
+        ("reference", 4, "2 lanes"),
+        ("fast", None, "mode"),
+    ],
+)
+def test_impossible_lanes_are_refused(mode: str, lanes: int | None, reason: str, model: LoadedModel) -> None:
+    """Lanes and modes that do not go together are refused before anything runs."""
+    with pytest.raises(BadInputError, match=reason):
+        Engine(model, mode=mode, lanes=lanes)

@@ -1,0 +1,115 @@
+"""A lane count on trial: is it exact, and how fast is it? One look answers both.
+
+On a fixed shape a lane's result usually depends neither on the other lanes nor on its position, but some
+combinations of lanes, threads, layout and dtype break that. `exact` mode promises it, so it is tried out on
+the model at hand before the first job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from worker.engine.admission import LatentShape
+from worker.engine.forward import Lanes, predict_noise
+from worker.models.load import LoadedModel
+
+Beat = Callable[[], None]
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """What four forward passes showed.
+
+    Attributes:
+        lanes: R.
+        exact: whether a lane's result was bitwise the same at every position and among two sets of mates.
+        lanes_per_second: of the fastest pass.
+    """
+
+    lanes: int
+    exact: bool
+    lanes_per_second: float
+
+
+def native_shape(model: LoadedModel) -> LatentShape:
+    """Return the (channels, h, w) of latents at the model's native size."""
+    width, height = model.native_size
+    factor = model.vae_scale_factor
+    return (model.unet.config.in_channels, height // factor, width // factor)
+
+
+@torch.no_grad()
+def try_lanes(
+    model: LoadedModel, lanes: int, *, shape: LatentShape | None = None, beat: Beat = nothing
+) -> Trial:
+    """Run four forward passes of R lanes that show whether R is exact.
+
+    The probe at every even, then at every odd position, among random mates at other timesteps, then among
+    idle lanes. (So each position is seen with both sets of mates.)
+
+    Args:
+        model: on its device.
+        lanes: R.
+        shape: of the latents; None for the native one.
+        beat: called ahead of every forward pass.
+
+    Raises:
+        torch.OutOfMemoryError: when that many lanes do not fit.
+    """
+    rows = _random_lanes(model, lanes + 1, shape or native_shape(model))
+    probe, busy = rows[0], rows[1:]
+    idle = [_idle(probe) for _ in busy]
+    results: list[torch.Tensor] = []
+    seconds: list[float] = []
+    for mates in (busy, idle):
+        for offset in (0, 1):
+            beat()
+            mixed = Lanes.stack([probe if i % 2 == offset else mate for i, mate in enumerate(mates)])
+            began = perf_counter()
+            noise_pred = predict_noise(model, mixed, width=lanes).cpu()  # waits for the device
+            seconds.append(perf_counter() - began)
+            results += noise_pred[offset::2]
+    return Trial(
+        lanes=lanes,
+        exact=all(torch.equal(results[0], result) for result in results),
+        lanes_per_second=lanes / min(seconds),
+    )
+
+
+def _idle(lane: Lanes) -> Lanes:
+    """Return zeros in the form of `lane`."""
+    cond = lane.timestep_cond
+    return Lanes(
+        sample=torch.zeros_like(lane.sample),
+        timesteps=torch.zeros_like(lane.timesteps),
+        prompt_embeds=torch.zeros_like(lane.prompt_embeds),
+        timestep_cond=None if cond is None else torch.zeros_like(cond),
+    )
+
+
+def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[Lanes]:
+    """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device."""
+    generator = torch.Generator().manual_seed(0)
+    config = model.unet.config
+    cond = config.time_cond_proj_dim
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn((1, *size), generator=generator).to(model.device)
+
+    return [
+        Lanes(
+            sample=draw(*shape),
+            timesteps=torch.tensor([float((i + 1) * 999 // count)], device=model.device),
+            prompt_embeds=draw(model.max_length, config.cross_attention_dim),
+            timestep_cond=None if cond is None else draw(cond),
+        )
+        for i in range(count)
+    ]
