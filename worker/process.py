@@ -99,7 +99,7 @@ class WorkerProcess:
     @property
     def concurrency(self) -> int:
         """How many jobs this process holds at once: in lanes, waiting for lanes, and being saved."""
-        return max(1, self.engine.lanes // 2) + LOOK_AHEAD + SAVING
+        return self.engine.lanes + LOOK_AHEAD + SAVING  # a job without guidance takes one lane
 
     # From start to end
 

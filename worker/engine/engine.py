@@ -1,7 +1,7 @@
 """The engine: one thread, one device, one denoising loop that requests join and leave at any step.
 
 Past 300 lines because it is one class that owns one thread: what a step does is read here from top to bottom,
-and what can be understood without it (admission, batch, plans, roster, watchdog) has a module of its own.
+and what can be understood without it (admission, batch, plans, roster, verdict, watchdog) has its own module.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
 from worker.engine.tuning import Tunings, choose_lanes
+from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -89,6 +90,7 @@ class Engine:
         self._admission = Admission(self._plans.__getitem__)
         self._roster = Roster()
         self._batches: dict[LatentShape, Batch] = {}
+        self._verdict: Verdict | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -281,23 +283,30 @@ class Engine:
         return batch
 
     def _accept(self, batch: Batch, history: History, plan: LanePlan) -> None:
-        """Move every request on whose new latents are finite; the others fail."""
+        """Move every request on, and ask whether its latents are finite; the answer is read a step later."""
         batch.accept(history)
-        finite = torch.isfinite(history.latents[0]).flatten(1).all(dim=1).tolist()
-        for row, (request, is_finite) in enumerate(zip(batch.requests, finite, strict=True)):
+        for row, request in enumerate(batch.requests):
             if request.future.done():
                 continue  # its noise scheduler failed
             request.width = plan.lanes
-            if is_finite:
-                self._attempt(request, "reporting its progress", request.accept, history, row)
-            else:
-                self._roster.settle(request, not_finite(request))
+            self._attempt(request, "reporting its progress", request.accept, history, row)
+        self._fail_broken()
+        self._verdict = Verdict(batch.requests, history.latents[0])
+
+    def _fail_broken(self) -> None:
+        """Fail the requests whose latents were not finite after the last step but one."""
+        verdict, self._verdict = self._verdict, None
+        for request, step in verdict.broken() if verdict else ():
+            self._roster.settle(request, not_finite(request, step))
 
     def _finish_one(self) -> bool:
         """Decode the oldest denoised request, if any, and hand over its picture."""
+        if not any(request.denoised for request in self._roster.snapshot()):
+            return False
+        self._fail_broken()
         request = next((r for r in self._roster.snapshot() if r.denoised), None)
         if request is None:
-            return False
+            return True
         result = self._attempt(request, "decoding", self._picture, request)
         if result is not None:
             self._roster.settle(request, result)

@@ -54,11 +54,11 @@ def explain(request: Request, error: Exception, *, stage: str, lanes: int) -> En
     )
 
 
-def not_finite(request: Request) -> RenderError:
-    """Name a request whose latents became infinite or not a number."""
+def not_finite(request: Request, step: int) -> RenderError:
+    """Name a request whose latents became infinite or not a number in a step, counted from 1."""
     job = request.parameters
     return RenderError(
-        f"The latents are not finite after step {request.evaluation + 1} of {len(request.schedule)} (sampler "
+        f"The latents are not finite after step {step} of {len(request.schedule)} (sampler "
         f"{job.sampler}, guidance {job.guidance_scale:g}); try lower guidance, another sampler, or "
         f"--dtype float32.",
         permanent=True,

@@ -148,6 +148,16 @@ def test_nan_fails_one_request(engine: Engine, unet: Any) -> None:
     assert torch.equal(ours, theirs)
 
 
+def test_nan_in_the_last_step_is_no_picture(engine: Engine, unet: Any) -> None:
+    """The answer about the last step is read before its picture is decoded."""
+    ticket = engine.submit(_job())
+    for _ in range(3):
+        engine.step()
+    unet.before = lambda sample: sample * float("nan")
+    _run(engine)
+    assert "not finite after step 4 of 4" in str(ticket.future.exception(timeout=0))
+
+
 def test_a_samplers_error_fails_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a noise scheduler raises is the request's own failure."""
     monkeypatch.setattr(schedule, "sampler_table", lambda *_: None)  # one of those that have no table
