@@ -156,6 +156,11 @@ worker_flags = _stacked(
         help="Rows of a forward pass. auto: measured by the first worker of a kind, and kept for the others.",
     ),
     click.option(
+        "--compile",
+        is_flag=True,
+        help="Let torch compile the UNet: a start of minutes, then faster steps. Needs a C++ compiler.",
+    ),
+    click.option(
         "--mode",
         type=click.Choice(MODES),
         default="exact",
@@ -187,6 +192,7 @@ def check_worker_flags(
     dtype: str,
     lanes: str,
     mode: str,
+    compile: bool = False,  # noqa: A002 - the flag's own name
     name: str | None = None,
     drain_timeout: float | None = None,
     parent_pipe: bool = False,
@@ -198,6 +204,8 @@ def check_worker_flags(
         )
     if mode == "reference" and dtype not in ("auto", "float32"):
         raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
+    if mode == "reference" and compile:
+        raise BadInputError("--mode reference does not go with --compile; leave one of them out.")
     list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
     rest: dict[str, Any] = {} if drain_timeout is None else {"drain_timeout": drain_timeout}
     return WorkerOptions(
@@ -206,6 +214,7 @@ def check_worker_flags(
         dtype=dtype,
         lanes=check_lanes(lanes),
         mode=mode,
+        compile=compile,
         name=name,
         parent_pipe=parent_pipe,
         **rest,

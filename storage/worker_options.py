@@ -29,6 +29,7 @@ class WorkerOptions:
         devices: auto, cpu, mps, all, or GPU numbers joined by commas.
         dtype, mode: see `promptmill worker start --help`.
         lanes: rows of a forward pass; None for the worker's own choice.
+        compile: let torch compile the UNet.
         name: prefix of the worker's name; None derives it from model and host.
         drain_timeout: seconds that running jobs get to finish after the first signal.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
@@ -40,6 +41,7 @@ class WorkerOptions:
     dtype: str = "auto"
     lanes: int | None = None
     mode: str = "exact"
+    compile: bool = False
     name: str | None = None
     drain_timeout: float = 300.0
     parent_pipe: bool = False

@@ -30,7 +30,13 @@ from worker.engine.engine import Engine
 from worker.engine.request import RenderResult, Ticket
 from worker.exits import Exit
 from worker.heartbeat import Heartbeat
-from worker.models.device import choose_device, choose_dtype, device_facts, make_repeatable
+from worker.models.device import (
+    choose_device,
+    choose_dtype,
+    device_facts,
+    faster_dtypes,
+    make_repeatable,
+)
 from worker.models.load import LoadedModel, load_model
 from worker.models.threads import set_threads
 from worker.orders import ChildOrder
@@ -120,16 +126,19 @@ class WorkerProcess:
         make_repeatable()
         device = choose_device(self._order.device)
         dtype = choose_dtype(options.dtype, device, mode=options.mode)
-        self.model = load_model(self._reference, device=device, dtype=dtype)
-        threads = set_threads(self.model.unet, device)
+        loaded = load_model(self._reference, device=device, dtype=dtype)
+        threads = set_threads(loaded.unet, device)
         self.engine = Engine(
-            self.model,
+            loaded,
             lanes=options.lanes,
             mode=options.mode,
+            dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
+            compiled=options.compile,
             tunings=self.jobs,
             on_death=self._engine_died,
             stall=self._settings.stall,
         )
+        self.model = self.engine.model
         self.engine.start()
         if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile
             self._state = WorkerState.READY
@@ -140,7 +149,8 @@ class WorkerProcess:
             model=self._reference.name,
             revision=self.model.revision[:12],
             device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            layout=self.model.layout,
             lanes=self.engine.lanes,
             threads=threads,
             mode=options.mode,

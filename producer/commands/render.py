@@ -31,8 +31,8 @@ from storage.models import BUILTIN_MODEL, ModelReference, parse_model
 from storage.records import Submission, SubmissionState
 
 OUT = Path("out")
-WORKER_FLAGS = ("devices", "dtype", "lanes", "mode")
-RESUME_FLAGS = ("--resume", "--out", "--model", "--devices", "--dtype", "--lanes", "--mode")
+WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "mode")
+RESUME_FLAGS = ("--resume", "--out", "--model", "--devices", "--dtype", "--lanes", "--compile", "--mode")
 
 
 @click.command(

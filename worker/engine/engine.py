@@ -24,7 +24,7 @@ from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
-from worker.engine.tuning import Tunings, choose_lanes
+from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
@@ -43,7 +43,7 @@ class Engine:
     `submit` may be called from any thread; `step` belongs to the one that `start` makes, or a test's own.
 
     Attributes:
-        model: the loaded model.
+        model: the loaded model, as it is run.
         mode: `exact` (a picture's bytes do not depend on its company: always R lanes, padded), `throughput`
             (no padding) or `reference` (one request at a time, float32: the reference loop bit for bit).
         lanes: R.
@@ -57,17 +57,21 @@ class Engine:
         *,
         lanes: int | None = None,
         mode: str = "exact",
+        dtypes: tuple[torch.dtype, ...] = (),
+        compiled: bool = False,
         tunings: Tunings | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         stall: float = 1800.0,
     ) -> None:
-        """Choose and verify the lanes; nothing runs before `start`.
+        """Choose and verify how the model is run; nothing runs before `start`.
 
         Args:
             model: on its device.
             lanes: R; None lets the engine choose.
             mode: see above.
-            tunings: where the choice of lanes is looked up and kept; None measures anew.
+            dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
+            compiled: whether torch compiles the UNet.
+            tunings: where the choice is looked up and kept; None measures anew.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
 
@@ -76,12 +80,12 @@ class Engine:
         """
         if mode == "reference" and model.dtype != torch.float32:
             raise BadInputError(f"--mode reference is float32 only, not {model.dtype}; leave --dtype out.")
-        self.model = model
         self.mode = mode
+        wishes = Wishes(mode=mode, lanes=lanes, dtypes=dtypes, compile=compiled)
+        facts = numerics_record(model, mode=mode)
+        self.model, self.lanes = in_passing_thread(lambda: tune(model, wishes, facts=facts, tunings=tunings))
+        model = self.model
         self.numerics = numerics_record(model, mode=mode)
-        self.lanes = in_passing_thread(
-            lambda: choose_lanes(model, mode=mode, lanes=lanes, numerics=self.numerics, tunings=tunings)
-        )
         self.steps = 0
         self._on_death = on_death
         self._text = TextStage(model.tokenizer, model.text_encoder)

@@ -1,14 +1,15 @@
-"""How many lanes: measured, kept in the database, the same for all workers of one kind.
+"""How a model is run here: how many lanes, in which dtype and layout. Measured, then kept in the database.
 
-A picture's bytes may depend on R, and R on how fast this machine was when it was tried out. So the first
-worker of a kind (model, device, dtype, mode, libraries) measures, and every other one takes what it found.
+A picture's bytes depend on these, and these on how fast this machine was when they were tried out. So the
+first worker of a kind (model, device, mode, libraries, what its user left open) measures, and every other one
+takes what it found.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -17,9 +18,10 @@ import torch
 
 from storage.errors import BadInputError
 from worker.engine.admission import LanePlan, LatentShape
-from worker.engine.faults import is_out_of_memory
+from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import Beat, Trial, native_shape, nothing, try_lanes
 from worker.models.load import LoadedModel
+from worker.models.variant import Variant, compiled, run_as, variants
 
 log = structlog.get_logger()
 
@@ -28,6 +30,9 @@ CANDIDATES = (2, 4, 8, 16)
 FEWEST = CANDIDATES[0]
 ENOUGH = 0.9  # of the best lanes/s: fewer lanes cost a job that is alone less
 TRIAL_SECONDS = 60.0  # once trials have taken this long, no larger candidate is tried
+# How much faster another way to run the UNet has to be: fewer bits cost quality, a layout next to nothing.
+WORTH = {"dtype": 1.2, "layout": 1.1}
+VARIANT_LANES = {"cpu": 2}  # what variants are compared at; elsewhere 8, since two lanes fill no GPU
 
 
 class Tunings(Protocol):
@@ -42,43 +47,64 @@ class Tunings(Protocol):
         ...
 
 
-def choose_lanes(
-    model: LoadedModel,
-    *,
-    mode: str,
-    lanes: int | None,
-    numerics: Mapping[str, Any] | None = None,
-    tunings: Tunings | None = None,
-) -> int:
-    """Return the number of lanes R to run with.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What whoever starts an engine leaves open, and what not.
+
+    Attributes:
+        mode: `exact`, `throughput` or `reference`.
+        lanes: R; None for the smallest count within 10 % of the best lanes/s (in exact mode, among those that
+            are exact with this model here). A number pins the layout too, and nothing is measured.
+        dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
+        compile: whether torch shall compile the UNet.
+    """
+
+    mode: str = "exact"
+    lanes: int | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+    compile: bool = False
+
+
+def tune(
+    model: LoadedModel, wishes: Wishes, *, facts: Mapping[str, Any], tunings: Tunings | None = None
+) -> tuple[LoadedModel, int]:
+    """Choose how to run a model.
 
     Args:
         model: on the device where it will run.
-        mode: `exact`, `throughput` or `reference`.
-        lanes: what the user pinned, or None for the smallest count within 10 % of the best lanes/s (in exact
-            mode, among those that are exact with this model here).
-        numerics: the numerics record: what makes a kind of worker.
+        wishes: see there.
+        facts: the numerics record of the model as it was loaded: what makes a kind of worker.
         tunings: where the choice is looked up and kept; None measures anew.
+
+    Returns:
+        The model as it will be run, and R.
 
     Raises:
         BadInputError: for an unknown mode, or lanes that the mode cannot run with.
     """
-    if mode not in MODES:
-        raise BadInputError(f"There is no mode {mode!r}; choose {', '.join(MODES)}.")
-    if mode == "reference":
-        if lanes not in (None, FEWEST):
-            raise BadInputError(f"--mode reference runs 2 lanes, not {lanes}; leave --lanes out.")
-        return FEWEST
-    if lanes is not None:
-        _check_pinned(lanes, mode)
-        return lanes if mode == "throughput" else _best(_try(model, (lanes,)), model, exact=True).lanes
-    if tunings is None:
-        return _measure(model, mode).lanes
-    facts = {**(numerics or {}), "cores": _cores(), "shape": list(native_shape(model))}
-    kept = tunings.tuning(facts)
-    if kept is None:
-        kept = tunings.keep_tuning(facts, asdict(_measure(model, mode)))
-    return int(kept["lanes"])
+    _check(wishes)
+    if wishes.mode == "reference":
+        return model, FEWEST
+    open_ways = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
+    if wishes.lanes is not None and len(open_ways) == 1:
+        chosen, lanes = model, wishes.lanes
+        if wishes.mode == "exact":
+            _best(_try(model, (lanes,)), model, exact=True)
+    else:
+        facts = {
+            **facts,
+            "cores": _cores(),
+            "shape": list(native_shape(model)),
+            "open": [asdict(way) for way in open_ways],
+            "lanes": wishes.lanes,
+        }
+        kept = tunings.tuning(facts) if tunings else None
+        if kept is None:
+            kept = _measure(model, wishes, open_ways)
+            kept = tunings.keep_tuning(facts, kept) if tunings else kept
+        chosen = run_as(model, Variant(dtype=kept["dtype"], layout=kept["layout"]))
+        lanes = int(kept["lanes"])
+    return (_compiled(chosen, lanes, wishes) if wishes.compile else chosen), lanes
 
 
 def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int, beat: Beat = nothing) -> LanePlan:
@@ -118,11 +144,55 @@ def free_memory(model: LoadedModel) -> None:
         torch.cuda.empty_cache()
 
 
-def _measure(model: LoadedModel, mode: str) -> Trial:
-    trials = _try(model, CANDIDATES)
-    best = _best(trials, model, exact=mode == "exact")
-    log.info("lanes measured", action="tune", lanes=best.lanes, trials=[asdict(trial) for trial in trials])
+def _measure(model: LoadedModel, wishes: Wishes, open_ways: Sequence[Variant]) -> dict[str, Any]:
+    """Choose a variant at one number of lanes, then the number of lanes for it."""
+    exact = wishes.mode == "exact"
+    way = _fastest(model, open_ways, wishes) if len(open_ways) > 1 else open_ways[0]
+    candidates = CANDIDATES if wishes.lanes is None else (wishes.lanes,)
+    trials = _try(run_as(model, way), candidates)
+    best = _best(trials, model, exact=exact)
+    log.info(
+        "tuned",
+        action="tune",
+        lanes=best.lanes,
+        **asdict(way),
+        trials=[asdict(trial) for trial in trials],
+    )
+    return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(way)}
+
+
+def _fastest(model: LoadedModel, open_ways: Sequence[Variant], wishes: Wishes) -> Variant:
+    """Return the fastest variant; the first, unless another is so much faster that it is worth it."""
+    lanes = wishes.lanes or VARIANT_LANES.get(model.device.type, 8)
+    best, speed = open_ways[0], 0.0
+    for way in open_ways:
+        try:
+            trial = try_lanes(run_as(model, way), lanes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        if wishes.mode == "exact" and not trial.exact:
+            continue
+        worth = WORTH["dtype"] if way.dtype != best.dtype else WORTH["layout"]
+        if trial.lanes_per_second >= worth * speed:
+            best, speed = way, trial.lanes_per_second
     return best
+
+
+def _compiled(model: LoadedModel, lanes: int, wishes: Wishes) -> LoadedModel:
+    """Compile the UNet and run it once, so that no job waits for the compiler; in exact mode try it out."""
+    model = compiled(model)
+    try:
+        trial = try_lanes(model, lanes)
+    except RuntimeError as error:
+        if is_out_of_memory(error) or is_device_fault(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInputError(f"--compile is not possible here ({reason}); leave it out.") from error
+    if wishes.mode == "exact":
+        _best([trial], model, exact=True)
+    return model
 
 
 def _try(model: LoadedModel, candidates: Sequence[int]) -> list[Trial]:
@@ -167,10 +237,19 @@ def _best(trials: Sequence[Trial], model: LoadedModel, *, exact: bool) -> Trial:
     )
 
 
-def _check_pinned(lanes: int, mode: str) -> None:
-    if mode == "exact" and (lanes < FEWEST or lanes % 2):
+def _check(wishes: Wishes) -> None:
+    mode, lanes = wishes.mode, wishes.lanes
+    if mode not in MODES:
+        raise BadInputError(f"There is no mode {mode!r}; choose {', '.join(MODES)}.")
+    if mode == "reference":
+        if lanes not in (None, FEWEST):
+            raise BadInputError(f"--mode reference runs 2 lanes, not {lanes}; leave --lanes out.")
+        if wishes.compile:
+            raise BadInputError("--mode reference does not go with --compile; leave one of them out.")
+        return
+    if lanes is not None and mode == "exact" and (lanes < FEWEST or lanes % 2):
         raise BadInputError(f"--mode exact needs an even number of lanes, 2 or more, not {lanes}.")
-    if lanes < FEWEST:
+    if lanes is not None and lanes < FEWEST:
         raise BadInputError(f"--lanes {lanes} is too few: a guided picture takes 2 lanes.")
 
 

@@ -75,6 +75,22 @@ def choose_dtype(wanted: str, device: torch.device, *, mode: str = "exact") -> t
     return torch.float32
 
 
+def faster_dtypes(wanted: str, device: torch.device, *, mode: str = "exact") -> tuple[torch.dtype, ...]:
+    """Return the dtypes that the UNet may be converted to if that turns out to be faster.
+
+    Only what the hardware multiplies natively: bfloat16 on CPUs with AMX or AVX512-BF16.
+
+    Args:
+        wanted: as for `choose_dtype`; only `auto` leaves a choice.
+        device: likewise.
+        mode: likewise.
+    """
+    if wanted != "auto" or device.type != "cpu" or mode == "reference":
+        return ()
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
+    return (torch.bfloat16,) if can.get("amx_bf16") or can.get("avx512_bf16") else ()
+
+
 def make_repeatable() -> None:
     """Switch off what makes a device's results depend on the moment: autotuning and reduced precision."""
     torch.backends.cudnn.benchmark = False

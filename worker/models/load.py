@@ -33,7 +33,10 @@ class LoadedModel:
         family: `sd`, Stable Diffusion 1.x and 2.x.
         tokenizer, text_encoder, unet, vae: transformers' and diffusers' classes, in eval mode, no gradients.
         scheduler_config: what `StableDiffusionPipeline(...).scheduler.config` would be, its fix-ups included.
-        device, dtype: of all weights.
+        device: of all weights.
+        dtype: of the UNet's weights; text encoder and VAE may have another, see `worker.models.variant`.
+        layout: of the UNet's convolutions, `contiguous` or `channels_last`.
+        compiled: whether torch compiles the UNet.
         vae_scale_factor: pixels per latent, 8 for the published models.
         native_size: (width, height) in pixels.
         max_length: tokens of a prompt, begin and end included.
@@ -55,6 +58,8 @@ class LoadedModel:
     native_size: tuple[int, int]
     max_length: int
     defaults: dict[str, Any]
+    layout: str = "contiguous"
+    compiled: bool = False
 
 
 def load_model(

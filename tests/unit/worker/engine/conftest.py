@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,11 +24,24 @@ class FakeUnet:
         default_factory=lambda: SimpleNamespace(in_channels=4, time_cond_proj_dim=None, cross_attention_dim=2)
     )
     attn_processors: dict[str, object] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    layout: torch.memory_format = torch.contiguous_format
+
+    def __deepcopy__(self, _: object) -> FakeUnet:
+        """Copy, but go on counting in the same place."""
+        return replace(self)
+
+    def to(
+        self, dtype: torch.dtype | None = None, *, memory_format: torch.memory_format | None = None
+    ) -> FakeUnet:
+        """Note what a real UNet would become."""
+        self.dtype, self.layout = dtype or self.dtype, memory_format or self.layout
+        return self
 
     def __call__(self, sample: torch.Tensor, *_: Any, **named: Any) -> tuple[torch.Tensor]:
         """Answer as UNet2DConditionModel does with return_dict=False."""
         if self.saw:
-            self.saw(named)
+            self.saw({**named, "unet": self, "sample": sample})
         self.widths.append(len(sample))
         return ((self.before(sample) if self.before else sample) * 0.1,)
 

@@ -17,14 +17,24 @@ from worker.models.load import LoadedModel
 
 @dataclass
 class Clock:
-    """Seconds that pass while the UNet works: `cost` for so many lanes."""
+    """Seconds that pass while the UNet works.
 
-    cost: Callable[[int], float] = lambda lanes: 0.001 * lanes
+    Attributes:
+        cost: of so many lanes.
+        factor: for the UNet as it is run.
+    """
+
+    cost: Callable[[int], float] = lambda lanes: 0.1 * lanes
+    factor: Callable[[Any], float] = lambda _: 1.0
     seconds: float = 0.0
 
     def __call__(self) -> float:
         """Answer as time.perf_counter does."""
         return self.seconds
+
+    def work(self, named: dict[str, Any]) -> None:
+        """Let a forward pass take its time."""
+        self.seconds += self.cost(len(named["sample"])) * self.factor(named["unet"])
 
 
 @dataclass
@@ -48,12 +58,7 @@ class Kept:
 def clock(unet: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Return the clock, wound up."""
     clock = Clock()
-
-    def work(sample: torch.Tensor) -> torch.Tensor:
-        clock.seconds += clock.cost(len(sample))
-        return sample
-
-    unet.before = work
+    unet.saw = clock.work
     monkeypatch.setattr(trial, "perf_counter", clock)
     monkeypatch.setattr(tuning, "perf_counter", clock)
     return clock
@@ -80,11 +85,9 @@ def test_the_fewest_lanes_that_are_nearly_as_fast(
 def test_only_exact_candidates_count_in_exact_mode(clock: Clock, model: LoadedModel, unet: Any) -> None:
     """A count whose results depend on the position is none for exact mode, however fast it is."""
     clock.cost = lambda _: 0.1
-    work: Callable[[torch.Tensor], torch.Tensor] = unet.before
 
     def uneven_from_eight(sample: torch.Tensor) -> torch.Tensor:
-        scale = torch.linspace(1, 2, len(sample))[:, None, None, None]
-        return work(sample) * (scale if len(sample) > 4 else 1)
+        return sample * torch.linspace(1, 2, len(sample))[:, None, None, None] if len(sample) > 4 else sample
 
     unet.before = uneven_from_eight
     assert Engine(model).lanes == 4
@@ -109,13 +112,12 @@ def test_neighbours_that_show_make_a_count_inexact(model: LoadedModel, unet: Any
 def test_lanes_that_do_not_fit_the_memory_are_not_taken(clock: Clock, model: LoadedModel, unet: Any) -> None:
     """Out of memory while trying out is an answer: fewer lanes, or a sentence when none fit."""
     clock.cost = lambda _: 0.1
-    work: Callable[[torch.Tensor], torch.Tensor] = unet.before
     fits = 4
 
     def too_large(sample: torch.Tensor) -> torch.Tensor:
         if len(sample) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return work(sample)
+        return sample
 
     unet.before = too_large
     assert Engine(model).lanes == 4
@@ -142,6 +144,43 @@ def test_the_first_worker_of_a_kind_decides(clock: Clock, model: LoadedModel, un
     assert not unet.widths
     assert Engine(model, mode="throughput", tunings=kept).lanes == 16
     assert [kept["lanes"] for _, kept in kept.rows] == [2, 16]
+
+
+def test_bfloat16_is_taken_where_it_is_worth_its_quality(clock: Clock, model: LoadedModel) -> None:
+    """A UNet that is a fifth faster in bfloat16 runs in it, text encoder and VAE do not; all others follow."""
+    kept = Kept()
+    clock.factor = lambda unet: 0.9 if unet.dtype == torch.bfloat16 else 1.0
+    assert Engine(model, dtypes=(torch.bfloat16,)).model.dtype == torch.float32
+    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
+    engine = Engine(model, dtypes=(torch.bfloat16,), tunings=kept)
+    assert engine.model.dtype == engine.model.unet.dtype == torch.bfloat16
+    assert (engine.numerics["dtype"], engine.numerics["vae_dtype"]) == ("bfloat16", "float32")
+    assert model.dtype == model.unet.dtype == torch.float32
+    clock.factor = lambda _: 1.0
+    assert Engine(model, dtypes=(torch.bfloat16,), tunings=kept).model.dtype == torch.bfloat16
+    assert Engine(model, tunings=kept).model.dtype == torch.float32  # its user asked for float32
+
+
+def test_a_layout_is_taken_where_it_is_faster(clock: Clock, model: LoadedModel) -> None:
+    """channels_last wins where it is at least a tenth faster."""
+    clock.factor = lambda unet: 0.8 if unet.layout == torch.channels_last else 1.0
+    engine = Engine(model)
+    assert (engine.model.layout, engine.numerics["layout"]) == ("channels_last", "channels_last")
+    assert engine.model.unet.layout == torch.channels_last
+    assert Engine(model, lanes=4).model.layout == "contiguous"
+
+
+def test_a_variant_that_is_not_exact_is_not_taken(clock: Clock, model: LoadedModel, unet: Any) -> None:
+    """Exact mode keeps to float32 where a lane's result in bfloat16 depends on its position."""
+    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
+
+    def uneven(sample: torch.Tensor) -> torch.Tensor:
+        scale = torch.linspace(1, 2, len(sample), dtype=sample.dtype)[:, None, None, None]
+        return sample * scale if sample.dtype == torch.bfloat16 else sample
+
+    unet.before = uneven
+    assert Engine(model, dtypes=(torch.bfloat16,)).model.dtype == torch.float32
+    assert Engine(model, dtypes=(torch.bfloat16,), mode="throughput").model.dtype == torch.bfloat16
 
 
 def test_pinned_lanes_are_not_kept(model: LoadedModel) -> None:
