@@ -6,6 +6,9 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
@@ -23,9 +26,11 @@ pytestmark = [
 LANES = 8
 
 
-def _random_jobs(count: int) -> list[JobParameters]:
+def random_jobs(
+    count: int, draw: random.Random | None = None, *, most_steps: int = 11
+) -> list[JobParameters]:
     """Make jobs that differ in everything a job can differ in."""
-    draw = random.Random(5)  # noqa: S311 - test data
+    draw = draw or random.Random(5)  # noqa: S311 - test data
 
     def options(sampler: str) -> dict[str, Any]:
         drawn: dict[str, Any] = {
@@ -43,7 +48,7 @@ def _random_jobs(count: int) -> list[JobParameters]:
             ),
             negative_prompt=draw.choice(["", "blue"]),
             seed=draw.randrange(2**63),
-            num_inference_steps=draw.randrange(3, 12),
+            num_inference_steps=draw.randint(3, most_steps),
             guidance_scale=draw.choice([1.0, 3.0, 7.5]),
             width=draw.choice([64, 64, 72]),
             height=64,
@@ -52,6 +57,12 @@ def _random_jobs(count: int) -> list[JobParameters]:
         )
         for sampler in samplers
     ]
+
+
+@pytest.fixture(scope="module")
+def engine(model: LoadedModel) -> Engine:
+    """Return one engine for many examples; what ran in it before is company too."""
+    return Engine(model, lanes=LANES)
 
 
 def _png(result: RenderResult) -> bytes:
@@ -69,7 +80,7 @@ def test_bytes_do_not_depend_on_company(
     monkeypatch.setattr(
         schedule, "sampler_table", lambda name, *rest: None if name == untabled else tables(name, *rest)
     )
-    jobs = _random_jobs(12)
+    jobs = random_jobs(12)
     untabled = jobs[0].sampler
     together = [_png(result) for result in render(jobs, lanes=LANES)]
 
@@ -86,9 +97,28 @@ def test_bytes_do_not_depend_on_company(
         assert _png(render([job], lanes=LANES)[0]) == company
 
 
+@given(draw=st.randoms(use_true_random=False), count=st.integers(2, 5))
+@hypothesis_settings(max_examples=8, deadline=None)
+def test_whatever_the_company_the_bytes_are_the_same(draw: random.Random, count: int, engine: Engine) -> None:
+    """Any jobs, in any order of arrival, each joining any number of steps after the one before."""
+    jobs = random_jobs(count, draw, most_steps=6)
+    companies = []
+    for _ in range(2):
+        arriving = draw.sample(jobs, count)
+        tickets = {}
+        for job in arriving:
+            tickets[job.seed] = engine.submit(job)
+            for _ in range(draw.randint(0, 4)):
+                engine.step()
+        while engine.step():
+            pass
+        companies.append([_png(tickets[job.seed].future.result(timeout=0)) for job in jobs])
+    assert companies[0] == companies[1]
+
+
 def test_bytes_do_not_depend_on_the_thread(model: LoadedModel, render: Any) -> None:
     """The engine's own thread gives the same pixels as a test that steps by itself."""
-    jobs = _random_jobs(3)
+    jobs = random_jobs(3)
     engine = Engine(model, lanes=LANES)
     engine.start()
     tickets = [engine.submit(job) for job in jobs]

@@ -147,7 +147,7 @@ def test_the_first_worker_of_a_kind_decides(clock: Clock, model: LoadedModel, un
 
 
 def test_bfloat16_is_taken_where_it_is_worth_its_quality(clock: Clock, model: LoadedModel) -> None:
-    """A UNet that is a fifth faster in bfloat16 runs in it, text encoder and VAE do not; all others follow."""
+    """A UNet that is a fifth faster in bfloat16 runs in it, text encoder and VAE do not; others follow."""
     kept = Kept()
     clock.factor = lambda unet: 0.9 if unet.dtype == torch.bfloat16 else 1.0
     assert Engine(model, dtypes=(torch.bfloat16,)).model.dtype == torch.float32

@@ -1,0 +1,158 @@
+"""Promise 2 at full length: many random jobs, rendered again and again in other company, the same byte for byte.
+
+Jobs of any sampler, step count, guidance and seed are rendered three times in one process, each time in
+another order of arrival, and once more divided between two processes; for each number of threads and each
+dtype that exact mode accepts. Not a measurement of speed: the table says whether all pictures and latents are
+equal, how full the lanes were, and whether every lane was in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from engines import demo_model
+from report import arguments, show
+
+from storage.errors import BadInputError
+from storage.parameters import JobParameters
+from storage.samplers import SAMPLERS
+from worker.engine.engine import Engine
+from worker.engine.request import RenderResult
+from worker.models.load import LoadedModel
+from worker.stages.picture import encode_png
+
+LANES = 8
+WAITING = LANES // 2 + 2  # jobs that an engine holds beyond those in lanes, as a worker does
+CONFIGURATIONS = [(dtype, threads) for dtype in ("float32", "bfloat16") for threads in (1, 2, 3)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Company:
+    """One rendering of some jobs.
+
+    Attributes:
+        digests: of PNG and latents, by seed.
+        occupancy: share of the lanes that were in use, over all steps.
+        positions: how many of the lanes were in use at least once.
+    """
+
+    digests: dict[int, str]
+    occupancy: float
+    positions: int
+
+
+class Watched:
+    """A UNet that counts which of its lanes are in use: idle ones are zeros."""
+
+    def __init__(self, unet: Any) -> None:
+        self.unet, self.used = unet, torch.zeros(LANES)
+        self.passes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the UNet."""
+        return getattr(self.unet, name)
+
+    def __call__(self, sample: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        """Count, then run."""
+        self.used += sample.flatten(1).any(dim=1).float()
+        self.passes += 1
+        return self.unet(sample, *rest, **named)
+
+
+def random_jobs(count: int) -> list[JobParameters]:
+    """Make jobs of one size that differ in everything else."""
+    draw = random.Random(1)  # noqa: S311 - test data
+    return [
+        JobParameters(
+            prompt=f"a watercolor painting of an otter, number {draw.randrange(100)}",
+            seed=seed,
+            sampler=draw.choice(sorted(SAMPLERS)),
+            num_inference_steps=draw.randint(3, 20),
+            guidance_scale=draw.choice([1.0, 3.0, 5.0, 7.5]),
+            width=64,
+            height=64,
+        )
+        for seed in range(count)
+    ]
+
+
+def render(jobs: list[JobParameters], dtype: str, threads: int) -> Company:
+    """Render jobs in the order given, in an engine that holds as many as a worker does."""
+    torch.set_num_threads(threads)
+    model = _model(dtype)
+    engine = Engine(model, lanes=LANES)
+    watched = Watched(engine.model.unet)
+    engine.model = replace(engine.model, unet=watched)
+    waiting, held, digests = list(reversed(jobs)), {}, {}
+    while waiting or held:
+        while waiting and len(held) < LANES + WAITING:
+            job = waiting.pop()
+            held[job.seed] = engine.submit(job, keep_latents=True)
+        engine.step()
+        for seed in [seed for seed, ticket in held.items() if ticket.future.done()]:
+            digests[seed] = _digest(held.pop(seed).future.result(timeout=0))
+    return Company(
+        digests=digests,
+        occupancy=float(watched.used.sum()) / (watched.passes * LANES),
+        positions=int((watched.used > 0).sum()),
+    )
+
+
+def _model(dtype: str) -> LoadedModel:
+    model = demo_model()
+    to: torch.dtype = getattr(torch, dtype)
+    for part in (model.unet, model.vae, model.text_encoder):
+        part.to(to)
+    return replace(model, dtype=to)
+
+
+def _digest(result: RenderResult) -> str:
+    content = encode_png(result.pixels, {"promptmill": str(result.numerics)})
+    latents = b"" if result.latents is None else result.latents.numpy().tobytes()
+    return hashlib.sha256(content + latents).hexdigest()
+
+
+def row(jobs: list[JobParameters], dtype: str, threads: int) -> dict[str, Any]:
+    """Compare four renderings of the same jobs."""
+    head = {"dtype": dtype, "threads": threads, "jobs": len(jobs)}
+    draw = random.Random(threads)  # noqa: S311 - test data
+    orders = [jobs, jobs[::-1], draw.sample(jobs, len(jobs))]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        try:
+            companies = [pool.submit(render, order, dtype, threads).result() for order in orders]
+        except BadInputError as error:
+            if "exact is not possible" not in str(error):
+                raise
+            return head | {"equal": "not eligible", "occupancy": 0.0, "positions": 0}
+        halves = draw.sample(jobs, len(jobs))
+        divided = [pool.submit(render, halves[part::2], dtype, threads) for part in range(2)]
+        both = divided[0].result().digests | divided[1].result().digests
+    all_digests = [company.digests for company in companies] + [both]
+    equal = sum(len({digests[job.seed] for digests in all_digests}) == 1 for job in jobs)
+    return head | {
+        "equal": f"{equal} of {len(jobs)}",
+        "occupancy": min(company.occupancy for company in companies),
+        "positions": min(company.positions for company in companies),
+    }
+
+
+def main() -> None:
+    """Print the table; end with 1 if a picture differed."""
+    options = arguments(__doc__ or "").parse_args()
+    jobs = random_jobs(10 if options.quick else 200)
+    configurations = CONFIGURATIONS[:1] if options.quick else CONFIGURATIONS
+    rows = [row(jobs, dtype, threads) for dtype, threads in configurations]
+    show(rows, as_json=options.json)
+    if any(r["equal"] not in ("not eligible", f"{len(jobs)} of {len(jobs)}") for r in rows):
+        sys.exit("some pictures depended on their company")
+
+
+if __name__ == "__main__":
+    main()
