@@ -1,4 +1,4 @@
-"""Promise 2 at full length: many random jobs, rendered again and again in other company, the same byte for byte.
+"""Promise 2 at full length: many random jobs, rendered again and again in other company, the same each time.
 
 Jobs of any sampler, step count, guidance and seed are rendered three times in one process, each time in
 another order of arrival, and once more divided between two processes; for each number of threads and each
