@@ -120,7 +120,7 @@ def continuous(engine: Engine, arriving: list[Arrival]) -> list[float]:
 
 def rows(
     name: str, model: LoadedModel, size: int, *, count: int, rounds: int, loads: tuple[float, ...]
-) -> Any:
+) -> Iterator[dict[str, Any]]:
     """Measure all loads with one model."""
     service = measure(pipeline_of(model), size, rounds)
     capacity = BATCH * len(STEPS) / sum(service[BATCH, steps] for steps in STEPS)

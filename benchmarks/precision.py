@@ -1,0 +1,166 @@
+"""Dtype, layout and compilation of the UNet: what each is worth, and what the pictures lose.
+
+Speed: forward passes of a UNet of Stable Diffusion 1.x's size (860 M parameters, random weights, 64x64
+latents), each variant at several R, beside what this machine's own matrix product reaches in that dtype. The
+first line is diffusers' default: float32, two lanes, eager. Quality: PSNR of pictures of the project's model
+against float32, samplers that add noise included; the worst of all jobs counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from engines import demo_model, larger_model
+from report import arguments, median, seconds, show
+from torch.utils.flop_counter import FlopCounterMode
+
+from storage.parameters import JobParameters
+from worker.engine.engine import Engine
+from worker.engine.trial import try_lanes
+from worker.models.device import choose_device, faster_dtypes
+from worker.models.load import LoadedModel
+from worker.models.variant import Variant, compiled, run_as
+
+SAMPLERS = ("lms", "euler", "euler_a", "dpmpp_2m", "dpm2_a")
+PATIENCE = 120.0  # seconds; a variant whose two lanes take this long is not tried with more
+
+
+def sd_sized(model: LoadedModel) -> LoadedModel:
+    """Give a model a UNet of Stable Diffusion 1.x's size, with random weights."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=model.unet.config.cross_attention_dim,
+        attention_head_dim=8,
+    )
+    return replace(
+        model,
+        unet=unet.eval().requires_grad_(requires_grad=False),
+        vae_scale_factor=8,
+        native_size=(512, 512),
+    )
+
+
+def flop_of_a_lane(model: LoadedModel) -> float:
+    """Count the floating point operations of one lane of a forward pass."""
+    with FlopCounterMode(display=False) as counter:
+        try_lanes(model, 2)
+    return counter.get_total_flops() / 8  # four passes of two lanes
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Measure the operations/s of a large matrix product in `dtype`."""
+    size = 2048
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    return 2 * size**3 / median([seconds(partial(torch.mm, a, b)) for _ in range(5)])
+
+
+def speed(
+    model: LoadedModel, ways: list[tuple[Variant, bool]], lanes: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Time every variant at every R."""
+    flop = flop_of_a_lane(model)
+    peaks = {way.dtype: matmul_peak(getattr(torch, way.dtype)) for way, _ in ways}
+    rows: list[dict[str, Any]] = []
+    for way, is_compiled in ways:
+        variant = compiled(run_as(model, way)) if is_compiled else run_as(model, way)
+        for count in lanes:
+            trial = try_lanes(variant, count)
+            rate = trial.lanes_per_second
+            rows.append(
+                {
+                    "dtype": way.dtype,
+                    "layout": way.layout,
+                    "compiled": is_compiled,
+                    "R": count,
+                    "s a lane": 1 / rate,
+                    "share of matmul peak": rate * flop / peaks[way.dtype],
+                    "exact": trial.exact,
+                    "times diffusers' default": rate / rows[0]["rate"] if rows else 1.0,
+                    "rate": rate,
+                }
+            )
+            if count / rate > PATIENCE:
+                break
+    for row in rows:
+        del row["rate"]
+    return rows
+
+
+def quality(model: LoadedModel, jobs: list[JobParameters]) -> list[dict[str, Any]]:
+    """Compare pictures in bfloat16 with the same in float32."""
+    whole = demo_model()
+    for part in (whole.unet, whole.vae, whole.text_encoder):
+        part.to(torch.bfloat16)
+    ways = {
+        "UNet alone": run_as(model, Variant(dtype="bfloat16", layout="contiguous")),
+        "UNet, VAE and text encoder": replace(whole, dtype=torch.bfloat16),
+    }
+    right = _pictures(model, jobs)
+    rows = []
+    for name, way in ways.items():
+        found = [_psnr(a, b) for a, b in zip(right, _pictures(way, jobs), strict=True)]
+        rows.append(
+            {"in bfloat16": name, "jobs": len(jobs), "PSNR min dB": min(found), "median dB": median(found)}
+        )
+    return rows
+
+
+def _pictures(model: LoadedModel, jobs: list[JobParameters]) -> list[np.ndarray[Any, Any]]:
+    engine = Engine(model, mode="throughput", lanes=8)
+    tickets = [engine.submit(job) for job in jobs]
+    while engine.step():
+        pass
+    return [ticket.future.result(timeout=0).pixels for ticket in tickets]
+
+
+def _psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    error = float(np.mean((a.astype(float) - b.astype(float)) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def main() -> None:
+    """Print both tables."""
+    options = arguments(__doc__ or "").parse_args()
+    model = demo_model()
+    dtypes = ["float32"]
+    if faster_dtypes("auto", choose_device("cpu")) or not options.quick:
+        dtypes.append("bfloat16")
+    ways = [
+        (Variant(dtype=dtype, layout=layout), False)
+        for dtype in dtypes
+        for layout in ("contiguous", "channels_last")
+    ]
+    if not options.quick:
+        ways += [(Variant(dtype=dtype, layout="contiguous"), True) for dtype in dtypes]
+    measured = larger_model(model) if options.quick else sd_sized(model)
+    table = speed(measured, ways, (2, 8) if options.quick else (2, 4, 8))
+    jobs = [
+        JobParameters(
+            prompt="a watercolor painting of an otter",
+            seed=seed,
+            sampler=SAMPLERS[seed % len(SAMPLERS)],
+            schedule="default",
+            num_inference_steps=10 if options.quick else 30,
+            guidance_scale=5.0,
+        )
+        for seed in range(5 if options.quick else 50)
+    ]
+    show(table, as_json=False)
+    print()
+    lost = quality(model, jobs)
+    show(lost, as_json=False)
+    if options.json:
+        print(json.dumps({"rows": table, "quality": lost}))
+
+
+if __name__ == "__main__":
+    main()
