@@ -142,8 +142,7 @@ class Maker:
             self._check_source()
             self.figures |= stage.run() or {}
             self._check_source()  # processes that it started have read the code since
-            for training in stage.trainings:
-                self._check(training)
+            self._check(stage)
             self.figures["done"].append(stage.name)
         finally:
             seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - began
@@ -230,7 +229,7 @@ class Maker:
         self.figures |= {
             "defaults": DEFAULTS,
             "pictures": len(data.load(self.work, "train").labels),
-            "stages": [self._check(name) for stage in stages for name in stage.trainings],
+            "stages": [training for stage in stages for training in self._check(stage)],
             "minutes": sum(self._minutes(stage) for stage in stages),
             "bytes": 0,
         }
@@ -252,20 +251,30 @@ class Maker:
                 print(f"Not reached: {promise.what}: {promise.measured}, wanted {promise.wanted}.")
         print(f"{self.model} is made; its card is {self.model / 'README.md'}")
 
-    def _check(self, training: str) -> dict[str, Any]:
-        """Summarise a training for the card; raise TrainingError when its loss did not fall."""
-        first, *_, last = losses(self.work, training)
-        if not last["loss"] < first["loss"]:
-            raise TrainingError(
-                f"{training} did not learn: its loss went from {first['loss']} to {last['loss']}."
+    def _check(self, stage: Stage) -> list[dict[str, Any]]:
+        """Summarise a stage's trainings for the card; raise TrainingError when their loss did not fall.
+
+        One that goes on with what another has trained begins low, so the stage's beginning is what counts.
+        """
+        checked = []
+        began: float | None = None
+        for training in stage.trainings:
+            first, *_, last = losses(self.work, training)
+            began = first["loss"] if began is None else began
+            if not last["loss"] < began:
+                raise TrainingError(
+                    f"{training} did not learn: the loss went from {began} to {last['loss']}."
+                )
+            checked.append(
+                {
+                    "name": training,
+                    "steps": last["step"],
+                    "first_loss": first["loss"],
+                    "last_loss": last["loss"],
+                    "minutes": last["seconds"] / 60,
+                }
             )
-        return {
-            "name": training,
-            "steps": last["step"],
-            "first_loss": first["loss"],
-            "last_loss": last["loss"],
-            "minutes": last["seconds"] / 60,
-        }
+        return checked
 
     def _minutes(self, stage: Stage) -> float:
         """How long a stage took, over all its runs; of one that was killed only what it logged is known."""
