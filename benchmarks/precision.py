@@ -26,7 +26,7 @@ from worker.engine.engine import Engine
 from worker.engine.trial import try_lanes
 from worker.models.device import choose_device, faster_dtypes
 from worker.models.load import LoadedModel
-from worker.models.variant import Variant, compiled, run_as
+from worker.models.variant import Variant, launched, run_as
 
 SAMPLERS = ("lms", "euler", "euler_a", "dpmpp_2m", "dpm2_a")
 PATIENCE = 120.0  # seconds; a variant whose two lanes take this long is not tried with more
@@ -64,14 +64,14 @@ def matmul_peak(dtype: torch.dtype) -> float:
 
 
 def speed(
-    model: LoadedModel, ways: list[tuple[Variant, bool]], lanes: tuple[int, ...]
+    model: LoadedModel, ways: list[tuple[Variant, str]], lanes: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     """Time every variant at every R."""
     flop = flop_of_a_lane(model)
     peaks = {way.dtype: matmul_peak(getattr(torch, way.dtype)) for way, _ in ways}
     rows: list[dict[str, Any]] = []
-    for way, is_compiled in ways:
-        variant = compiled(run_as(model, way)) if is_compiled else run_as(model, way)
+    for way, launch in ways:
+        variant = launched(run_as(model, way), launch)
         for count in lanes:
             trial = try_lanes(variant, count)
             rate = trial.lanes_per_second
@@ -79,7 +79,7 @@ def speed(
                 {
                     "dtype": way.dtype,
                     "layout": way.layout,
-                    "compiled": is_compiled,
+                    "launch": launch,
                     "R": count,
                     "s a lane": 1 / rate,
                     "share of matmul peak": rate * flop / peaks[way.dtype],
@@ -135,12 +135,12 @@ def main() -> None:
     if faster_dtypes("auto", choose_device("cpu")) or not options.quick:
         dtypes.append("bfloat16")
     ways = [
-        (Variant(dtype=dtype, layout=layout), False)
+        (Variant(dtype=dtype, layout=layout), "eager")
         for dtype in dtypes
         for layout in ("contiguous", "channels_last")
     ]
     if not options.quick:
-        ways += [(Variant(dtype=dtype, layout="contiguous"), True) for dtype in dtypes]
+        ways += [(Variant(dtype=dtype, layout="contiguous"), "compiled") for dtype in dtypes]
     measured = larger_model(model) if options.quick else sd_sized(model)
     table = speed(measured, ways, (2, 8) if options.quick else (2, 4, 8))
     jobs = [

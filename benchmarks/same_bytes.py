@@ -29,7 +29,7 @@ from worker.models.load import LoadedModel
 from worker.stages.picture import encode_png
 
 LANES = 8
-WAITING = LANES // 2 + 2  # jobs that an engine holds beyond those in lanes, as a worker does
+HELD = LANES // 2 + 2  # jobs in an engine: those in lanes, if all are guided, and two that wait
 CONFIGURATIONS = [(dtype, threads) for dtype in ("float32", "bfloat16") for threads in (1, 2, 3)]
 
 
@@ -92,7 +92,7 @@ def render(jobs: list[JobParameters], dtype: str, threads: int) -> Company:
     engine.model = replace(engine.model, unet=watched)
     waiting, held, digests = list(reversed(jobs)), {}, {}
     while waiting or held:
-        while waiting and len(held) < LANES + WAITING:
+        while waiting and len(held) < HELD:
             job = waiting.pop()
             held[job.seed] = engine.submit(job, keep_latents=True)
         engine.step()
@@ -119,21 +119,27 @@ def _digest(result: RenderResult) -> str:
     return hashlib.sha256(content + latents).hexdigest()
 
 
+def _in_one_process(work: list[tuple[list[JobParameters], str, int]]) -> list[Company]:
+    """Do all in a new process, one after the other."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return [pool.submit(render, *each).result() for each in work]
+
+
 def row(jobs: list[JobParameters], dtype: str, threads: int) -> dict[str, Any]:
     """Compare four renderings of the same jobs."""
     head = {"dtype": dtype, "threads": threads, "jobs": len(jobs)}
     draw = random.Random(threads)  # noqa: S311 - test data
     orders = [jobs, jobs[::-1], draw.sample(jobs, len(jobs))]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        try:
-            companies = [pool.submit(render, order, dtype, threads).result() for order in orders]
-        except BadInputError as error:
-            if "exact is not possible" not in str(error):
-                raise
-            return head | {"equal": "not eligible", "occupancy": 0.0, "positions": 0}
-        halves = draw.sample(jobs, len(jobs))
-        divided = [pool.submit(render, halves[part::2], dtype, threads) for part in range(2)]
-        both = divided[0].result().digests | divided[1].result().digests
+    try:
+        companies = _in_one_process([(order, dtype, threads) for order in orders])
+    except BadInputError as error:
+        if "exact is not possible" not in str(error):
+            raise
+        return head | {"equal": "not eligible", "occupancy": 0.0, "positions": 0}
+    shuffled = draw.sample(jobs, len(jobs))
+    both: dict[int, str] = {}
+    for half in (shuffled[::2], shuffled[1::2]):
+        both |= _in_one_process([(half, dtype, threads)])[0].digests
     all_digests = [company.digests for company in companies] + [both]
     equal = sum(len({digests[job.seed] for digests in all_digests}) == 1 for job in jobs)
     return head | {

@@ -153,12 +153,17 @@ worker_flags = _stacked(
         default="auto",
         show_default=True,
         metavar="auto|N",
-        help="Rows of a forward pass. auto: measured by the first worker of a kind, and kept for the others.",
+        help="R, the lanes of a forward pass. auto: measured once for each kind of worker, then kept.",
     ),
     click.option(
         "--compile",
         is_flag=True,
-        help="Let torch compile the UNet: a start of minutes, then faster steps. Needs a C++ compiler.",
+        help="Let torch compile the UNet: minutes for each new size, then faster steps. Needs a compiler.",
+    ),
+    click.option(
+        "--cuda-graphs",
+        is_flag=True,
+        help="Launch a whole forward pass at once, on NVIDIA GPUs. Nobody has seen it run yet.",
     ),
     click.option(
         "--mode",
@@ -193,6 +198,7 @@ def check_worker_flags(
     lanes: str,
     mode: str,
     compile: bool = False,  # noqa: A002 - the flag's own name
+    cuda_graphs: bool = False,
     name: str | None = None,
     drain_timeout: float | None = None,
     parent_pipe: bool = False,
@@ -204,8 +210,10 @@ def check_worker_flags(
         )
     if mode == "reference" and dtype not in ("auto", "float32"):
         raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
-    if mode == "reference" and compile:
-        raise BadInputError("--mode reference does not go with --compile; leave one of them out.")
+    if compile and cuda_graphs:
+        raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
+    if mode == "reference" and (compile or cuda_graphs):
+        raise BadInputError("--mode reference takes neither --compile nor --cuda-graphs; leave them out.")
     list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
     rest: dict[str, Any] = {} if drain_timeout is None else {"drain_timeout": drain_timeout}
     return WorkerOptions(
@@ -215,6 +223,7 @@ def check_worker_flags(
         lanes=check_lanes(lanes),
         mode=mode,
         compile=compile,
+        cuda_graphs=cuda_graphs,
         name=name,
         parent_pipe=parent_pipe,
         **rest,

@@ -159,11 +159,15 @@ class JobStore(Protocol):
         ...
 
     def tuning(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the tuning that is kept for workers of which all these facts are true, None without one."""
+        """Return the tuning that is kept for workers of exactly these facts, None without one."""
         ...
 
     def keep_tuning(self, facts: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
         """Keep what was measured unless another worker was first; return the tuning that is kept."""
+        ...
+
+    def forget_tunings(self) -> int:
+        """Forget them all: the next worker of each kind measures anew; say how many there were."""
         ...
 
     def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:

@@ -195,7 +195,7 @@ class WorkerRow(Base):
 
 
 class TuningRow(Base):
-    """How many lanes one kind of worker runs with: a picture's bytes may depend on it, so it stays."""
+    """How one kind of worker runs a model (lanes, dtype, layout): bytes may depend on it, so it stays."""
 
     __tablename__ = "tunings"
 

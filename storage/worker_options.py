@@ -29,7 +29,7 @@ class WorkerOptions:
         devices: auto, cpu, mps, all, or GPU numbers joined by commas.
         dtype, mode: see `promptmill worker start --help`.
         lanes: rows of a forward pass; None for the worker's own choice.
-        compile: let torch compile the UNet.
+        compile, cuda_graphs: how forward passes are launched; at most one of them.
         name: prefix of the worker's name; None derives it from model and host.
         drain_timeout: seconds that running jobs get to finish after the first signal.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
@@ -42,9 +42,15 @@ class WorkerOptions:
     lanes: int | None = None
     mode: str = "exact"
     compile: bool = False
+    cuda_graphs: bool = False
     name: str | None = None
     drain_timeout: float = 300.0
     parent_pipe: bool = False
+
+    @property
+    def launch(self) -> str:
+        """How forward passes are launched: `eager`, `compiled` or `cuda_graphs`."""
+        return "compiled" if self.compile else "cuda_graphs" if self.cuda_graphs else "eager"
 
     def command(self) -> list[str]:
         """Return the command line that starts a supervisor with these options."""

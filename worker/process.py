@@ -40,6 +40,7 @@ from worker.models.device import (
 from worker.models.load import LoadedModel, load_model
 from worker.models.threads import set_threads
 from worker.orders import ChildOrder
+from worker.stages.guidance import is_guided
 from worker.surroundings import Surroundings
 from worker.version import check_version
 
@@ -105,7 +106,11 @@ class WorkerProcess:
     @property
     def concurrency(self) -> int:
         """How many jobs this process holds at once: in lanes, waiting for lanes, and being saved."""
-        return self.engine.lanes + LOOK_AHEAD + SAVING  # a job without guidance takes one lane
+        # Lanes that most of the model's jobs take. A worker that holds many more jobs than it has lanes for
+        # would keep them from others at the end of a list, and make suspects of them all if it crashed.
+        scale, cond_width = self.model.defaults["guidance_scale"], self.model.unet.config.time_cond_proj_dim
+        each = 2 if is_guided(scale, cond_width) else 1
+        return max(1, self.engine.lanes // each) + LOOK_AHEAD + SAVING
 
     # From start to end
 
@@ -133,7 +138,7 @@ class WorkerProcess:
             lanes=options.lanes,
             mode=options.mode,
             dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
-            compiled=options.compile,
+            launch=options.launch,
             tunings=self.jobs,
             on_death=self._engine_died,
             stall=self._settings.stall,

@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the table; older workers do without it."""
+    """Add the table; a worker of the older version goes on, but does not start again."""
     op.create_table(
         "tunings",
         sa.Column("key", sa.String(length=64), nullable=False),

@@ -31,8 +31,13 @@ from storage.models import BUILTIN_MODEL, ModelReference, parse_model
 from storage.records import Submission, SubmissionState
 
 OUT = Path("out")
-WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "mode")
-RESUME_FLAGS = ("--resume", "--out", "--model", "--devices", "--dtype", "--lanes", "--compile", "--mode")
+WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "cuda_graphs", "mode")
+RESUME_FLAGS = (
+    "--resume",
+    "--out",
+    "--model",
+    *(f"--{name.replace('_', '-')}" for name in WORKER_FLAGS),
+)
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""`promptmill worker start` and `worker list`."""
+"""`promptmill worker start`, `worker list` and `worker retune`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from producer.background_worker import check_worker_extra
 from producer.cli import LazyGroup
 from producer.models import default_model, is_alive, resolve_model
 from producer.options import check_worker_flags, worker_flags
-from producer.output import duration, listing, timestamp
+from producer.output import duration, listing, remark, timestamp
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, check_model_name
@@ -23,6 +23,7 @@ from storage.records import Worker
 _COMMANDS = {
     "start": ("producer.commands.worker:start", "Start a worker in the foreground."),
     "list": ("producer.commands.worker:list_workers", "List the workers."),
+    "retune": ("producer.commands.worker:retune", "Forget what workers have measured."),
 }
 
 
@@ -138,3 +139,20 @@ def _fields(found: Worker, *, alive: bool) -> dict[str, Any]:
         "version": found.version,
         "note": found.note,
     }
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill worker retune
+"""
+)
+@pass_session
+def retune(session: Session) -> None:
+    """Forget how many lanes, which dtype and which layout workers have chosen by measurement.
+
+    The next worker of each kind measures anew when it starts, on a machine that is hopefully idle. Running
+    workers go on as they are. Pictures that are rendered with another choice can differ in their last bits.
+    """
+    forgotten = session.jobs.forget_tunings()
+    remark(f"Forgot {forgotten} tuning{'' if forgotten == 1 else 's'}; workers measure anew when they start.")

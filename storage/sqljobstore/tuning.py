@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from storage.sqljobstore.base import TUNINGS, SqlBase, now
@@ -31,6 +31,11 @@ class Tuning(SqlBase):
         except IntegrityError:  # another worker of this kind was first
             pass
         return self.tuning(facts) or dict(tuning)
+
+    def forget_tunings(self) -> int:
+        """See `JobStore.forget_tunings`."""
+        with self.database.write() as connection:
+            return connection.execute(delete(TUNINGS)).rowcount
 
 
 def _key(facts: Mapping[str, Any]) -> str:

@@ -1161,6 +1161,13 @@ class TestTunings:
         job_store.keep_tuning(self.FACTS, {"lanes": 4})
         assert job_store.tuning({**self.FACTS, "dtype": "float32"}) is None
 
+    def test_all_can_be_forgotten(self, job_store: JobStore) -> None:
+        """After that the next one to measure decides."""
+        job_store.keep_tuning(self.FACTS, {"lanes": 4})
+        assert job_store.forget_tunings() == 1
+        assert job_store.forget_tunings() == 0
+        assert job_store.keep_tuning(self.FACTS, {"lanes": 8}) == {"lanes": 8}
+
     def test_several_at_once_agree(self, job_store: JobStore) -> None:
         """Eight workers that start together end up with one tuning."""
         with ThreadPoolExecutor(8) as pool:

@@ -56,10 +56,8 @@ def pipeline(model: LoadedModel) -> Any:
 def render(model: LoadedModel) -> Render:
     """Return a function that renders jobs together in one engine, stepped in the test's own thread."""
 
-    def run(
-        jobs: Iterable[JobParameters], *, mode: str = "exact", lanes: int | None = None
-    ) -> list[RenderResult]:
-        engine = Engine(model, mode=mode, lanes=lanes)
+    def run(jobs: Iterable[JobParameters], *, mode: str = "exact", lanes: int = 8) -> list[RenderResult]:
+        engine = Engine(model, mode=mode, lanes=None if mode == "reference" else lanes)
         tickets = [engine.submit(job, keep_latents=True) for job in jobs]
         while engine.step():
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,13 +101,13 @@ def test_bytes_do_not_depend_on_company(
 @given(draw=st.randoms(use_true_random=False), count=st.integers(2, 5))
 @hypothesis_settings(max_examples=8, deadline=None)
 def test_whatever_the_company_the_bytes_are_the_same(draw: random.Random, count: int, engine: Engine) -> None:
-    """Any jobs, in any order of arrival, each joining any number of steps after the one before."""
-    jobs = random_jobs(count, draw, most_steps=6)
+    """Any jobs, in any order of arrival and its reverse, each any number of steps after the one before."""
+    jobs = [replace(job, seed=n) for n, job in enumerate(random_jobs(count, draw, most_steps=6))]
+    arriving = draw.sample(jobs, count)
     companies = []
-    for _ in range(2):
-        arriving = draw.sample(jobs, count)
+    for order in (arriving, arriving[::-1]):
         tickets = {}
-        for job in arriving:
+        for job in order:
             tickets[job.seed] = engine.submit(job)
             for _ in range(draw.randint(0, 4)):
                 engine.step()

@@ -58,7 +58,7 @@ class Engine:
         lanes: int | None = None,
         mode: str = "exact",
         dtypes: tuple[torch.dtype, ...] = (),
-        compiled: bool = False,
+        launch: str = "eager",
         tunings: Tunings | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         stall: float = 1800.0,
@@ -70,7 +70,7 @@ class Engine:
             lanes: R; None lets the engine choose.
             mode: see above.
             dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
-            compiled: whether torch compiles the UNet.
+            launch: how forward passes are launched, one of `worker.models.variant.LAUNCHES`.
             tunings: where the choice is looked up and kept; None measures anew.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
@@ -81,7 +81,7 @@ class Engine:
         if mode == "reference" and model.dtype != torch.float32:
             raise BadInputError(f"--mode reference is float32 only, not {model.dtype}; leave --dtype out.")
         self.mode = mode
-        wishes = Wishes(mode=mode, lanes=lanes, dtypes=dtypes, compile=compiled)
+        wishes = Wishes(mode=mode, lanes=lanes, dtypes=dtypes, launch=launch)
         facts = numerics_record(model, mode=mode)
         self.model, self.lanes = in_passing_thread(lambda: tune(model, wishes, facts=facts, tunings=tunings))
         model = self.model
@@ -241,8 +241,10 @@ class Engine:
         self._watchdog.beat()
         try:
             batch = self._batch_of(chosen)
-            # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company.
-            width = plan.lanes if self.mode == "exact" else batch.width
+            # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company; and
+            # what is compiled or captured is so for one shape.
+            padded = self.mode == "exact" or self.model.launch != "eager"
+            width = plan.lanes if padded else batch.width
             history = batch.step(self.model, width=width, attempt=self._attempt)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -294,21 +296,26 @@ class Engine:
                 continue  # its noise scheduler failed
             request.width = plan.lanes
             self._attempt(request, "reporting its progress", request.accept, history, row)
-        self._fail_broken()
+        self._hear()
         self._verdict = Verdict(batch.requests, history.latents[0])
 
-    def _fail_broken(self) -> None:
-        """Fail the requests whose latents were not finite after the last step but one."""
+    def _hear(self) -> None:
+        """Wait for the step that was asked about; fail the requests whose latents were not finite then."""
         verdict, self._verdict = self._verdict, None
-        for request, step in verdict.broken() if verdict else ():
+        if verdict is None:
+            return
+        for request, step in verdict.broken():
             self._roster.settle(request, not_finite(request, step))
+        for request in verdict.requests:
+            request.note_end()
 
     def _finish_one(self) -> bool:
         """Decode the oldest denoised request, if any, and hand over its picture."""
-        if not any(request.denoised for request in self._roster.snapshot()):
+        denoised = [request for request in self._roster.snapshot() if request.denoised]
+        if not denoised:
             return False
-        self._fail_broken()
-        request = next((r for r in self._roster.snapshot() if r.denoised), None)
+        self._hear()
+        request = next((request for request in denoised if not request.future.done()), None)
         if request is None:
             return True
         result = self._attempt(request, "decoding", self._picture, request)

@@ -6,7 +6,10 @@ Nothing in it differs between two renders of one job on one kind of worker: no h
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import shutil
+import subprocess
 from typing import Any
 
 import PIL
@@ -30,7 +33,7 @@ def numerics_record(model: LoadedModel, *, mode: str) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "vae_dtype": str(model.vae.dtype).removeprefix("torch."),
         "layout": model.layout,
-        "compiled": model.compiled,
+        "launch": model.launch,
         "attention": _attention_backend(model),
         "device": device_name(model.device),
         "device_type": model.device.type,
@@ -46,6 +49,17 @@ def _attention_backend(model: LoadedModel) -> str:
     return "+".join(sorted({type(processor).__name__ for processor in model.unet.attn_processors.values()}))
 
 
+def _compiler(model: LoadedModel) -> str:
+    """Name what generates a compiled UNet's machine code: Triton on a GPU, a C++ compiler elsewhere."""
+    if model.device.type == "cuda":
+        return f"triton {importlib.metadata.version('triton')}"
+    path = shutil.which(os.environ.get("CXX", "g++"))
+    if path is None:
+        return "none"
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+    return (said.stdout.splitlines() or ["unknown"])[0]
+
+
 def _versions(model: LoadedModel) -> dict[str, str]:
     onednn = re.search(r"(?:oneDNN|MKL-DNN) v([\d.]+)", torch.__config__.show())
     versions = {
@@ -54,6 +68,8 @@ def _versions(model: LoadedModel) -> dict[str, str]:
         "pillow": PIL.__version__,
         "zlib": features.version("zlib") or "none",
     }
+    if model.launch == "compiled":
+        versions |= {"compiler": _compiler(model)}
     if model.device.type == "cuda":
         cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}

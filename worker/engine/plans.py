@@ -7,7 +7,7 @@ import torch
 
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_out_of_memory
-from worker.engine.trial import Beat, native_shape
+from worker.engine.trial import Beat, native_shape, try_lanes
 from worker.engine.tuning import FEWEST, plan_shape, smaller_plan
 from worker.models.load import LoadedModel
 
@@ -41,6 +41,8 @@ class Plans:
             torch.OutOfMemoryError: when not even two lanes of it fit.
         """
         if self._mode != "exact":
+            if self._model.launch != "eager":  # what it has to compile for is met here, one request's affair
+                try_lanes(self._model, self._lanes, shape=shape, beat=self._beat)
             self._plans[shape] = LanePlan(lanes=self._lanes, alone=self._mode == "reference")
             return
         plan = None

@@ -126,6 +126,11 @@ class Request:
         if self.timestep_cond is not None:
             self.timestep_cond = self.timestep_cond.to(device)
 
+    def note_end(self) -> None:
+        """After the last step, and once the device has finished it: note how long all of them took."""
+        if self.denoised and self.started_at is not None:
+            self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
+
     def restart(self, model: LoadedModel) -> None:
         """Go back to the first step, with the same noise."""
         fresh = prepare_request(
@@ -142,8 +147,6 @@ class Request:
         """Move on by one forward pass, which led to a row of `history`, and tell the submitter."""
         self.place = (history, row)
         self.evaluation += 1
-        if self.denoised and self.started_at is not None:
-            self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
         if self.on_progress is not None:
             self.on_progress(self.progress)
 

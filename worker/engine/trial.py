@@ -32,11 +32,14 @@ class Trial:
         lanes: R.
         exact: whether a lane's result was bitwise the same at every position and among two sets of mates.
         lanes_per_second: of the fastest pass.
+        noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a shape
+            and R, (channels, h, w) float32 on the CPU.
     """
 
     lanes: int
     exact: bool
     lanes_per_second: float
+    noise_pred: torch.Tensor
 
 
 def native_shape(model: LoadedModel) -> LatentShape:
@@ -81,6 +84,7 @@ def try_lanes(
         lanes=lanes,
         exact=all(torch.equal(results[0], result) for result in results),
         lanes_per_second=lanes / min(seconds),
+        noise_pred=results[0],
     )
 
 

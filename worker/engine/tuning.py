@@ -7,6 +7,7 @@ takes what it found.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import Beat, Trial, native_shape, nothing, try_lanes
 from worker.models.load import LoadedModel
-from worker.models.variant import Variant, compiled, run_as, variants
+from worker.models.variant import Variant, launched, run_as, variants
 
 log = structlog.get_logger()
 
@@ -30,8 +31,9 @@ CANDIDATES = (2, 4, 8, 16)
 FEWEST = CANDIDATES[0]
 ENOUGH = 0.9  # of the best lanes/s: fewer lanes cost a job that is alone less
 TRIAL_SECONDS = 60.0  # once trials have taken this long, no larger candidate is tried
-# How much faster another way to run the UNet has to be: fewer bits cost quality, a layout next to nothing.
+# How much faster another variant has to be: fewer bits cost quality, and noise must not decide on a layout.
 WORTH = {"dtype": 1.2, "layout": 1.1}
+NEAR = 0.05  # relative error at which a variant computes something else than the model as loaded
 VARIANT_LANES = {"cpu": 2}  # what variants are compared at; elsewhere 8, since two lanes fill no GPU
 
 
@@ -54,21 +56,29 @@ class Wishes:
     Attributes:
         mode: `exact`, `throughput` or `reference`.
         lanes: R; None for the smallest count within 10 % of the best lanes/s (in exact mode, among those that
-            are exact with this model here). A number pins the layout too, and nothing is measured.
+            are exact with this model here). A number pins the layout too.
         dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
-        compile: whether torch shall compile the UNet.
+        launch: how forward passes are launched, one of `worker.models.variant.LAUNCHES`. Variant and R are
+            chosen in `eager`, whatever it is.
     """
 
     mode: str = "exact"
     lanes: int | None = None
     dtypes: tuple[torch.dtype, ...] = ()
-    compile: bool = False
+    launch: str = "eager"
+
+    @property
+    def exact(self) -> bool:
+        """Whether a picture's bytes must not depend on its company."""
+        return self.mode == "exact"
 
 
 def tune(
     model: LoadedModel, wishes: Wishes, *, facts: Mapping[str, Any], tunings: Tunings | None = None
 ) -> tuple[LoadedModel, int]:
-    """Choose how to run a model.
+    """Choose how to run a model; nothing is measured where its user left nothing open.
+
+    What is kept decides, but in exact mode it is tried out on this very device all the same.
 
     Args:
         model: on the device where it will run.
@@ -85,26 +95,28 @@ def tune(
     _check(wishes)
     if wishes.mode == "reference":
         return model, FEWEST
-    open_ways = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
-    if wishes.lanes is not None and len(open_ways) == 1:
-        chosen, lanes = model, wishes.lanes
-        if wishes.mode == "exact":
-            _best(_try(model, (lanes,)), model, exact=True)
+    found = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
+    if wishes.lanes is not None and len(found) == 1:
+        variant, lanes, tried = found[0], wishes.lanes, False
     else:
         facts = {
             **facts,
             "cores": _cores(),
             "shape": list(native_shape(model)),
-            "open": [asdict(way) for way in open_ways],
+            "variants": [asdict(variant) for variant in found],
             "lanes": wishes.lanes,
         }
         kept = tunings.tuning(facts) if tunings else None
+        tried = kept is None
         if kept is None:
-            kept = _measure(model, wishes, open_ways)
-            kept = tunings.keep_tuning(facts, kept) if tunings else kept
-        chosen = run_as(model, Variant(dtype=kept["dtype"], layout=kept["layout"]))
-        lanes = int(kept["lanes"])
-    return (_compiled(chosen, lanes, wishes) if wishes.compile else chosen), lanes
+            measured = _measure(model, wishes, found)
+            kept = tunings.keep_tuning(facts, measured) if tunings else measured
+            tried = kept == measured
+        variant, lanes = Variant(dtype=kept["dtype"], layout=kept["layout"]), int(kept["lanes"])
+    model = launched(run_as(model, variant), wishes.launch)
+    if wishes.launch != "eager" or (wishes.exact and not tried):
+        _check_runs(model, lanes, wishes)
+    return model, lanes
 
 
 def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int, beat: Beat = nothing) -> LanePlan:
@@ -144,63 +156,67 @@ def free_memory(model: LoadedModel) -> None:
         torch.cuda.empty_cache()
 
 
-def _measure(model: LoadedModel, wishes: Wishes, open_ways: Sequence[Variant]) -> dict[str, Any]:
+def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> dict[str, Any]:
     """Choose a variant at one number of lanes, then the number of lanes for it."""
-    exact = wishes.mode == "exact"
-    way = _fastest(model, open_ways, wishes) if len(open_ways) > 1 else open_ways[0]
-    candidates = CANDIDATES if wishes.lanes is None else (wishes.lanes,)
-    trials = _try(run_as(model, way), candidates)
-    best = _best(trials, model, exact=exact)
-    log.info(
-        "tuned",
-        action="tune",
-        lanes=best.lanes,
-        **asdict(way),
-        trials=[asdict(trial) for trial in trials],
-    )
-    return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(way)}
+    began = perf_counter()
+    variant = _fastest(model, wishes, found) if len(found) > 1 else found[0]
+    model = run_as(model, variant)
+    trials = _try(model, CANDIDATES if wishes.lanes is None else (wishes.lanes,), until=began + TRIAL_SECONDS)
+    best = _best(trials, model, exact=wishes.exact)
+    tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
+    log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
+    return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}
 
 
-def _fastest(model: LoadedModel, open_ways: Sequence[Variant], wishes: Wishes) -> Variant:
+def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> Variant:
     """Return the fastest variant; the first, unless another is so much faster that it is worth it."""
     lanes = wishes.lanes or VARIANT_LANES.get(model.device.type, 8)
-    best, speed = open_ways[0], 0.0
-    for way in open_ways:
+    first: Trial | None = None
+    best, speed = found[0], 0.0
+    for variant in found:
         try:
-            trial = try_lanes(run_as(model, way), lanes)
-        except Exception as error:
-            if not is_out_of_memory(error):
+            trial = try_lanes(run_as(model, variant), lanes)
+        except RuntimeError as error:  # nobody asked for it, so nobody need hear but the log
+            if is_device_fault(error):
                 raise
+            log.info("variant cannot be used", action="tune", reason=str(error), **asdict(variant))
+            free_memory(model)
             continue
-        if wishes.mode == "exact" and not trial.exact:
+        first = first or trial
+        if not _near(trial.noise_pred, first.noise_pred) or (wishes.exact and not trial.exact):
             continue
-        worth = WORTH["dtype"] if way.dtype != best.dtype else WORTH["layout"]
+        worth = WORTH["dtype"] if variant.dtype != best.dtype else WORTH["layout"]
         if trial.lanes_per_second >= worth * speed:
-            best, speed = way, trial.lanes_per_second
+            best, speed = variant, trial.lanes_per_second
     return best
 
 
-def _compiled(model: LoadedModel, lanes: int, wishes: Wishes) -> LoadedModel:
-    """Compile the UNet and run it once, so that no job waits for the compiler; in exact mode try it out."""
-    model = compiled(model)
+def _near(ours: torch.Tensor, right: torch.Tensor) -> bool:
+    """Tell whether two predictions of the same noise differ by rounding only."""
+    return bool((ours - right).norm() <= NEAR * right.norm())
+
+
+def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> None:
+    """Run the model as it will be run, so that no job waits for a compiler; in exact mode try it out."""
     try:
-        trial = try_lanes(model, lanes)
+        trials = _try(model, (lanes,))
     except RuntimeError as error:
-        if is_out_of_memory(error) or is_device_fault(error):
+        if model.launch == "eager" or is_device_fault(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInputError(f"--compile is not possible here ({reason}); leave it out.") from error
-    if wishes.mode == "exact":
-        _best([trial], model, exact=True)
-    return model
+        raise BadInputError(f"{_flag(model)} is not possible here ({reason}); leave it out.") from error
+    _best(trials, model, exact=wishes.exact)
 
 
-def _try(model: LoadedModel, candidates: Sequence[int]) -> list[Trial]:
-    """Try out candidates, the smallest first, until one does not fit or enough time was spent."""
+def _flag(model: LoadedModel) -> str:
+    return "--compile" if model.launch == "compiled" else "--cuda-graphs"
+
+
+def _try(model: LoadedModel, candidates: Sequence[int], *, until: float = math.inf) -> list[Trial]:
+    """Try out candidates, the smallest first, until one does not fit or it is later than `until`."""
     trials: list[Trial] = []
-    began = perf_counter()
     for lanes in candidates:
-        if trials and perf_counter() - began > TRIAL_SECONDS:
+        if trials and perf_counter() > until:
             break
         failure = None
         try:
@@ -225,10 +241,12 @@ def _best(trials: Sequence[Trial], model: LoadedModel, *, exact: bool) -> Trial:
     eligible = [trial for trial in trials if trial.exact or not exact]
     if not eligible:
         tried = " or ".join(str(trial.lanes) for trial in trials)
+        instead = [] if model.launch == "eager" else [f"leave {_flag(model)} out"]
+        instead += ["take other --lanes"] + ["--dtype float32"] * (model.dtype != torch.float32)
         raise BadInputError(
             f"--mode exact is not possible with {tried} lanes on this {model.device.type}: in {model.dtype} "
-            f"with {torch.get_num_threads()} threads a lane's result depends on its position or its "
-            f"neighbours; take other --lanes, --dtype float32, or --mode reference."
+            f"({model.layout}) with {torch.get_num_threads()} threads a lane's result depends on its "
+            f"position or its neighbours; {', '.join(instead)}, or --mode reference."
         )
     fastest = max(trial.lanes_per_second for trial in eligible)
     return min(
@@ -244,8 +262,8 @@ def _check(wishes: Wishes) -> None:
     if mode == "reference":
         if lanes not in (None, FEWEST):
             raise BadInputError(f"--mode reference runs 2 lanes, not {lanes}; leave --lanes out.")
-        if wishes.compile:
-            raise BadInputError("--mode reference does not go with --compile; leave one of them out.")
+        if wishes.launch != "eager":
+            raise BadInputError("--mode reference takes neither --compile nor --cuda-graphs; leave them out.")
         return
     if lanes is not None and mode == "exact" and (lanes < FEWEST or lanes % 2):
         raise BadInputError(f"--mode exact needs an even number of lanes, 2 or more, not {lanes}.")
@@ -255,5 +273,6 @@ def _check(wishes: Wishes) -> None:
 
 def _cores() -> int:
     """Count the cores that this process may use."""
-    usable = getattr(os, "process_cpu_count", os.cpu_count)  # Python 3.13
-    return usable() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -10,7 +10,11 @@ from worker.engine.request import Request
 
 
 class Verdict:
-    """The answer about one step's latents, on its way from the device."""
+    """The answer about one step's latents, on its way from the device.
+
+    Attributes:
+        requests: about which was asked.
+    """
 
     def __init__(self, requests: Sequence[Request], latents: torch.Tensor) -> None:
         """Ask.
@@ -19,7 +23,8 @@ class Verdict:
             requests: which have just moved on.
             latents: (requests, channels, h, w) float32, theirs.
         """
-        self._steps = [(request, request.evaluation) for request in requests]
+        self.requests = list(requests)
+        self._steps = [request.evaluation for request in requests]
         finite = torch.isfinite(latents).flatten(1).all(dim=1)
         self._arrived: torch.cuda.Event | None = None
         if finite.is_cuda:
@@ -36,4 +41,5 @@ class Verdict:
         if self._arrived is not None:
             self._arrived.synchronize()
         finite = self._finite.tolist()
-        return [step for step, is_finite in zip(self._steps, finite, strict=True) if not is_finite]
+        asked = zip(self.requests, self._steps, finite, strict=True)
+        return [(request, step) for request, step, is_finite in asked if not is_finite]

@@ -36,7 +36,7 @@ class LoadedModel:
         device: of all weights.
         dtype: of the UNet's weights; text encoder and VAE may have another, see `worker.models.variant`.
         layout: of the UNet's convolutions, `contiguous` or `channels_last`.
-        compiled: whether torch compiles the UNet.
+        launch: how a forward pass is launched, `eager`, `compiled` or `cuda_graphs`.
         vae_scale_factor: pixels per latent, 8 for the published models.
         native_size: (width, height) in pixels.
         max_length: tokens of a prompt, begin and end included.
@@ -59,7 +59,7 @@ class LoadedModel:
     max_length: int
     defaults: dict[str, Any]
     layout: str = "contiguous"
-    compiled: bool = False
+    launch: str = "eager"
 
 
 def load_model(

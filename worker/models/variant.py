@@ -1,17 +1,21 @@
-"""How a UNet can be run: its dtype and its memory layout, and compiled or not."""
+"""How a UNet can be run: its dtype and its memory layout, and how its forward pass is launched."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 
 from storage.errors import BadInputError
+from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 
+LAUNCHES = ("eager", "compiled", "cuda_graphs")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+COMPILED_SHAPES = 256  # torch would run more shapes than its limit without compiling them: other bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,29 +45,56 @@ def variants(model: LoadedModel, *, dtypes: tuple[torch.dtype, ...], layouts: bo
 
 
 def run_as(model: LoadedModel, variant: Variant) -> LoadedModel:
-    """Return the model with a UNet that runs so; `model` itself stays what it is.
+    """Return the model with a UNet that runs so.
 
-    Text encoder and VAE keep their dtype: together they are a small share of the time, and the VAE's rounding
-    is what is seen.
+    The layout is changed in place, which loses nothing and takes no second UNet's memory; in another dtype
+    the UNet is a copy. Text encoder and VAE keep their dtype: together they are a small share of the time,
+    and the VAE's rounding is what is seen.
+
+    Args:
+        model: as loaded.
+        variant: one of `variants`.
     """
-    if variant == Variant(dtype=_name(model.dtype), layout=model.layout):
-        return model
     dtype: torch.dtype = getattr(torch, variant.dtype)
-    unet = copy.deepcopy(model.unet).to(dtype).to(memory_format=LAYOUTS[variant.layout])
+    unet = model.unet if dtype == model.dtype else copy.deepcopy(model.unet).to(dtype)
+    unet = unet.to(memory_format=LAYOUTS[variant.layout])
     return replace(model, unet=unet, dtype=dtype, layout=variant.layout)
 
 
-def compiled(model: LoadedModel) -> LoadedModel:
-    """Return the model with a UNet that torch compiles when it first runs on a shape.
+def launched(model: LoadedModel, launch: str) -> LoadedModel:
+    """Return the model with a UNet that is compiled, or captured in CUDA graphs, when it meets a new shape.
+
+    Args:
+        model: as `run_as` made it.
+        launch: one of LAUNCHES.
 
     Raises:
-        BadInputError: when torch cannot compile here.
+        BadInputError: when that is not possible here; compilers fail only when the UNet first runs.
     """
+    if launch == "compiled":
+        unet = _compile(model.unet)
+    elif launch == "cuda_graphs":
+        if model.device.type != "cuda":
+            raise BadInputError(f"--cuda-graphs needs an NVIDIA GPU, not the {model.device}; leave it out.")
+        unet = GraphedUnet(model.unet)
+    else:
+        return model
+    return replace(model, unet=unet, launch=launch)
+
+
+def _compile(unet: Any) -> Any:
+    """Compile for each shape that it meets, in the same way every time."""
+    import torch._dynamo.config as dynamo  # noqa: PLC0415 - slow, and only this needs them
+    import torch._inductor.config as inductor  # noqa: PLC0415 - likewise
+
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit = COMPILED_SHAPES
+    dynamo.fail_on_recompile_limit_hit = True
+    if hasattr(inductor, "deterministic"):
+        inductor.deterministic = True  # else reductions are chosen by timing them: other sums in other runs
     try:
-        unet = torch.compile(model.unet, dynamic=False)
+        return torch.compile(unet, dynamic=False)
     except RuntimeError as error:
         raise BadInputError(f"--compile is not possible here ({error}); leave it out.") from error
-    return replace(model, unet=unet, compiled=True)
 
 
 def _name(dtype: torch.dtype) -> str:

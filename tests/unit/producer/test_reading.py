@@ -185,6 +185,14 @@ def test_worker_list_shows_live_workers_only(invoke: Invoke, stand_in: Any) -> N
     assert "stopped" in invoke("worker", "list", "--all").stdout
 
 
+def test_worker_retune_forgets_what_was_measured(invoke: Invoke, store: JobStore) -> None:
+    """It says how much that was."""
+    store.keep_tuning({"device": "a GPU"}, {"lanes": 4})
+    assert "Forgot 1 tuning; workers measure anew" in invoke("worker", "retune").stderr
+    assert store.tuning({"device": "a GPU"}) is None
+    assert "Forgot 0 tunings" in invoke("worker", "retune").stderr
+
+
 def test_models_tells_what_each_recommends_before_any_worker(
     invoke: Invoke, recommend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

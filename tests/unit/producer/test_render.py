@@ -192,6 +192,8 @@ def test_submission_paused_by_a_fault_ends_render_with_3(
         (["--devices", "toaster"], ("There is no device 'toaster'", 2)),
         (["--devices", "97"], ("There is no GPU 97", 2)),
         (["--mode", "reference", "--dtype", "bfloat16"], ("float32 only", 2)),
+        (["--mode", "reference", "--compile"], ("takes neither --compile nor --cuda-graphs", 2)),
+        (["--compile", "--cuda-graphs"], ("do not go together", 2)),
         (["--size", "513x512"], ("Width 513", 2)),
         (["none.txt"], ("there is no such file", 2)),
     ],

@@ -17,6 +17,7 @@ from storage.database import HEAD, current_revision, migrations_path, open_datab
 from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
 from storage.rows import Base
 from storage.settings import Settings
+from storage.stores import open_job_store
 
 NEXT = f"{int(HEAD) + 1:04}"
 NEXT_MIGRATION = '''"""One more column."""
@@ -131,6 +132,27 @@ def test_an_older_file_is_refused_then_backed_up_and_upgraded(
     assert "colour" not in columns(backup)
     with closing(sqlite3.connect(backup)) as connection:
         assert connection.execute("SELECT value FROM meta WHERE key = 'kept'").fetchone() == ("yes",)
+
+
+def test_the_first_schema_is_upgraded_with_its_rows(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything in a database of schema 0001 is there after the upgrade, and the new table works."""
+    monkeypatch.setattr(database, "HEAD", "0001")
+    upgrade(settings)
+    with closing(sqlite3.connect(settings.database_path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO submissions (id, created_at, source, model, state, priority, weight, pass, total) "
+            "VALUES ('abcd2345', '2026-11-01 00:00:00', 'prompts.txt', 'demo', 'open', 0, 1.0, 0.0, 0)"
+        )
+    monkeypatch.undo()
+    with pytest.raises(SchemaError, match=f"has schema 0001, this promptmill needs {HEAD}"):
+        open_job_store(settings)
+    upgrade(settings)
+    store = open_job_store(settings)
+    assert [submission.id for submission in store.submissions()] == ["abcd2345"]
+    assert store.keep_tuning({"device": "a GPU"}, {"lanes": 4}) == {"lanes": 4}
+    store.close()
 
 
 def test_a_migration_that_fails_changes_nothing(

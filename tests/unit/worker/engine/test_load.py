@@ -14,7 +14,7 @@ import torch
 from storage.errors import BadInputError, ModelLoadError
 from storage.models import ModelReference
 from worker.models import load as load_module
-from worker.models.device import choose_device, choose_dtype, device_facts
+from worker.models.device import choose_device, choose_dtype, device_facts, faster_dtypes
 from worker.models.folder import folder_revision
 from worker.models.load import load_model
 
@@ -129,6 +129,25 @@ def test_the_cpu_is_float32_by_default() -> None:
         choose_dtype("float16", CPU, mode="reference")
     with pytest.raises(BadInputError, match="no dtype"):
         choose_dtype("float8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("can", "dtypes"),
+    [
+        ({"amx_bf16": True}, (torch.bfloat16,)),
+        ({"avx512_bf16": True}, (torch.bfloat16,)),
+        ({"avx2": True}, ()),
+    ],
+)
+def test_bfloat16_is_tried_where_the_cpu_multiplies_it(
+    can: dict[str, bool], dtypes: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only if the dtype was left open, and not in reference mode."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert faster_dtypes("auto", CPU) == dtypes
+    assert faster_dtypes("float32", CPU) == ()
+    assert faster_dtypes("auto", CPU, mode="reference") == ()
+    assert faster_dtypes("auto", torch.device("cuda")) == ()
 
 
 def test_device_facts_name_the_cpu() -> None:

@@ -1,7 +1,8 @@
-"""How many lanes the engine chooses, on a clock that only the fake UNet moves."""
+"""How the engine chooses to run a model, on a clock that only the fake UNet moves."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from storage.errors import BadInputError
+from storage.parameters import JobParameters
 from worker.engine import trial, tuning
 from worker.engine.engine import Engine
 from worker.models.load import LoadedModel
@@ -141,7 +143,7 @@ def test_the_first_worker_of_a_kind_decides(clock: Clock, model: LoadedModel, un
     clock.cost = lambda _: 0.1
     unet.widths.clear()
     assert Engine(model, tunings=kept).lanes == 2
-    assert not unet.widths
+    assert set(unet.widths) == {2}  # tried out, not measured
     assert Engine(model, mode="throughput", tunings=kept).lanes == 16
     assert [kept["lanes"] for _, kept in kept.rows] == [2, 16]
 
@@ -183,8 +185,88 @@ def test_a_variant_that_is_not_exact_is_not_taken(clock: Clock, model: LoadedMod
     assert Engine(model, dtypes=(torch.bfloat16,), mode="throughput").model.dtype == torch.bfloat16
 
 
+def test_what_is_kept_is_tried_out_here_all_the_same(model: LoadedModel, unet: Any) -> None:
+    """Another machine of this kind may have found it exact; this one does not promise what it cannot keep."""
+    kept = Kept()
+    Engine(model, tunings=kept)
+    unet.before = lambda sample: sample * torch.linspace(1, 2, len(sample))[:, None, None, None]
+    with pytest.raises(BadInputError, match="depends on its position"):
+        Engine(model, tunings=kept)
+    assert len(kept.rows) == 1
+
+
+def test_a_variant_that_fails_is_left_alone(clock: Clock, model: LoadedModel, unet: Any) -> None:
+    """An operation that a device lacks in a dtype nobody asked for is no reason not to start."""
+
+    def no_bfloat16(sample: torch.Tensor) -> torch.Tensor:
+        if sample.dtype == torch.bfloat16:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return sample
+
+    unet.before = no_bfloat16
+    assert clock.seconds == 0.0
+    assert Engine(model, dtypes=(torch.bfloat16,)).model.dtype == torch.float32
+    assert clock.seconds > 0.0
+
+
+@pytest.mark.parametrize("wrong", [2.0, float("nan")])
+def test_a_variant_that_computes_something_else_is_not_taken(
+    wrong: float, clock: Clock, model: LoadedModel, unet: Any
+) -> None:
+    """However fast it is."""
+    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
+    unet.before = lambda sample: sample * wrong if sample.dtype == torch.bfloat16 else sample
+    for mode in ("exact", "throughput"):
+        assert Engine(model, dtypes=(torch.bfloat16,), mode=mode).model.dtype == torch.float32
+
+
+def test_cuda_graphs_need_cuda(model: LoadedModel) -> None:
+    """Elsewhere the flag is refused."""
+    with pytest.raises(BadInputError, match=r"--cuda-graphs needs an NVIDIA GPU, not the cpu"):
+        Engine(model, launch="cuda_graphs", lanes=4)
+
+
+def test_a_compiler_that_fails_is_one_sentence(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers run late, in the first forward pass; what they say becomes the reason."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("no C++ compiler\nand many more lines")
+
+    monkeypatch.setattr(torch, "compile", lambda unet, **_: dataclasses.replace(unet, saw=fail))
+    with pytest.raises(
+        BadInputError, match=r"--compile is not possible here .no C.. compiler.; leave it out"
+    ):
+        Engine(model, launch="compiled", lanes=4)
+
+
+@pytest.mark.parametrize("mode", ["exact", "throughput"])
+def test_what_is_compiled_runs_at_one_shape(
+    mode: str, model: LoadedModel, unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was compiled for R lanes before the first job; less company is padded, in throughput mode too."""
+    monkeypatch.setattr(torch, "compile", lambda unet, **_: unet)
+    engine = Engine(model, launch="compiled", lanes=8, mode=mode)
+    assert engine.numerics["launch"] == "compiled"
+    assert set(unet.widths) == {8}
+    job = JobParameters(
+        prompt="a", seed=1, sampler="euler", schedule="default", num_inference_steps=2, guidance_scale=5.0
+    )
+    engine.submit(job)
+    while engine.step():
+        pass
+    assert set(unet.widths) == {8}
+
+
+def test_an_open_dtype_is_measured_even_with_pinned_lanes(clock: Clock, model: LoadedModel) -> None:
+    """What is measured is kept, with the lanes that were pinned."""
+    kept = Kept()
+    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
+    engine = Engine(model, dtypes=(torch.bfloat16,), lanes=4, tunings=kept)
+    assert (engine.lanes, engine.model.dtype, len(kept.rows)) == (4, torch.bfloat16, 1)
+
+
 def test_pinned_lanes_are_not_kept(model: LoadedModel) -> None:
-    """`--lanes` is one worker's own business."""
+    """With the dtype pinned as well nothing is measured."""
     kept = Kept()
     assert Engine(model, lanes=4, tunings=kept).lanes == 4
     assert not kept.rows
