@@ -142,6 +142,7 @@ class WorkerProcess:
             tunings=self.jobs,
             on_death=self._engine_died,
             stall=self._settings.stall,
+            deadline=self._settings.deadline,
         )
         self.model = self.engine.model
         self.engine.start()

@@ -6,6 +6,7 @@ and what can be understood without it (admission, batch, plans, roster, verdict,
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from storage.parameters import JobParameters
 from worker.engine.admission import Admission, LanePlan, LatentShape
 from worker.engine.batch import Batch
 from worker.engine.errors import Cancelled
-from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite
+from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite, too_late
 from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
@@ -62,6 +63,7 @@ class Engine:
         tunings: Tunings | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         stall: float = 1800.0,
+        deadline: float = math.inf,
     ) -> None:
         """Choose and verify how the model is run; nothing runs before `start`.
 
@@ -74,6 +76,7 @@ class Engine:
             tunings: where the choice is looked up and kept; None measures anew.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
+            deadline: seconds that a request may take from its first step; then it fails, at the next step.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this device.
@@ -88,6 +91,7 @@ class Engine:
         self.numerics = numerics_record(model, mode=mode)
         self.steps = 0
         self._on_death = on_death
+        self._deadline = deadline
         self._text = TextStage(model.tokenizer, model.text_encoder)
         self._watchdog = Watchdog(stall, self._die)
         self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
@@ -184,7 +188,7 @@ class Engine:
             Whether there was anything to do.
         """
         try:
-            self._drop_cancelled()
+            self._drop_unwanted()
             chosen, plan = self._admit()
             if plan is not None and chosen:
                 self._advance(chosen, plan)
@@ -193,10 +197,13 @@ class Engine:
             self._die(error)
             return False
 
-    def _drop_cancelled(self) -> None:
+    def _drop_unwanted(self) -> None:
+        """Take out who was cancelled, and who has taken too long."""
         for request in self._roster.snapshot():
             if request.cancelled.is_set():
                 self._roster.settle(request, Cancelled("The job was cancelled."))
+            elif request.taken > self._deadline:
+                self._roster.settle(request, too_late(request, self._deadline))
 
     def _admit(self) -> tuple[list[Request], LanePlan | None]:
         """Choose who runs this step, and encode the prompts of those who join."""

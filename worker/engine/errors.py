@@ -33,5 +33,9 @@ class OutOfMemoryError(RenderError):
     """The device has too little memory for the lanes or the size that were asked for."""
 
 
+class DeadlineError(RenderError):
+    """The request took longer than a request may; it was dropped between two steps."""
+
+
 class EngineDeadError(EngineError):
     """The device or the engine itself failed; the process has to be started again."""

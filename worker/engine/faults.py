@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from worker.engine.errors import EngineError, OutOfMemoryError, RenderError
+from worker.engine.errors import DeadlineError, EngineError, OutOfMemoryError, RenderError
 from worker.engine.request import Request
 
 # torch has a class for these only since 2.8, and Metal raises plain RuntimeErrors.
@@ -61,5 +61,16 @@ def not_finite(request: Request, step: int) -> RenderError:
         f"The latents are not finite after step {step} of {len(request.schedule)} (sampler "
         f"{job.sampler}, guidance {job.guidance_scale:g}); try lower guidance, another sampler, or "
         f"--dtype float32.",
+        permanent=True,
+    )
+
+
+def too_late(request: Request, deadline: float) -> DeadlineError:
+    """Name a request that took longer than it may."""
+    job = request.parameters
+    return DeadlineError(
+        f"The job was stopped after step {request.evaluation} of {len(request.schedule)}, since it took more "
+        f"than {deadline:g} s at {job.width}x{job.height}; ask for fewer steps or a smaller picture, or "
+        f"raise PROMPTMILL_DEADLINE.",
         permanent=True,
     )

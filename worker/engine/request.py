@@ -115,6 +115,11 @@ class Request:
         """Share of its forward passes that are done, 0 to 1."""
         return self.evaluation / len(self.schedule)
 
+    @property
+    def taken(self) -> float:
+        """Seconds since it got lanes for the first time, company and waiting between steps included."""
+        return 0.0 if self.started_at is None else time.perf_counter() - self.started_at
+
     def start(self) -> None:
         """Note that it holds lanes from now on."""
         self.started_at = time.perf_counter()
@@ -128,8 +133,8 @@ class Request:
 
     def note_end(self) -> None:
         """After the last step, and once the device has finished it: note how long all of them took."""
-        if self.denoised and self.started_at is not None:
-            self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
+        if self.denoised:
+            self.seconds["denoise"] = self.taken - self.seconds.get("encode", 0.0)
 
     def restart(self, model: LoadedModel) -> None:
         """Go back to the first step, with the same noise."""

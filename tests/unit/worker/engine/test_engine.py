@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from storage.parameters import JobParameters
+from worker.engine import request as request_module
 from worker.engine.engine import Engine
-from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
+from worker.engine.errors import (
+    Cancelled,
+    DeadlineError,
+    EngineDeadError,
+    OutOfMemoryError,
+    Released,
+    RenderError,
+)
 from worker.models.load import LoadedModel
 from worker.stages import schedule
 
@@ -156,6 +164,28 @@ def test_nan_in_the_last_step_is_no_picture(engine: Engine, unet: Any) -> None:
     unet.before = lambda sample: sample * float("nan")
     _run(engine)
     assert "not finite after step 4 of 4" in str(ticket.future.exception(timeout=0))
+
+
+def test_a_request_that_takes_too_long_fails_between_two_steps(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbour that began later goes on, and so does one that still waits."""
+    now = 0.0
+    monkeypatch.setattr(request_module.time, "perf_counter", lambda: now)
+    engine = Engine(model, lanes=4, deadline=10.0)
+    slow = engine.submit(_job(num_inference_steps=20))
+    engine.step()
+    now = 8.0
+    late = engine.submit(_job(num_inference_steps=20, seed=2))
+    engine.step()
+    now = 10.5
+    engine.step()
+    error = slow.future.exception(timeout=0)
+    assert isinstance(error, DeadlineError)
+    assert error.permanent
+    assert "stopped after step 2 of 20, since it took more than 10 s" in str(error)
+    _run(engine)
+    assert late.future.exception(timeout=0) is None
 
 
 def test_a_samplers_error_fails_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
