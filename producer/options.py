@@ -12,11 +12,19 @@ import click
 from click.shell_completion import CompletionItem
 
 from producer.session import Session
-from storage.devices import list_devices
+from storage.devices import list_devices, nvidia_gpus
 from storage.errors import BadInputError, PromptmillError
 from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
 from storage.samplers import SAMPLERS, SCHEDULES
-from storage.worker_options import DEVICES, DTYPES, MODES, WorkerOptions, check_devices, check_lanes
+from storage.worker_options import (
+    DEVICES,
+    DTYPES,
+    MODES,
+    WorkerOptions,
+    check_devices,
+    check_lanes,
+    check_together,
+)
 
 if TYPE_CHECKING:
     from storage.models import ModelReference
@@ -210,11 +218,12 @@ def check_worker_flags(
         )
     if mode == "reference" and dtype not in ("auto", "float32"):
         raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
-    if compile and cuda_graphs:
-        raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
-    if mode == "reference" and (compile or cuda_graphs):
-        raise BadInputError("--mode reference takes neither --compile nor --cuda-graphs; leave them out.")
+    check_together(mode=mode, lanes=check_lanes(lanes), compile=compile, cuda_graphs=cuda_graphs)
     list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
+    if cuda_graphs and (devices in ("cpu", "mps") or (devices == "auto" and not nvidia_gpus())):
+        raise BadInputError(
+            f"--cuda-graphs needs an NVIDIA GPU, and --devices {devices} finds none; leave it out."
+        )
     rest: dict[str, Any] = {} if drain_timeout is None else {"drain_timeout": drain_timeout}
     return WorkerOptions(
         model=str(model),

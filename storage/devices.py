@@ -36,7 +36,7 @@ def list_devices(wanted: str) -> list[Device]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted == "all" and visible:  # a cluster's scheduler has chosen already
         return [Device(kind="cuda", environment={"CUDA_VISIBLE_DEVICES": one}) for one in visible.split(",")]
-    found = _nvidia_gpus()
+    found = nvidia_gpus()
     numbers = found if wanted == "all" else list(dict.fromkeys(wanted.split(",")))  # one process a GPU
     missing = [number for number in numbers if number not in found]
     if missing or not numbers:
@@ -49,7 +49,7 @@ def list_devices(wanted: str) -> list[Device]:
     return [Device(kind="cuda", environment={**order, "CUDA_VISIBLE_DEVICES": number}) for number in numbers]
 
 
-def _nvidia_gpus() -> list[str]:
+def nvidia_gpus() -> list[str]:
     """Return the numbers of the GPUs that nvidia-smi lists; none without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     store_url: str | None = Field(default=None, repr=False)
     lease: float = Field(default=30.0, ge=3)  # seconds without a heartbeat until a worker is declared dead
     stall: float = Field(default=1800.0, ge=1)  # seconds without an answer until a device hangs
-    deadline: float = Field(default=86400.0, ge=1)  # seconds that one job may take on the device
+    deadline: float = Field(default=86400.0, ge=1)  # seconds that one job's steps may take
     models: Annotated[list[str], NoDecode] = Field(default_factory=list)  # NAME=REPO_OR_PATH[@REVISION]
 
     @field_validator("home")

@@ -17,7 +17,7 @@ from storage.errors import BadInputError
 DEVICES = ("auto", "cpu", "mps", "all")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MODES = ("exact", "throughput", "reference")
-MAX_LANES = 256
+FEWEST_LANES, MAX_LANES = 2, 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +74,22 @@ def check_lanes(text: str) -> int | None:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_LANES:
         raise BadInputError(f"Lanes {text!r} is neither auto nor a number from 1 to {MAX_LANES}.")
     return int(text)
+
+
+def check_together(*, mode: str, lanes: int | None, compile: bool, cuda_graphs: bool) -> None:  # noqa: A002
+    """Refuse options of a worker that do not go together; the first BadInputError says what to leave out."""
+    if compile and cuda_graphs:
+        raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
+    if mode == "reference":
+        if lanes not in (None, FEWEST_LANES):
+            raise BadInputError(f"--mode reference runs 2 lanes, not {lanes}; leave --lanes out.")
+        if compile or cuda_graphs:
+            raise BadInputError("--mode reference takes neither --compile nor --cuda-graphs; leave them out.")
+        return
+    if lanes is not None and mode == "exact" and (lanes < FEWEST_LANES or lanes % 2):
+        raise BadInputError(f"--mode exact needs an even number of lanes, 2 or more, not {lanes}.")
+    if lanes is not None and lanes < FEWEST_LANES:
+        raise BadInputError(f"--lanes {lanes} is too few: a guided picture takes 2 lanes.")
 
 
 def parse_options(text: str) -> WorkerOptions:

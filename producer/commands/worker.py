@@ -152,7 +152,8 @@ def retune(session: Session) -> None:
     """Forget how many lanes, which dtype and which layout workers have chosen by measurement.
 
     The next worker of each kind measures anew when it starts, on a machine that is hopefully idle. Running
-    workers go on as they are. Pictures that are rendered with another choice can differ in their last bits.
+    workers go on as they are. With another choice a picture's bytes can differ: lanes show in the last bits,
+    a dtype in more.
     """
     forgotten = session.jobs.forget_tunings()
     remark(f"Forgot {forgotten} tuning{'' if forgotten == 1 else 's'}; workers measure anew when they start.")

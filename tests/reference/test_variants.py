@@ -25,6 +25,8 @@ def test_a_variant_predicts_the_same_noise(
     """Within the dtype's rounding; the parts that were not converted stay what they are."""
     assert Variant(dtype=dtype, layout=layout) in variants(own, dtypes=(torch.bfloat16,), layouts=True)
     right = try_lanes(model, 2).noise_pred
+    other = "contiguous" if layout == "channels_last" else "channels_last"
+    run_as(own, Variant(dtype="float32", layout=other))  # there and back
     variant = run_as(own, Variant(dtype=dtype, layout=layout))
     ours = try_lanes(variant, 2).noise_pred
     error = float((ours - right).norm() / right.norm())

@@ -76,7 +76,7 @@ class Engine:
             tunings: where the choice is looked up and kept; None measures anew.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
-            deadline: seconds that a request may take from its first step; then it fails, at the next step.
+            deadline: seconds that the steps of a request may take together; then it fails, before the next.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this device.
@@ -202,7 +202,7 @@ class Engine:
         for request in self._roster.snapshot():
             if request.cancelled.is_set():
                 self._roster.settle(request, Cancelled("The job was cancelled."))
-            elif request.taken > self._deadline:
+            elif request.spent > self._deadline and not request.denoised:
                 self._roster.settle(request, too_late(request, self._deadline))
 
     def _admit(self) -> tuple[list[Request], LanePlan | None]:
@@ -245,6 +245,7 @@ class Engine:
     def _advance(self, chosen: list[Request], plan: LanePlan) -> None:
         """Move the requests on by one forward pass; nothing in them changes before all is computed."""
         history, failure = None, None
+        began = time.perf_counter()
         self._watchdog.beat()
         try:
             batch = self._batch_of(chosen)
@@ -263,6 +264,8 @@ class Engine:
         elif history is not None:
             self.steps += 1
             self._accept(batch, history, plan)
+            for request in chosen:
+                request.spent += time.perf_counter() - began
 
     def _shrink(self, chosen: list[Request], error: Exception) -> None:
         """Go on with fewer lanes after the device ran out of memory; fail who needs what there is not.

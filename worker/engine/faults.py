@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_fault(error: BaseException) -> bool:
     """Tell whether the device itself failed, so that nothing on it can be trusted any more."""
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) or "NOT_SUPPORTED" in str(error):  # cuDNN's and cuBLAS's word for a refusal
         return False
     accelerator_error = getattr(torch, "AcceleratorError", ())
     if isinstance(error, accelerator_error):
@@ -66,11 +66,11 @@ def not_finite(request: Request, step: int) -> RenderError:
 
 
 def too_late(request: Request, deadline: float) -> DeadlineError:
-    """Name a request that took longer than it may."""
+    """Name a request whose steps took longer than they may."""
     job = request.parameters
     return DeadlineError(
-        f"The job was stopped after step {request.evaluation} of {len(request.schedule)}, since it took more "
-        f"than {deadline:g} s at {job.width}x{job.height}; ask for fewer steps or a smaller picture, or "
-        f"raise PROMPTMILL_DEADLINE.",
+        f"The job was stopped after step {request.evaluation} of {len(request.schedule)}, since its steps "
+        f"took more than {deadline:g} s at {job.width}x{job.height}; ask for fewer steps or a smaller "
+        f"picture, or raise PROMPTMILL_DEADLINE.",
         permanent=True,
     )

@@ -52,7 +52,10 @@ def _attention_backend(model: LoadedModel) -> str:
 def _compiler(model: LoadedModel) -> str:
     """Name what generates a compiled UNet's machine code: Triton on a GPU, a C++ compiler elsewhere."""
     if model.device.type == "cuda":
-        return f"triton {importlib.metadata.version('triton')}"
+        try:
+            return f"triton {importlib.metadata.version('triton')}"
+        except importlib.metadata.PackageNotFoundError:  # builds for other GPUs have other names
+            return "triton"
     path = shutil.which(os.environ.get("CXX", "g++"))
     if path is None:
         return "none"

@@ -7,7 +7,7 @@ import torch
 
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_out_of_memory
-from worker.engine.trial import Beat, native_shape, try_lanes
+from worker.engine.trial import Beat, native_shape
 from worker.engine.tuning import FEWEST, plan_shape, smaller_plan
 from worker.models.load import LoadedModel
 
@@ -40,14 +40,12 @@ class Plans:
         Raises:
             torch.OutOfMemoryError: when not even two lanes of it fit.
         """
-        if self._mode != "exact":
-            if self._model.launch != "eager":  # what it has to compile for is met here, one request's affair
-                try_lanes(self._model, self._lanes, shape=shape, beat=self._beat)
-            self._plans[shape] = LanePlan(lanes=self._lanes, alone=self._mode == "reference")
+        if self._mode == "reference":
+            self._plans[shape] = LanePlan(lanes=self._lanes, alone=True)
             return
         plan = None
         try:
-            plan = plan_shape(self._model, shape, self._lanes, self._beat)
+            plan = plan_shape(self._model, shape, self._lanes, exact=self._mode == "exact", beat=self._beat)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

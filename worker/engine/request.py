@@ -60,6 +60,7 @@ class Request:
         embeds: prompt_embeds, `[uncond, cond]` or `[cond]`, (1, length, width) each; none until admitted.
         evaluation: how many forward passes it has had.
         width: R of its last forward pass.
+        spent: seconds that its steps have taken, those that it sat out left aside.
         shrunk: a sentence about the lanes that it lost, or "".
         started_at: monotonic time of its admission; None while it waits.
     """
@@ -79,6 +80,7 @@ class Request:
     embeds: list[torch.Tensor] = field(default_factory=list)
     evaluation: int = 0
     width: int = 0
+    spent: float = 0.0
     shrunk: str = ""
     started_at: float | None = None
     warnings: list[str] = field(default_factory=list)
@@ -115,11 +117,6 @@ class Request:
         """Share of its forward passes that are done, 0 to 1."""
         return self.evaluation / len(self.schedule)
 
-    @property
-    def taken(self) -> float:
-        """Seconds since it got lanes for the first time, company and waiting between steps included."""
-        return 0.0 if self.started_at is None else time.perf_counter() - self.started_at
-
     def start(self) -> None:
         """Note that it holds lanes from now on."""
         self.started_at = time.perf_counter()
@@ -133,8 +130,8 @@ class Request:
 
     def note_end(self) -> None:
         """After the last step, and once the device has finished it: note how long all of them took."""
-        if self.denoised:
-            self.seconds["denoise"] = self.taken - self.seconds.get("encode", 0.0)
+        if self.denoised and self.started_at is not None:
+            self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
 
     def restart(self, model: LoadedModel) -> None:
         """Go back to the first step, with the same noise."""

@@ -18,6 +18,7 @@ import structlog
 import torch
 
 from storage.errors import BadInputError
+from storage.worker_options import MODES, check_together
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import Beat, Trial, native_shape, nothing, try_lanes
@@ -26,7 +27,6 @@ from worker.models.variant import Variant, launched, run_as, variants
 
 log = structlog.get_logger()
 
-MODES = ("exact", "throughput", "reference")
 CANDIDATES = (2, 4, 8, 16)
 FEWEST = CANDIDATES[0]
 ENOUGH = 0.9  # of the best lanes/s: fewer lanes cost a job that is alone less
@@ -92,7 +92,14 @@ def tune(
     Raises:
         BadInputError: for an unknown mode, or lanes that the mode cannot run with.
     """
-    _check(wishes)
+    if wishes.mode not in MODES:
+        raise BadInputError(f"There is no mode {wishes.mode!r}; choose {', '.join(MODES)}.")
+    check_together(
+        mode=wishes.mode,
+        lanes=wishes.lanes,
+        compile=wishes.launch == "compiled",
+        cuda_graphs=wishes.launch == "cuda_graphs",
+    )
     if wishes.mode == "reference":
         return model, FEWEST
     found = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
@@ -115,17 +122,28 @@ def tune(
         variant, lanes = Variant(dtype=kept["dtype"], layout=kept["layout"]), int(kept["lanes"])
     model = launched(run_as(model, variant), wishes.launch)
     if wishes.launch != "eager" or (wishes.exact and not tried):
-        _check_runs(model, lanes, wishes)
+        lanes = _check_runs(model, lanes, wishes)
     return model, lanes
 
 
-def plan_shape(model: LoadedModel, shape: LatentShape, lanes: int, beat: Beat = nothing) -> LanePlan:
-    """Plan how exact mode runs a latent shape: at `lanes` if exact for it, else one request at a time.
+def plan_shape(
+    model: LoadedModel, shape: LatentShape, lanes: int, *, exact: bool, beat: Beat = nothing
+) -> LanePlan:
+    """Plan how a latent shape is run: at `lanes`, or, where that would not be exact, one request at a time.
 
-    A request alone in two lanes has no company that could change it, so it is exact by construction.
+    A request alone in two lanes has no company that could change it, so it is exact by construction. What is
+    compiled or captured is so here, before any request is in it.
+
+    Raises:
+        torch.OutOfMemoryError: when that many lanes of it do not fit.
     """
-    if try_lanes(model, lanes, shape=shape, beat=beat).exact:
+    eager = model.launch == "eager"
+    if not exact and eager:
         return LanePlan(lanes=lanes)
+    if try_lanes(model, lanes, shape=shape, beat=beat).exact or not exact:
+        return LanePlan(lanes=lanes)
+    if not eager:
+        try_lanes(model, FEWEST, shape=shape, beat=beat)
     return LanePlan(lanes=FEWEST, alone=True)
 
 
@@ -140,10 +158,8 @@ def smaller_plan(
     lanes = plan.lanes
     while (lanes := lanes // 4 * 2) >= FEWEST:
         free_memory(model)
-        if not exact:
-            return LanePlan(lanes=lanes)
         try:
-            return plan_shape(model, shape, lanes, beat)
+            return plan_shape(model, shape, lanes, exact=exact, beat=beat)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -196,27 +212,45 @@ def _near(ours: torch.Tensor, right: torch.Tensor) -> bool:
     return bool((ours - right).norm() <= NEAR * right.norm())
 
 
-def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> None:
-    """Run the model as it will be run, so that no job waits for a compiler; in exact mode try it out."""
+def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> int:
+    """Run the model as it will be run, so that no job waits for a compiler; in exact mode try it out.
+
+    Returns:
+        R; less than `lanes` where those were not pinned and there is too little memory for them now.
+    """
+    fewer = [] if wishes.lanes else [count for count in reversed(CANDIDATES) if count < lanes]
     try:
-        trials = _try(model, (lanes,))
+        trials = _try(model, (lanes, *fewer), enough=1)
     except RuntimeError as error:
-        if model.launch == "eager" or is_device_fault(error):
+        if model.launch == "eager":
             raise
+        # A device fault too: a capture that fails is one, and the process ends anyway.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInputError(f"{_flag(model)} is not possible here ({reason}); leave it out.") from error
-    _best(trials, model, exact=wishes.exact)
+    return _best(trials, model, exact=wishes.exact).lanes
 
 
 def _flag(model: LoadedModel) -> str:
     return "--compile" if model.launch == "compiled" else "--cuda-graphs"
 
 
-def _try(model: LoadedModel, candidates: Sequence[int], *, until: float = math.inf) -> list[Trial]:
-    """Try out candidates, the smallest first, until one does not fit or it is later than `until`."""
+def _try(
+    model: LoadedModel, candidates: Sequence[int], *, until: float = math.inf, enough: int | None = None
+) -> list[Trial]:
+    """Try out candidates in their order, those that fit the memory.
+
+    Args:
+        model: on its device.
+        candidates: numbers of lanes. Once one has fit, a larger one that does not ends the trials.
+        until: a time of `perf_counter` from which on one trial is enough.
+        enough: so many trials end it.
+
+    Raises:
+        BadInputError: when none fits.
+    """
     trials: list[Trial] = []
     for lanes in candidates:
-        if trials and perf_counter() > until:
+        if trials and (perf_counter() > until or len(trials) == enough):
             break
         failure = None
         try:
@@ -227,11 +261,13 @@ def _try(model: LoadedModel, candidates: Sequence[int], *, until: float = math.i
             failure = error.with_traceback(None)  # its frames hold what the failed pass took
         if failure is not None:
             free_memory(model)
-            break
+            if trials:
+                break
     if not trials:
+        lighter = "a smaller --dtype" if model.dtype == torch.float32 else "another device"
         raise BadInputError(
-            f"The {model.device.type} has too little memory for {candidates[0]} lanes in "
-            f"{model.dtype}; take fewer --lanes, or --dtype float16."
+            f"The {model.device.type} has too little memory for {min(candidates)} lanes in {model.dtype}; "
+            f"take fewer --lanes, or {lighter}."
         )
     return trials
 
@@ -253,22 +289,6 @@ def _best(trials: Sequence[Trial], model: LoadedModel, *, exact: bool) -> Trial:
         (trial for trial in eligible if trial.lanes_per_second >= ENOUGH * fastest),
         key=lambda trial: trial.lanes,
     )
-
-
-def _check(wishes: Wishes) -> None:
-    mode, lanes = wishes.mode, wishes.lanes
-    if mode not in MODES:
-        raise BadInputError(f"There is no mode {mode!r}; choose {', '.join(MODES)}.")
-    if mode == "reference":
-        if lanes not in (None, FEWEST):
-            raise BadInputError(f"--mode reference runs 2 lanes, not {lanes}; leave --lanes out.")
-        if wishes.launch != "eager":
-            raise BadInputError("--mode reference takes neither --compile nor --cuda-graphs; leave them out.")
-        return
-    if lanes is not None and mode == "exact" and (lanes < FEWEST or lanes % 2):
-        raise BadInputError(f"--mode exact needs an even number of lanes, 2 or more, not {lanes}.")
-    if lanes is not None and lanes < FEWEST:
-        raise BadInputError(f"--lanes {lanes} is too few: a guided picture takes 2 lanes.")
 
 
 def _cores() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,29 @@ def test_a_training_whose_loss_does_not_fall_stops_the_run(tmp_path: Path) -> No
     lines = [{"step": 20, "loss": 0.5, "seconds": 1.0}, {"step": 40, "loss": 0.5, "seconds": 2.0}]
     (tmp_path / "net.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     stuck = Stuck(tmp_path)
-    with pytest.raises(TrainingError, match=r"net did not learn: its loss went from 0\.5 to 0\.5"):
+    with pytest.raises(TrainingError, match=r"net did not learn: the loss went from 0\.5 to 0\.5"):
         stuck.make()
     assert stuck.ran == ["draw"]
+
+
+@pytest.mark.parametrize(("ends", "learned"), [(0.2, True), (0.5, False)])
+def test_a_training_that_goes_on_with_another_begins_where_that_ended(
+    tmp_path: Path, *, ends: float, learned: bool
+) -> None:
+    """Its own loss need not fall: what counts is where the stage began."""
+
+    class Twice(Rehearsal):
+        def _stages(self) -> list[Stage]:
+            first, *rest = super()._stages()
+            return [replace(first, trainings=("net", "more")), *rest]
+
+    for name, losses in {"net": (0.5, 0.1), "more": (0.1, ends)}.items():
+        lines = [{"step": 20 * i, "loss": loss, "seconds": 1.0} for i, loss in enumerate(losses, 1)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    twice = Twice(tmp_path)
+    with nullcontext() if learned else pytest.raises(TrainingError, match="more did not learn"):
+        twice.make()
+    assert (twice.ran == ["draw", "train", "export"]) == learned
 
 
 @pytest.mark.parametrize("name", ["pictures", "pictures/deeper", "a file"])

@@ -195,12 +195,35 @@ def test_what_is_kept_is_tried_out_here_all_the_same(model: LoadedModel, unet: A
     assert len(kept.rows) == 1
 
 
-def test_a_variant_that_fails_is_left_alone(clock: Clock, model: LoadedModel, unet: Any) -> None:
+def test_what_is_kept_and_does_not_fit_today_runs_with_fewer_lanes(
+    clock: Clock, model: LoadedModel, unet: Any
+) -> None:
+    """Somebody else has the memory now: this process makes do, and the tuning stays; pinned is refused."""
+    kept = Kept()
+    clock.cost = lambda _: 0.1
+    assert Engine(model, tunings=kept).lanes == 16
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample
+
+    unet.before = too_large
+    assert Engine(model, tunings=kept).lanes == 4
+    assert [row["lanes"] for _, row in kept.rows] == [16]
+    with pytest.raises(BadInputError, match="too little memory for 8 lanes"):
+        Engine(model, lanes=8)
+
+
+@pytest.mark.parametrize(
+    "said", ["not implemented for 'BFloat16'", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"]
+)
+def test_a_variant_that_fails_is_left_alone(said: str, clock: Clock, model: LoadedModel, unet: Any) -> None:
     """An operation that a device lacks in a dtype nobody asked for is no reason not to start."""
 
     def no_bfloat16(sample: torch.Tensor) -> torch.Tensor:
         if sample.dtype == torch.bfloat16:
-            raise RuntimeError("not implemented for 'BFloat16'")
+            raise RuntimeError(said)
         return sample
 
     unet.before = no_bfloat16
@@ -226,17 +249,43 @@ def test_cuda_graphs_need_cuda(model: LoadedModel) -> None:
         Engine(model, launch="cuda_graphs", lanes=4)
 
 
-def test_a_compiler_that_fails_is_one_sentence(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", ["no compiler", "CUDA error: operation not permitted when capturing"])
+def test_a_compiler_that_fails_is_one_sentence(
+    said: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compilers run late, in the first forward pass; what they say becomes the reason."""
 
     def fail(_: object) -> None:
-        raise RuntimeError("no C++ compiler\nand many more lines")
+        raise RuntimeError(f"{said}\nand many more lines")
 
     monkeypatch.setattr(torch, "compile", lambda unet, **_: dataclasses.replace(unet, saw=fail))
-    with pytest.raises(
-        BadInputError, match=r"--compile is not possible here .no C.. compiler.; leave it out"
-    ):
+    with pytest.raises(BadInputError, match=rf"--compile is not possible here .{said}.; leave it out"):
         Engine(model, launch="compiled", lanes=4)
+
+
+def test_a_compiled_size_that_does_not_fit_is_run_with_fewer_lanes(
+    model: LoadedModel, unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both modes; it is tried out at that many before a request is in it."""
+    monkeypatch.setattr(torch, "compile", lambda unet, **_: unet)
+
+    def too_large(sample: torch.Tensor) -> torch.Tensor:
+        if sample.shape[-1] > 8 and len(sample) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample
+
+    unet.before = too_large
+    for mode in ("exact", "throughput"):
+        engine = Engine(model, launch="compiled", lanes=8, mode=mode)
+        job = JobParameters(
+            prompt="a", seed=1, sampler="euler", schedule="default", num_inference_steps=2, width=128
+        )
+        ticket = engine.submit(job)
+        unet.widths.clear()
+        while engine.step():
+            pass
+        assert ticket.future.result(timeout=0).numerics["lanes"] == 4
+        assert unet.widths == [8, 4, 4, 4, 4, 4, 4]  # what did not fit, four passes of a trial, two steps
 
 
 @pytest.mark.parametrize("mode", ["exact", "throughput"])
