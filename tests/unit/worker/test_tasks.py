@@ -153,7 +153,11 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
     process = WorkerProcess(order)
     engine = FakeEngine()
     process.engine = engine  # type: ignore[assignment]
-    process.model = SimpleNamespace(revision="0123456789abcdef", defaults={"width": 64, "height": 64})  # type: ignore[assignment]
+    process.model = SimpleNamespace(  # type: ignore[assignment]
+        revision="0123456789abcdef",
+        defaults={"width": 64, "height": 64, "guidance_scale": 7.5},
+        unet=SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=None)),
+    )
     add_worker(process)
     yield Mill(process, engine, 3)
     process.jobs.close()
@@ -581,3 +585,18 @@ def test_a_ready_worker_publishes_what_its_model_recommends(mill: Mill) -> None:
     )
     assert mill.process._row(WorkerState.READY, cast("LoadedModel", model)).defaults == defaults
     assert mill.process._row(WorkerState.STARTING).defaults == {}
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "cond_width", "jobs"),
+    [(7.5, None, 8), (1.0, None, 12), (7.5, 256, 12)],  # the last has its guidance as an input
+)
+def test_a_worker_holds_jobs_for_the_lanes_that_they_take(
+    guidance_scale: float, cond_width: int | None, jobs: int, mill: Mill
+) -> None:
+    """Eight lanes hold four guided jobs or eight others; two wait, and two are being saved."""
+    process: Any = mill.process
+    process.engine.lanes = 8
+    process.model.defaults["guidance_scale"] = guidance_scale
+    process.model.unet.config.time_cond_proj_dim = cond_width
+    assert process.concurrency == jobs
