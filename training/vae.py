@@ -73,7 +73,8 @@ def vae_loss(vae: Any, pictures: torch.Tensor, rng: np.random.Generator) -> torc
     share = torch.from_numpy(rng.uniform(0, LATENT_NOISE, (len(mean), 1, 1, 1)).astype(np.float32))
     flat = mean.transpose(0, 1).flatten(1)  # (4, n h w)
     covariance = torch.cov(flat, correction=0)
-    # Detached: no way out of the noise by making the latents larger.
+    # Detached, so that no gradient asks for latents whose spread is small. Larger latents would drown the
+    # noise instead; whitening keeps them from that.
     spread = covariance.detach().diagonal().mean().sqrt()
     decoded = vae.decode(mean + posterior.std * noise + share * spread * more).sample
     error = decoded - pictures
