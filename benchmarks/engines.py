@@ -21,12 +21,12 @@ MIXED_STEPS = (10, 15, 20, 25, 30)
 MIXED_GUIDANCE = (3.0, 5.0, 7.5)
 
 
-def demo_model() -> LoadedModel:
-    """Load the project's model on the CPU in float32."""
+def demo_model(dtype: str = "float32") -> LoadedModel:
+    """Load the project's model on the CPU, every part in one dtype."""
     make_repeatable()
     device = choose_device("cpu")
     reference = ModelReference(name="demo", source=str(builtin_model_path()))
-    return load_model(reference, device=device, dtype=choose_dtype("float32", device))
+    return load_model(reference, device=device, dtype=choose_dtype(dtype, device))
 
 
 def larger_model(model: LoadedModel) -> LoadedModel:

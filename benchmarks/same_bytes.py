@@ -25,7 +25,6 @@ from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
-from worker.models.load import LoadedModel
 from worker.stages.picture import encode_png
 
 LANES = 8
@@ -86,8 +85,7 @@ def random_jobs(count: int) -> list[JobParameters]:
 def render(jobs: list[JobParameters], dtype: str, threads: int) -> Company:
     """Render jobs in the order given, in an engine that holds as many as a worker does."""
     torch.set_num_threads(threads)
-    model = _model(dtype)
-    engine = Engine(model, lanes=LANES)
+    engine = Engine(demo_model(dtype), lanes=LANES)
     watched = Watched(engine.model.unet)
     engine.model = replace(engine.model, unet=watched)
     waiting, held, digests = list(reversed(jobs)), {}, {}
@@ -103,14 +101,6 @@ def render(jobs: list[JobParameters], dtype: str, threads: int) -> Company:
         occupancy=float(watched.used.sum()) / (watched.passes * LANES),
         positions=int((watched.used > 0).sum()),
     )
-
-
-def _model(dtype: str) -> LoadedModel:
-    model = demo_model()
-    to: torch.dtype = getattr(torch, dtype)
-    for part in (model.unet, model.vae, model.text_encoder):
-        part.to(to)
-    return replace(model, dtype=to)
 
 
 def _digest(result: RenderResult) -> str:

@@ -218,7 +218,11 @@ def check_worker_flags(
         )
     if mode == "reference" and dtype not in ("auto", "float32"):
         raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
-    check_together(mode=mode, lanes=check_lanes(lanes), compile=compile, cuda_graphs=cuda_graphs)
+    if compile and cuda_graphs:
+        raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
+    launch = "compiled" if compile else "cuda_graphs" if cuda_graphs else "eager"
+    pinned = check_lanes(lanes)
+    check_together(mode=mode, lanes=pinned, launch=launch)
     list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
     if cuda_graphs and (devices in ("cpu", "mps") or (devices == "auto" and not nvidia_gpus())):
         raise BadInputError(
@@ -229,10 +233,9 @@ def check_worker_flags(
         model=str(model),
         devices=devices,
         dtype=dtype,
-        lanes=check_lanes(lanes),
+        lanes=pinned,
         mode=mode,
-        compile=compile,
-        cuda_graphs=cuda_graphs,
+        launch=launch,
         name=name,
         parent_pipe=parent_pipe,
         **rest,

@@ -1,4 +1,4 @@
-"""Which worker processes a host gets: one per device. Never imports torch."""
+"""What a host has to render on, and which worker processes it gets: one per device. Never imports torch."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def list_devices(wanted: str) -> list[Device]:
     # nvidia-smi counts by PCI bus; CUDA by itself would count the fastest GPU first.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     return [Device(kind="cuda", environment={**order, "CUDA_VISIBLE_DEVICES": number}) for number in numbers]
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use; `os.cpu_count` counts the others too."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def nvidia_gpus() -> list[str]:

@@ -17,6 +17,7 @@ from storage.errors import BadInputError
 DEVICES = ("auto", "cpu", "mps", "all")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MODES = ("exact", "throughput", "reference")
+LAUNCHES = ("eager", "compiled", "cuda_graphs")
 FEWEST_LANES, MAX_LANES = 2, 256
 
 
@@ -29,7 +30,7 @@ class WorkerOptions:
         devices: auto, cpu, mps, all, or GPU numbers joined by commas.
         dtype, mode: see `promptmill worker start --help`.
         lanes: rows of a forward pass; None for the worker's own choice.
-        compile, cuda_graphs: how forward passes are launched; at most one of them.
+        launch: how forward passes are launched, one of LAUNCHES.
         name: prefix of the worker's name; None derives it from model and host.
         drain_timeout: seconds that running jobs get to finish after the first signal.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
@@ -41,16 +42,10 @@ class WorkerOptions:
     dtype: str = "auto"
     lanes: int | None = None
     mode: str = "exact"
-    compile: bool = False
-    cuda_graphs: bool = False
+    launch: str = "eager"
     name: str | None = None
     drain_timeout: float = 300.0
     parent_pipe: bool = False
-
-    @property
-    def launch(self) -> str:
-        """How forward passes are launched: `eager`, `compiled` or `cuda_graphs`."""
-        return "compiled" if self.compile else "cuda_graphs" if self.cuda_graphs else "eager"
 
     def command(self) -> list[str]:
         """Return the command line that starts a supervisor with these options."""
@@ -76,14 +71,14 @@ def check_lanes(text: str) -> int | None:
     return int(text)
 
 
-def check_together(*, mode: str, lanes: int | None, compile: bool, cuda_graphs: bool) -> None:  # noqa: A002
-    """Refuse options of a worker that do not go together; the first BadInputError says what to leave out."""
-    if compile and cuda_graphs:
-        raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
+def check_together(*, mode: str, lanes: int | None, launch: str) -> None:
+    """Refuse an unknown mode, or what does not go with it; the BadInputError says what to leave out."""
+    if mode not in MODES:
+        raise BadInputError(f"There is no mode {mode!r}; choose {', '.join(MODES)}.")
     if mode == "reference":
         if lanes not in (None, FEWEST_LANES):
             raise BadInputError(f"--mode reference runs 2 lanes, not {lanes}; leave --lanes out.")
-        if compile or cuda_graphs:
+        if launch != "eager":
             raise BadInputError("--mode reference takes neither --compile nor --cuda-graphs; leave them out.")
         return
     if lanes is not None and mode == "exact" and (lanes < FEWEST_LANES or lanes % 2):

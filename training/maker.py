@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,10 @@ from training.place import alone, check_model, replace
 from training.plan import Plan
 from training.promises import promises
 from training.provenance import commit, source_digest
+from training.stage import Stage, summaries
 from training.tokenizer import write_tokenizer
 from training.vae import train_vae
 from training.vocabulary import caption_words
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """One step of the way.
-
-    Attributes:
-        name: in the notes.
-        run: does it, and returns figures to note, if any.
-        outputs: what it leaves in the work folder.
-        trainings: the names of the networks that it trains, as their logs are called.
-    """
-
-    name: str
-    run: Callable[[], dict[str, Any] | None]
-    outputs: tuple[str, ...]
-    trainings: tuple[str, ...] = ()
 
 
 class Maker:
@@ -142,7 +125,7 @@ class Maker:
             self._check_source()
             self.figures |= stage.run() or {}
             self._check_source()  # processes that it started have read the code since
-            self._check(stage)
+            summaries(stage, self.work)
             self.figures["done"].append(stage.name)
         finally:
             seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - began
@@ -229,7 +212,7 @@ class Maker:
         self.figures |= {
             "defaults": DEFAULTS,
             "pictures": len(data.load(self.work, "train").labels),
-            "stages": [training for stage in stages for training in self._check(stage)],
+            "stages": [training for stage in stages for training in summaries(stage, self.work)],
             "minutes": sum(self._minutes(stage) for stage in stages),
             "bytes": 0,
         }
@@ -250,31 +233,6 @@ class Maker:
             if not promise.kept:
                 print(f"Not reached: {promise.what}: {promise.measured}, wanted {promise.wanted}.")
         print(f"{self.model} is made; its card is {self.model / 'README.md'}")
-
-    def _check(self, stage: Stage) -> list[dict[str, Any]]:
-        """Summarise a stage's trainings for the card; raise TrainingError when their loss did not fall.
-
-        One that goes on with what another has trained begins low, so the stage's beginning is what counts.
-        """
-        checked = []
-        began: float | None = None
-        for training in stage.trainings:
-            first, *_, last = losses(self.work, training)
-            began = first["loss"] if began is None else began
-            if not last["loss"] < began:
-                raise TrainingError(
-                    f"{training} did not learn: the loss went from {began} to {last['loss']}."
-                )
-            checked.append(
-                {
-                    "name": training,
-                    "steps": last["step"],
-                    "first_loss": first["loss"],
-                    "last_loss": last["loss"],
-                    "minutes": last["seconds"] / 60,
-                }
-            )
-        return checked
 
     def _minutes(self, stage: Stage) -> float:
         """How long a stage took, over all its runs; of one that was killed only what it logged is known."""

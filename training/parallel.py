@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from storage.devices import usable_cores
 from training.errors import TrainingError
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def in_parallel(
     Raises:
         TrainingError: when a process was killed, as by a machine that has too little memory.
     """
-    processes = max(1, min(_cores(), len(work) // chunksize))
+    processes = max(1, min(usable_cores(), len(work) // chunksize))
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawned, initializer=_follow) as pool:
         try:
@@ -42,8 +42,3 @@ def in_parallel(
 def _follow() -> None:
     """Leave Ctrl-C to the parent, which ends its processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    """How many cores this process may use; `os.cpu_count` counts the others too."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

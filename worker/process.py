@@ -30,15 +30,9 @@ from worker.engine.engine import Engine
 from worker.engine.request import RenderResult, Ticket
 from worker.exits import Exit
 from worker.heartbeat import Heartbeat
-from worker.models.device import (
-    choose_device,
-    choose_dtype,
-    device_facts,
-    faster_dtypes,
-    make_repeatable,
-)
-from worker.models.load import LoadedModel, load_model
-from worker.models.threads import set_threads
+from worker.loading import open_engine
+from worker.models.device import device_facts, dtype_name
+from worker.models.load import LoadedModel
 from worker.orders import ChildOrder
 from worker.stages.guidance import is_guided
 from worker.surroundings import Surroundings
@@ -132,22 +126,7 @@ class WorkerProcess:
         options = self._order.options
         self.jobs.add_worker(self._row(WorkerState.STARTING))
         self._heartbeat.start()
-        make_repeatable()
-        device = choose_device(self._order.device)
-        dtype = choose_dtype(options.dtype, device, mode=options.mode)
-        loaded = load_model(self._reference, device=device, dtype=dtype)
-        threads = set_threads(loaded.unet, device)
-        self.engine = Engine(
-            loaded,
-            lanes=options.lanes,
-            mode=options.mode,
-            dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
-            launch=options.launch,
-            tunings=self.jobs,
-            on_death=self._engine_died,
-            stall=self._settings.stall,
-            deadline=self._settings.deadline,
-        )
+        self.engine = open_engine(self._order, self._settings, tunings=self.jobs, on_death=self._engine_died)
         self.model = self.engine.model
         self.engine.start()
         if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile
@@ -158,11 +137,11 @@ class WorkerProcess:
             action="ready",
             model=self._reference.name,
             revision=self.model.revision[:12],
-            device=str(device),
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            device=str(self.model.device),
+            dtype=dtype_name(self.model.dtype),
             layout=self.model.layout,
             lanes=self.engine.lanes,
-            threads=threads,
+            threads=self.engine.numerics["threads"],
             mode=options.mode,
         )
 
@@ -300,7 +279,7 @@ class WorkerProcess:
             family=model.family if model else None,
             defaults=dict(model.defaults) if model else {},
             mode=self._order.options.mode,
-            dtype=str(model.dtype).removeprefix("torch.") if model else self._order.options.dtype,
+            dtype=dtype_name(model.dtype) if model else self._order.options.dtype,
             lanes=self.engine.lanes if model else self._order.options.lanes or 0,
             concurrency=self.concurrency if model else 0,
             version=promptmill_version(),

@@ -72,7 +72,7 @@ class Engine:
             lanes: R; None lets the engine choose.
             mode: see above.
             dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
-            launch: how forward passes are launched, one of `worker.models.variant.LAUNCHES`.
+            launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`.
             tunings: where the choice is looked up and kept; None measures anew.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.

@@ -16,7 +16,7 @@ import PIL
 import torch
 from PIL import features
 
-from worker.models.device import device_name
+from worker.models.device import device_name, dtype_name
 from worker.models.load import LoadedModel
 
 
@@ -30,8 +30,8 @@ def numerics_record(model: LoadedModel, *, mode: str) -> dict[str, Any]:
         "model_revision": model.revision,
         "family": model.family,
         "mode": mode,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "vae_dtype": str(model.vae.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
+        "vae_dtype": dtype_name(model.vae.dtype),
         "layout": model.layout,
         "launch": model.launch,
         "attention": _attention_backend(model),
@@ -59,7 +59,7 @@ def _compiler(model: LoadedModel) -> str:
     path = shutil.which(os.environ.get("CXX", "g++"))
     if path is None:
         return "none"
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - what torch calls
     return (said.stdout.splitlines() or ["unknown"])[0]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import structlog
 import torch
 
+from storage.worker_options import FEWEST_LANES
 from worker.engine.admission import LanePlan, LatentShape
-from worker.engine.faults import is_out_of_memory
 from worker.engine.trial import Beat, native_shape
-from worker.engine.tuning import FEWEST, plan_shape, smaller_plan
+from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory
 from worker.models.load import LoadedModel
 
 log = structlog.get_logger()
@@ -43,33 +43,32 @@ class Plans:
         if self._mode == "reference":
             self._plans[shape] = LanePlan(lanes=self._lanes, alone=True)
             return
-        plan = None
-        try:
-            plan = plan_shape(self._model, shape, self._lanes, exact=self._mode == "exact", beat=self._beat)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        if plan is None:  # outside of the except, where the failed pass would still hold its memory
-            plan = self._smaller(shape, LanePlan(lanes=self._lanes))
+        plan = self._fitting(shape, self._lanes)
         if plan is None:
-            raise torch.OutOfMemoryError(f"out of memory with {FEWEST} lanes")
+            raise torch.OutOfMemoryError(f"out of memory with {FEWEST_LANES} lanes")
         self._plans[shape] = plan
         if plan.alone:
             log.warning(
                 "size is rendered one job at a time", action="plan_shape", shape=shape, lanes=self._lanes
             )
+        elif plan.lanes < self._lanes:
+            _warn_of_memory(shape, plan, before=self._lanes)
 
     def shrink(self, shape: LatentShape) -> LanePlan | None:
         """Plan a shape that ran out of memory anew, with fewer lanes; None when not even two fit."""
         if self._mode == "reference":
             return None
-        plan = self._smaller(shape, self._plans[shape])
+        free_memory(self._model)
+        before = self._plans[shape].lanes
+        plan = self._fitting(shape, fewer_lanes(before))
         if plan is not None:
+            _warn_of_memory(shape, plan, before=before)
             self._plans[shape] = plan
         return plan
 
-    def _smaller(self, shape: LatentShape, before: LanePlan) -> LanePlan | None:
-        plan = smaller_plan(self._model, shape, before, exact=self._mode == "exact", beat=self._beat)
-        if plan is not None:
-            log.warning("out of memory", action="shrink", shape=shape, lanes=plan.lanes, before=before.lanes)
-        return plan
+    def _fitting(self, shape: LatentShape, lanes: int) -> LanePlan | None:
+        return fitting_plan(self._model, shape, lanes, exact=self._mode == "exact", beat=self._beat)
+
+
+def _warn_of_memory(shape: LatentShape, plan: LanePlan, *, before: int) -> None:
+    log.warning("out of memory", action="shrink", shape=shape, lanes=plan.lanes, before=before)

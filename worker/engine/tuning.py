@@ -7,8 +7,6 @@ takes what it found.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -17,8 +15,9 @@ from typing import Any, Protocol
 import structlog
 import torch
 
+from storage.devices import usable_cores
 from storage.errors import BadInputError
-from storage.worker_options import MODES, check_together
+from storage.worker_options import FEWEST_LANES, check_together
 from worker.engine.admission import LanePlan, LatentShape
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import Beat, Trial, native_shape, nothing, try_lanes
@@ -27,8 +26,7 @@ from worker.models.variant import Variant, launched, run_as, variants
 
 log = structlog.get_logger()
 
-CANDIDATES = (2, 4, 8, 16)
-FEWEST = CANDIDATES[0]
+CANDIDATES = (FEWEST_LANES, 4, 8, 16)
 ENOUGH = 0.9  # of the best lanes/s: fewer lanes cost a job that is alone less
 TRIAL_SECONDS = 60.0  # once trials have taken this long, no larger candidate is tried
 # How much faster another variant has to be: fewer bits cost quality, and noise must not decide on a layout.
@@ -58,7 +56,7 @@ class Wishes:
         lanes: R; None for the smallest count within 10 % of the best lanes/s (in exact mode, among those that
             are exact with this model here). A number pins the layout too.
         dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
-        launch: how forward passes are launched, one of `worker.models.variant.LAUNCHES`. Variant and R are
+        launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`. Variant and R are
             chosen in `eager`, whatever it is.
     """
 
@@ -92,23 +90,16 @@ def tune(
     Raises:
         BadInputError: for an unknown mode, or lanes that the mode cannot run with.
     """
-    if wishes.mode not in MODES:
-        raise BadInputError(f"There is no mode {wishes.mode!r}; choose {', '.join(MODES)}.")
-    check_together(
-        mode=wishes.mode,
-        lanes=wishes.lanes,
-        compile=wishes.launch == "compiled",
-        cuda_graphs=wishes.launch == "cuda_graphs",
-    )
+    check_together(mode=wishes.mode, lanes=wishes.lanes, launch=wishes.launch)
     if wishes.mode == "reference":
-        return model, FEWEST
+        return model, FEWEST_LANES
     found = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
     if wishes.lanes is not None and len(found) == 1:
         variant, lanes, tried = found[0], wishes.lanes, False
     else:
         facts = {
             **facts,
-            "cores": _cores(),
+            "cores": usable_cores(),
             "shape": list(native_shape(model)),
             "variants": [asdict(variant) for variant in found],
             "lanes": wishes.lanes,
@@ -143,27 +134,32 @@ def plan_shape(
     if try_lanes(model, lanes, shape=shape, beat=beat).exact or not exact:
         return LanePlan(lanes=lanes)
     if not eager:
-        try_lanes(model, FEWEST, shape=shape, beat=beat)
-    return LanePlan(lanes=FEWEST, alone=True)
+        try_lanes(model, FEWEST_LANES, shape=shape, beat=beat)
+    return LanePlan(lanes=FEWEST_LANES, alone=True)
 
 
-def smaller_plan(
-    model: LoadedModel, shape: LatentShape, plan: LanePlan, *, exact: bool, beat: Beat = nothing
+def fitting_plan(
+    model: LoadedModel, shape: LatentShape, lanes: int, *, exact: bool, beat: Beat = nothing
 ) -> LanePlan | None:
-    """Plan a latent shape anew, after it ran out of memory under `plan`.
+    """Plan a latent shape at `lanes`, or else at half as many, and so on.
 
     Returns:
-        A plan of half as many lanes or fewer, tried out where it has to be exact; None when not even two fit.
+        A plan that fits the memory, as far as it was tried out; None when not even two lanes do.
     """
-    lanes = plan.lanes
-    while (lanes := lanes // 4 * 2) >= FEWEST:
-        free_memory(model)
+    while lanes >= FEWEST_LANES:
         try:
             return plan_shape(model, shape, lanes, exact=exact, beat=beat)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+        free_memory(model)
+        lanes = fewer_lanes(lanes)
     return None
+
+
+def fewer_lanes(lanes: int) -> int:
+    """Return the largest even number that is at most half of `lanes`."""
+    return lanes // 4 * 2
 
 
 def free_memory(model: LoadedModel) -> None:
@@ -175,20 +171,35 @@ def free_memory(model: LoadedModel) -> None:
 def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> dict[str, Any]:
     """Choose a variant at one number of lanes, then the number of lanes for it."""
     began = perf_counter()
-    variant = _fastest(model, wishes, found) if len(found) > 1 else found[0]
+    variant, first = _fastest(model, wishes, found)
     model = run_as(model, variant)
-    trials = _try(model, CANDIDATES if wishes.lanes is None else (wishes.lanes,), until=began + TRIAL_SECONDS)
+    trials = [first] if first else []
+    for lanes in (wishes.lanes,) if wishes.lanes else CANDIDATES:
+        if any(trial.lanes == lanes for trial in trials):
+            continue
+        if trials and perf_counter() > began + TRIAL_SECONDS:
+            break
+        trial = _try(model, lanes)
+        if trial:
+            trials.append(trial)
+        elif trials:
+            break
+    if not trials:
+        raise _too_little_memory(model, wishes.lanes or FEWEST_LANES)
     best = _best(trials, model, exact=wishes.exact)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
     log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
     return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}
 
 
-def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> Variant:
-    """Return the fastest variant; the first, unless another is so much faster that it is worth it."""
+def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[Variant, Trial | None]:
+    """Return the fastest variant and its trial; the first, unless another is worth it.
+
+    The trial is None where the first is left although it did not run at so many lanes, or not exactly.
+    """
     lanes = wishes.lanes or VARIANT_LANES.get(model.device.type, 8)
     first: Trial | None = None
-    best, speed = found[0], 0.0
+    best, chosen = found[0], None
     for variant in found:
         try:
             trial = try_lanes(run_as(model, variant), lanes)
@@ -202,9 +213,9 @@ def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> Va
         if not _near(trial.noise_pred, first.noise_pred) or (wishes.exact and not trial.exact):
             continue
         worth = WORTH["dtype"] if variant.dtype != best.dtype else WORTH["layout"]
-        if trial.lanes_per_second >= worth * speed:
-            best, speed = variant, trial.lanes_per_second
-    return best
+        if chosen is None or trial.lanes_per_second >= worth * chosen.lanes_per_second:
+            best, chosen = variant, trial
+    return best, chosen
 
 
 def _near(ours: torch.Tensor, right: torch.Tensor) -> bool:
@@ -220,56 +231,40 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> int:
     """
     fewer = [] if wishes.lanes else [count for count in reversed(CANDIDATES) if count < lanes]
     try:
-        trials = _try(model, (lanes, *fewer), enough=1)
+        trials = (_try(model, count) for count in (lanes, *fewer))
+        trial = next((trial for trial in trials if trial), None)
     except RuntimeError as error:
         if model.launch == "eager":
             raise
         # A device fault too: a capture that fails is one, and the process ends anyway.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInputError(f"{_flag(model)} is not possible here ({reason}); leave it out.") from error
-    return _best(trials, model, exact=wishes.exact).lanes
+    if trial is None:
+        raise _too_little_memory(model, min([lanes, *fewer]))
+    return _best([trial], model, exact=wishes.exact).lanes
 
 
 def _flag(model: LoadedModel) -> str:
     return "--compile" if model.launch == "compiled" else "--cuda-graphs"
 
 
-def _try(
-    model: LoadedModel, candidates: Sequence[int], *, until: float = math.inf, enough: int | None = None
-) -> list[Trial]:
-    """Try out candidates in their order, those that fit the memory.
+def _try(model: LoadedModel, lanes: int) -> Trial | None:
+    """Try out a number of lanes; None when the memory is too small for it."""
+    try:
+        return try_lanes(model, lanes)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(model)  # outside of the except, where the failed pass would still hold its memory
+    return None
 
-    Args:
-        model: on its device.
-        candidates: numbers of lanes. Once one has fit, a larger one that does not ends the trials.
-        until: a time of `perf_counter` from which on one trial is enough.
-        enough: so many trials end it.
 
-    Raises:
-        BadInputError: when none fits.
-    """
-    trials: list[Trial] = []
-    for lanes in candidates:
-        if trials and (perf_counter() > until or len(trials) == enough):
-            break
-        failure = None
-        try:
-            trials.append(try_lanes(model, lanes))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = error.with_traceback(None)  # its frames hold what the failed pass took
-        if failure is not None:
-            free_memory(model)
-            if trials:
-                break
-    if not trials:
-        lighter = "a smaller --dtype" if model.dtype == torch.float32 else "another device"
-        raise BadInputError(
-            f"The {model.device.type} has too little memory for {min(candidates)} lanes in {model.dtype}; "
-            f"take fewer --lanes, or {lighter}."
-        )
-    return trials
+def _too_little_memory(model: LoadedModel, lanes: int) -> BadInputError:
+    lighter = "a smaller --dtype" if model.dtype == torch.float32 else "another device"
+    return BadInputError(
+        f"The {model.device.type} has too little memory for {lanes} lanes in {model.dtype}; "
+        f"take fewer --lanes, or {lighter}."
+    )
 
 
 def _best(trials: Sequence[Trial], model: LoadedModel, *, exact: bool) -> Trial:
@@ -289,10 +284,3 @@ def _best(trials: Sequence[Trial], model: LoadedModel, *, exact: bool) -> Trial:
         (trial for trial in eligible if trial.lanes_per_second >= ENOUGH * fastest),
         key=lambda trial: trial.lanes,
     )
-
-
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -31,7 +31,7 @@ class Verdict:
             # Plain `tolist` would wait for all that was launched since, the next forward pass included.
             pinned = torch.empty(finite.shape, dtype=finite.dtype, pin_memory=True)
             self._finite = pinned.copy_(finite, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
             self._arrived.record(torch.cuda.current_stream(latents.device))
         else:
             self._finite = finite

@@ -24,6 +24,11 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return what a user writes for a dtype, like `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def choose_device(wanted: str = "auto") -> torch.device:
     """Return the device to run on.
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from storage.errors import BadInputError
+from worker.models.device import dtype_name
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 
-LAUNCHES = ("eager", "compiled", "cuda_graphs")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 COMPILED_SHAPES = 256  # torch would run more shapes than its limit without compiling them: other bytes
 
@@ -39,7 +39,7 @@ def variants(model: LoadedModel, *, dtypes: tuple[torch.dtype, ...], layouts: bo
         dtypes: others that it may be converted to, from `faster_dtypes`.
         layouts: whether the memory layout is free.
     """
-    names = [_name(dtype) for dtype in (model.dtype, *dtypes)]
+    names = [dtype_name(dtype) for dtype in (model.dtype, *dtypes)]
     chosen = LAYOUTS if layouts else ("contiguous",)
     return [Variant(dtype=dtype, layout=layout) for dtype, layout in product(names, chosen)]
 
@@ -66,7 +66,7 @@ def launched(model: LoadedModel, launch: str) -> LoadedModel:
 
     Args:
         model: as `run_as` made it.
-        launch: one of LAUNCHES.
+        launch: one of `storage.worker_options.LAUNCHES`.
 
     Raises:
         BadInputError: when that is not possible here; compilers fail only when the UNet first runs.
@@ -95,7 +95,3 @@ def _compile(unet: Any) -> Any:
         return torch.compile(unet, dynamic=False)
     except RuntimeError as error:
         raise BadInputError(f"--compile is not possible here ({error}); leave it out.") from error
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

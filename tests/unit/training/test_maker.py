@@ -14,8 +14,9 @@ import pytest
 
 from training import maker, place, provenance
 from training.errors import TrainingError
-from training.maker import Maker, Stage
+from training.maker import Maker
 from training.plan import FULL, QUICK
+from training.stage import Stage
 
 
 class Rehearsal(Maker):
