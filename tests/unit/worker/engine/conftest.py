@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -15,10 +16,18 @@ from worker.models.load import LoadedModel
 
 @dataclass
 class FakeUnet:
-    """Predicts a tenth of its input; `before` may raise or change the prediction."""
+    """Predicts a tenth of its input.
+
+    Attributes:
+        before: may raise, or change the prediction.
+        saw: is told what each forward pass got.
+        fits: latents (lanes times height times width) that the memory holds; a native lane has 64.
+        widths: the lanes of all forward passes.
+    """
 
     before: Callable[[torch.Tensor], torch.Tensor] | None = None
     saw: Callable[[dict[str, Any]], object] | None = None
+    fits: float = math.inf
     widths: list[int] = field(default_factory=list)
     config: Any = field(
         default_factory=lambda: SimpleNamespace(in_channels=4, time_cond_proj_dim=None, cross_attention_dim=2)
@@ -43,6 +52,8 @@ class FakeUnet:
         if self.saw:
             self.saw({**named, "unet": self, "sample": sample})
         self.widths.append(len(sample))
+        if sample[:, 0].numel() > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         return ((self.before(sample) if self.before else sample) * 0.1,)
 
 

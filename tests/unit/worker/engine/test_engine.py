@@ -226,18 +226,12 @@ def test_out_of_memory_fails_only_the_chosen(engine: Engine, unet: Any) -> None:
 @pytest.mark.parametrize("mode", ["exact", "throughput"])
 def test_out_of_memory_goes_on_with_fewer_lanes(mode: str, model: LoadedModel, unet: Any) -> None:
     """Exact mode starts again under a new, recorded tuning, and throughput mode goes on where it was."""
-    fits = 8
-
-    def too_large(sample: torch.Tensor) -> torch.Tensor:
-        if len(sample) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return sample * (1 + 1e-3 * len(sample))  # other bits at each width
-
-    unet.before = too_large
+    unet.fits = 8 * 64
+    unet.before = lambda sample: sample * (1 + 1e-3 * len(sample))  # other bits at each width
     engine = Engine(model, lanes=8, mode=mode)
     tickets = [engine.submit(_job(seed=seed), keep_latents=True) for seed in range(4)]
     engine.step()
-    fits = 4
+    unet.fits = 4 * 64
     engine.step()  # fails, and nobody moves
     assert {ticket.progress for ticket in tickets} == ({0.0} if mode == "exact" else {0.25})
     _run(engine)
@@ -277,14 +271,7 @@ def test_what_keeps_its_scheduler_starts_again_after_out_of_memory(
 
 def test_a_new_size_that_does_not_fit_gets_fewer_lanes(model: LoadedModel, unet: Any) -> None:
     """The trial of a large size runs out of memory at R lanes, and its jobs are rendered with fewer."""
-    fits = 32 * 32 * 4
-
-    def too_large(sample: torch.Tensor) -> torch.Tensor:
-        if sample.shape[0] * sample.shape[-1] * sample.shape[-2] > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return sample
-
-    unet.before = too_large
+    unet.fits = 4 * 32 * 32
     engine = Engine(model, lanes=8)
     large, small, huge = (engine.submit(_job(width=size, height=size)) for size in (256, 64, 512))
     _run(engine)
@@ -311,19 +298,12 @@ def test_the_guidance_scale_goes_to_a_unet_that_takes_it(model: LoadedModel, une
 
 def test_a_picture_that_is_done_keeps_its_lanes(model: LoadedModel, unet: Any) -> None:
     """Out of memory after its last step is none of its business."""
-    fits = 8
-
-    def too_large(sample: torch.Tensor) -> torch.Tensor:
-        if len(sample) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return sample
-
-    unet.before = too_large
+    unet.fits = 8 * 64
     engine = Engine(model, lanes=8)
     done = [engine.submit(_job(seed=seed, num_inference_steps=1)) for seed in range(2)]
     going = engine.submit(_job(num_inference_steps=3))
     engine.step()  # both are denoised, one is decoded
-    fits = 4
+    unet.fits = 4 * 64
     _run(engine)
     lanes = [ticket.future.result(timeout=0).numerics["lanes"] for ticket in (*done, going)]
     assert lanes == [8, 8, 4]

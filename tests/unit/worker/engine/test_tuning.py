@@ -114,16 +114,9 @@ def test_neighbours_that_show_make_a_count_inexact(model: LoadedModel, unet: Any
 def test_lanes_that_do_not_fit_the_memory_are_not_taken(clock: Clock, model: LoadedModel, unet: Any) -> None:
     """Out of memory while trying out is an answer: fewer lanes, or a sentence when none fit."""
     clock.cost = lambda _: 0.1
-    fits = 4
-
-    def too_large(sample: torch.Tensor) -> torch.Tensor:
-        if len(sample) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return sample
-
-    unet.before = too_large
+    unet.fits = 4 * 64
     assert Engine(model).lanes == 4
-    fits = 1
+    unet.fits = 1 * 64
     with pytest.raises(BadInputError, match="too little memory for 2 lanes"):
         Engine(model)
 
@@ -202,13 +195,7 @@ def test_what_is_kept_and_does_not_fit_today_runs_with_fewer_lanes(
     kept = Kept()
     clock.cost = lambda _: 0.1
     assert Engine(model, tunings=kept).lanes == 16
-
-    def too_large(sample: torch.Tensor) -> torch.Tensor:
-        if len(sample) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return sample
-
-    unet.before = too_large
+    unet.fits = 4 * 64
     assert Engine(model, tunings=kept).lanes == 4
     assert [row["lanes"] for _, row in kept.rows] == [16]
     with pytest.raises(BadInputError, match="too little memory for 8 lanes"):
@@ -268,13 +255,7 @@ def test_a_compiled_size_that_does_not_fit_is_run_with_fewer_lanes(
 ) -> None:
     """In both modes; it is tried out at that many before a request is in it."""
     monkeypatch.setattr(torch, "compile", lambda unet, **_: unet)
-
-    def too_large(sample: torch.Tensor) -> torch.Tensor:
-        if sample.shape[-1] > 8 and len(sample) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return sample
-
-    unet.before = too_large
+    unet.fits = 8 * 64  # and so four lanes of 128x64
     for mode in ("exact", "throughput"):
         engine = Engine(model, launch="compiled", lanes=8, mode=mode)
         job = JobParameters(
