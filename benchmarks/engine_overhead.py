@@ -24,6 +24,7 @@ from worker.engine.engine import Engine
 from worker.models.load import LoadedModel
 from worker.stages.guidance import guide
 from worker.stages.noise import job_generator
+from worker.stages.sampler import SamplerSettings
 from worker.stages.schedule import NoiseSchedule
 
 STEPS = 12
@@ -112,15 +113,12 @@ def rival_step(model: LoadedModel, lanes: int, size: int) -> float:
     requests = []
     for i in range(lanes // 2):
         settings = job(i, size)
-        schedule = NoiseSchedule(
+        sampling = SamplerSettings(
             sampler=settings.sampler or "",
-            schedule="default",
             num_inference_steps=STEPS,
             scheduler_config=model.scheduler_config,
-            seed=i,
-            generator=job_generator(i),
-            tabulated=False,
         )
+        schedule = NoiseSchedule(sampling, seed=i, generator=job_generator(i), tables=None)
         requests.append((schedule, torch.randn((1, 4, side, side)) * schedule.init_noise_sigma))
     for evaluation in range(STEPS - 3):
         began = time.perf_counter()

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         """Where workers that were started in the background write their logs."""
         return self.home / "logs"
 
+    @property
+    def tables_path(self) -> Path:
+        """Where this host's workers keep the samplers' tables that they have read; may be deleted."""
+        return self.home / "tables"
+
     @classmethod
     def settings_customise_sources(
         cls,

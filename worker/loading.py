@@ -12,6 +12,7 @@ from worker.models.device import choose_device, choose_dtype, faster_dtypes, mak
 from worker.models.load import load_model
 from worker.models.threads import set_threads
 from worker.orders import ChildOrder
+from worker.stages.tables import Tables
 
 
 def open_engine(
@@ -45,6 +46,7 @@ def open_engine(
         dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
         launch=options.launch,
         tunings=tunings,
+        tables=Tables(settings.tables_path),
         on_death=on_death,
         stall=settings.stall,
         deadline=settings.deadline,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -14,23 +15,25 @@ from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
 from worker.models.load import LoadedModel
 from worker.stages.history import History
 from worker.stages.noise import job_generator
+from worker.stages.sampler import SamplerSettings
 from worker.stages.schedule import NoiseSchedule
+from worker.stages.tables import Tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # torchsde, at the rounded end points
 ]
 
+TABLES = Tables()
 
-def _build(config: dict[str, Any], sampler: str, steps: int, schedule: str = "default") -> NoiseSchedule:
-    return NoiseSchedule(
-        sampler=sampler,
-        schedule=schedule,
-        num_inference_steps=steps,
-        scheduler_config=config,
-        seed=3,
-        generator=job_generator(3),
+
+def _build(
+    config: Mapping[str, Any], sampler: str, steps: int, schedule: str = "default", *, seed: int = 3
+) -> NoiseSchedule:
+    settings = SamplerSettings(
+        sampler=sampler, schedule=schedule, num_inference_steps=steps, scheduler_config=config
     )
+    return NoiseSchedule(settings, seed=seed, generator=job_generator(seed), tables=TABLES)
 
 
 def _walk(schedule: NoiseSchedule, seed: int) -> torch.Tensor:
@@ -68,14 +71,7 @@ def test_stochastic_means_that_noise_is_drawn(name: str, model: LoadedModel) -> 
     """Two generators give two results exactly where the table says that noise is drawn in the loop."""
     results = []
     for seed in (1, 2):
-        schedule = NoiseSchedule(
-            sampler=name,
-            schedule="default",
-            num_inference_steps=6,
-            scheduler_config=model.scheduler_config,
-            seed=seed,
-            generator=job_generator(seed),
-        )
+        schedule = _build(model.scheduler_config, name, 6, seed=seed)
         results.append(_walk(schedule, seed=0))
     assert torch.equal(*results) != SAMPLERS[name].stochastic
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import Any
 
@@ -14,8 +13,10 @@ from storage.samplers import SAMPLERS
 from worker.models.load import LoadedModel
 from worker.stages.history import History
 from worker.stages.noise import job_generator
-from worker.stages.schedule import NoiseSchedule, _reader, sampler_table
+from worker.stages.sampler import SamplerSettings
+from worker.stages.schedule import NoiseSchedule
 from worker.stages.table import probe
+from worker.stages.tables import Tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
@@ -49,9 +50,12 @@ def _both(config: dict[str, Any], **settings: Any) -> tuple[NoiseSchedule, Noise
     """The same settings by table, and by scheduler."""
     ours, theirs = (
         NoiseSchedule(
-            scheduler_config=config, seed=4, generator=job_generator(4), tabulated=tabulated, **settings
+            SamplerSettings(scheduler_config=config, **settings),
+            seed=4,
+            generator=job_generator(4),
+            tables=tables,
         )
-        for tabulated in (True, False)
+        for tables in (Tables(), None)
     )
     return ours, theirs
 
@@ -148,7 +152,6 @@ def test_a_table_is_held_against_its_scheduler() -> None:
 
 def test_reading_a_table_draws_nothing_of_other_threads(model: LoadedModel) -> None:
     """Noise is answered in the reading thread only."""
-    config = json.dumps(model.scheduler_config, default=str)
     expected = torch.randn(8, generator=job_generator(1))
     wrong: list[bool] = []
     stop = threading.Event()
@@ -159,8 +162,9 @@ def test_reading_a_table_draws_nothing_of_other_threads(model: LoadedModel) -> N
 
     thread = threading.Thread(target=draw)
     thread.start()
-    _reader.cache_clear()
-    table = sampler_table("euler_a", "default", 20, config, 0.0)
+    table = Tables()[
+        SamplerSettings(sampler="euler_a", num_inference_steps=20, scheduler_config=model.scheduler_config)
+    ]
     stop.set()
     thread.join()
     assert table is not None

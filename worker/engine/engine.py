@@ -32,6 +32,7 @@ from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.decode import decode
 from worker.stages.history import History
+from worker.stages.tables import Tables
 from worker.stages.text import TextStage
 
 log = structlog.get_logger()
@@ -61,6 +62,7 @@ class Engine:
         dtypes: tuple[torch.dtype, ...] = (),
         launch: str = "eager",
         tunings: Tunings | None = None,
+        tables: Tables | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         stall: float = 1800.0,
         deadline: float = math.inf,
@@ -74,6 +76,7 @@ class Engine:
             dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
             launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`.
             tunings: where the choice is looked up and kept; None measures anew.
+            tables: where samplers' tables are kept; None keeps them for this engine only.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
             deadline: seconds that the steps of a request may take together; then it fails, before the next.
@@ -92,6 +95,7 @@ class Engine:
         self.steps = 0
         self._on_death = on_death
         self._deadline = deadline
+        self._tables = None if mode == "reference" else tables or Tables()
         self._text = TextStage(model.tokenizer, model.text_encoder)
         self._watchdog = Watchdog(stall, self._die)
         self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
@@ -132,7 +136,7 @@ class Engine:
             priority=priority,
             keep_latents=keep_latents,
             on_progress=on_progress,
-            tabulated=self.mode != "reference",
+            tables=self._tables,
         )
         self._roster.add(request)
         return Ticket(request)
@@ -287,7 +291,7 @@ class Engine:
                 )
                 # A noise scheduler that was called is a step ahead.
                 if self.mode == "exact" or request.schedule.table is None:
-                    self._attempt(request, "starting again", request.restart, self.model)
+                    self._attempt(request, "starting again", request.restart, self.model, self._tables)
 
     def _batch_of(self, chosen: list[Request]) -> Batch:
         """Return the batch of these requests: the last one of their shape, unless the company has changed."""

@@ -21,7 +21,9 @@ from worker.models.threads import in_passing_thread
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
 from worker.stages.history import History
 from worker.stages.noise import initial_noise, job_generator
+from worker.stages.sampler import SamplerSettings
 from worker.stages.schedule import NoiseSchedule
+from worker.stages.tables import Tables
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +135,7 @@ class Request:
         if self.denoised and self.started_at is not None:
             self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
 
-    def restart(self, model: LoadedModel) -> None:
+    def restart(self, model: LoadedModel, tables: Tables | None) -> None:
         """Go back to the first step, with the same noise."""
         fresh = prepare_request(
             model,
@@ -141,6 +143,7 @@ class Request:
             priority=self.priority,
             keep_latents=self.keep_latents,
             on_progress=self.on_progress,
+            tables=tables,
         )
         self.schedule, self.place, self.evaluation = fresh.schedule, fresh.place, 0
         self.move_to(model.device)
@@ -160,7 +163,7 @@ def prepare_request(
     priority: int,
     keep_latents: bool,
     on_progress: Callable[[float], None] | None,
-    tabulated: bool = True,
+    tables: Tables | None,
 ) -> Request:
     """Do all of a request that needs no device: its sampler's table and all its noise.
 
@@ -170,7 +173,7 @@ def prepare_request(
         priority: see `Engine.submit`.
         keep_latents: likewise.
         on_progress: likewise.
-        tabulated: False calls the noise scheduler itself, for the reference loop bit for bit.
+        tables: see `NoiseSchedule`.
 
     Raises:
         BadInputError: when the job cannot be rendered with this model.
@@ -191,16 +194,14 @@ def prepare_request(
     cond_width = model.unet.config.time_cond_proj_dim
     shape = (model.unet.config.in_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
     generator = job_generator(job.seed)
-    schedule = NoiseSchedule(
+    settings = SamplerSettings(
         sampler=cast("str", job.sampler),
         schedule=cast("str", job.schedule),
         num_inference_steps=cast("int", job.num_inference_steps),
         scheduler_config=model.scheduler_config,
-        seed=job.seed,
-        generator=generator,
         eta=job.options.get("eta", 0.0),
-        tabulated=tabulated,
     )
+    schedule = NoiseSchedule(settings, seed=job.seed, generator=generator, tables=tables)
     noise = initial_noise(shape, generator)
     in_passing_thread(lambda: schedule.draw_noise((1, *shape), model.device))
     guided = range(0)

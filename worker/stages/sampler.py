@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -14,80 +15,89 @@ from storage.parameters import MAX_DISTILLED_STEPS
 from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS, check_schedule
 
 
-def positioned_scheduler(
-    *,
-    sampler: str,
-    schedule: str,
-    num_inference_steps: int,
-    scheduler_config: Mapping[str, Any],
-    seed: int,
-) -> Any:
-    """Build a noise scheduler and set its steps.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerSettings:
+    """What of a job and its model leads from the model's outputs to latents; its noise comes from the seed.
 
-    It lives on the CPU whatever the device: its tables are read as scalars, and scalars on the CPU mix with
-    tensors on any device without a synchronisation.
-
-    Args:
+    Attributes:
         sampler: a name from `storage.samplers`.
         schedule: likewise.
         num_inference_steps: 1 to 1000.
         scheduler_config: the model's, after the pipeline's own fix-ups (`LoadedModel.scheduler_config`).
-        seed: the job's; the Brownian tree of DPM++ SDE is seeded with it.
-
-    Raises:
-        BadInputError: when the combination cannot be rendered; one sentence says why.
+        eta: noise that DDIM and TCD add, 0 to 1; the pipeline passes it to samplers that take it.
     """
-    check_combination(sampler, schedule, num_inference_steps, scheduler_config)
-    try:
-        scheduler = build_scheduler(sampler, schedule, scheduler_config, seed=seed)
-        scheduler.set_timesteps(num_inference_steps)
-    except (ValueError, NotImplementedError, IndexError, AssertionError, ZeroDivisionError) as error:
-        raise BadInputError(
-            f"Sampler {sampler} cannot do {num_inference_steps} steps of schedule {schedule} with this "
-            f"model's noise scheduler config ({error}); take other steps or another sampler."
-        ) from error
-    _check_positions(sampler, schedule, scheduler)
-    return scheduler
+
+    sampler: str
+    schedule: str = "default"
+    num_inference_steps: int
+    scheduler_config: Mapping[str, Any]
+    eta: float = 0.0
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What the sampler and its schedule change in the model's config."""
+        overrides = dict(SAMPLERS[self.sampler].overrides)
+        if self.schedule != "default":
+            # The model's config may ask for another spacing, and the classes refuse two at once.
+            overrides |= {option: name == self.schedule for name, option in SCHEDULE_OPTIONS.items()}
+        return overrides
+
+    def build(self, *, seed: int = 0) -> Any:
+        """Build the noise scheduler as diffusers users do, and set its steps.
+
+        It lives on the CPU whatever the device: its tables are read as scalars, and scalars on the CPU mix
+        with tensors on any device without a synchronisation.
+
+        Args:
+            seed: the job's; the Brownian tree of DPM++ SDE is seeded with it.
+
+        Raises:
+            BadInputError: when the combination cannot be rendered; one sentence says why.
+        """
+        _check_combination(self)
+        scheduler_class = getattr(diffusers, SAMPLERS[self.sampler].scheduler_class)
+        overrides = self.overrides
+        if "noise_sampler_seed" in inspect.signature(scheduler_class.__init__).parameters:
+            overrides["noise_sampler_seed"] = seed
+        try:
+            scheduler = scheduler_class.from_config(dict(self.scheduler_config), **overrides)
+            scheduler.set_timesteps(self.num_inference_steps)
+        except (ValueError, NotImplementedError, IndexError, AssertionError, ZeroDivisionError) as error:
+            raise BadInputError(
+                f"Sampler {self.sampler} cannot do {self.num_inference_steps} steps of schedule "
+                f"{self.schedule} with this model's noise scheduler config ({error}); take other steps or "
+                f"another sampler."
+            ) from error
+        _check_positions(self, scheduler)
+        return scheduler
+
+    def step_arguments(self, scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+        """Return what `StableDiffusionPipeline.prepare_extra_step_kwargs` passes to `step`."""
+        accepted = inspect.signature(scheduler.step).parameters
+        offered = {"eta": self.eta, "generator": generator}
+        return {name: value for name, value in offered.items() if name in accepted}
 
 
-def build_scheduler(sampler: str, schedule: str, scheduler_config: Mapping[str, Any], *, seed: int) -> Any:
-    """Build a noise scheduler as diffusers users do: `Class.from_config(model's config, **overrides)`.
-
-    Returns:
-        The scheduler, before `set_timesteps`.
-    """
-    entry = SAMPLERS[sampler]
-    overrides: dict[str, Any] = dict(entry.overrides)
-    if schedule != "default":
-        # The model's config may ask for another spacing, and the classes refuse two at once.
-        overrides |= {option: name == schedule for name, option in SCHEDULE_OPTIONS.items()}
-    scheduler_class = getattr(diffusers, entry.scheduler_class)
-    if "noise_sampler_seed" in inspect.signature(scheduler_class.__init__).parameters:
-        overrides["noise_sampler_seed"] = seed
-    return scheduler_class.from_config(dict(scheduler_config), **overrides)
-
-
-def check_combination(
-    sampler: str, schedule: str, num_inference_steps: int, scheduler_config: Mapping[str, Any]
-) -> None:
+def _check_combination(settings: SamplerSettings) -> None:
     """Refuse what diffusers would crash on or render as garbage.
 
     Raises:
         BadInputError: one sentence that names the sampler and says what to do.
     """
-    check_schedule(sampler, schedule)
-    if sampler in ("lcm", "tcd") and num_inference_steps > MAX_DISTILLED_STEPS:
+    sampler, steps = settings.sampler, settings.num_inference_steps
+    check_schedule(sampler, settings.schedule)
+    if sampler in ("lcm", "tcd") and steps > MAX_DISTILLED_STEPS:
         raise BadInputError(
-            f"Sampler {sampler} knows at most {MAX_DISTILLED_STEPS} steps, not {num_inference_steps}; "
+            f"Sampler {sampler} knows at most {MAX_DISTILLED_STEPS} steps, not {steps}; "
             f"ask for fewer, or take another sampler."
         )
-    effective = _effective_config(sampler, scheduler_config)
+    effective = _effective_config(settings)
     if str(effective.get("variance_type", "")).startswith("learned"):
         raise BadInputError(
             f"This model predicts its variance ({effective['variance_type']}), which sampler {sampler} does "
             f"not support here; take another sampler."
         )
-    prediction = scheduler_config.get("prediction_type", "epsilon")
+    prediction = settings.scheduler_config.get("prediction_type", "epsilon")
     if effective.get("rescale_betas_zero_snr") and prediction == "epsilon":
         raise BadInputError(
             f"This model's noise scheduler config combines zero terminal SNR with epsilon prediction, which "
@@ -97,14 +107,14 @@ def check_combination(
         raise BadInputError(
             f"Sampler {sampler} knows epsilon prediction only, not this model's {prediction}."
         )
-    if sampler in ("ddim", "ddpm", "pndm") and _runs_off_the_end(effective, num_inference_steps):
+    if sampler in ("ddim", "ddpm", "pndm") and _runs_off_the_end(effective, steps):
         raise BadInputError(
-            f"Sampler {sampler} has one step less than {num_inference_steps} with this model (leading "
-            f"spacing, steps_offset {effective['steps_offset']}); ask for {num_inference_steps - 1} steps."
+            f"Sampler {sampler} has one step less than {steps} with this model (leading "
+            f"spacing, steps_offset {effective['steps_offset']}); ask for {steps - 1} steps."
         )
 
 
-def _check_positions(sampler: str, schedule: str, scheduler: Any) -> None:
+def _check_positions(settings: SamplerSettings, scheduler: Any) -> None:
     """Refuse more steps than the spacing has places for, where that breaks the solver.
 
     The multistep and singlestep solvers divide by differences of log-SNR: two equal sigmas give 0 / 0, and a
@@ -117,8 +127,8 @@ def _check_positions(sampler: str, schedule: str, scheduler: Any) -> None:
     timesteps, sigmas = scheduler.timesteps, scheduler.sigmas[:-1]
     if bool((timesteps[:1] == timesteps[1:2]).any()) or bool((sigmas[1:] == sigmas[:-1]).any()):
         raise BadInputError(
-            f"Sampler {sampler} has no {len(timesteps)} different steps with schedule {schedule}; "
-            f"ask for fewer steps, or another schedule."
+            f"Sampler {settings.sampler} has no {len(timesteps)} different steps with schedule "
+            f"{settings.schedule}; ask for fewer steps, or another schedule."
         )
 
 
@@ -131,19 +141,13 @@ def _runs_off_the_end(effective: Mapping[str, Any], num_inference_steps: int) ->
     return effective["timestep_spacing"] == "leading" and last >= trained
 
 
-def _effective_config(sampler: str, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+def _effective_config(settings: SamplerSettings) -> dict[str, Any]:
     """Return the constructor arguments that the sampler's class would get, its own defaults included."""
-    entry = SAMPLERS[sampler]
-    parameters = inspect.signature(getattr(diffusers, entry.scheduler_class).__init__).parameters
+    config = settings.scheduler_config
+    scheduler_class = getattr(diffusers, SAMPLERS[settings.sampler].scheduler_class)
+    parameters = inspect.signature(scheduler_class.__init__).parameters
     # diffusers drops what an earlier class had only by default (`ConfigMixin.extract_init_dict`).
-    defaulted = scheduler_config.get("_use_default_values", ())
-    given = {k: v for k, v in scheduler_config.items() if k in parameters and k not in defaulted}
+    defaulted = config.get("_use_default_values", ())
+    given = {k: v for k, v in config.items() if k in parameters and k not in defaulted}
     defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-    return defaults | given | dict(entry.overrides)
-
-
-def step_arguments(scheduler: Any, generator: torch.Generator, *, eta: float) -> dict[str, Any]:
-    """Return what `StableDiffusionPipeline.prepare_extra_step_kwargs` passes to `step`."""
-    accepted = inspect.signature(scheduler.step).parameters
-    offered = {"eta": eta, "generator": generator}
-    return {name: value for name, value in offered.items() if name in accepted}
+    return defaults | given | settings.overrides

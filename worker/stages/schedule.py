@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import threading
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
-from worker.stages.sampler import positioned_scheduler, step_arguments
-from worker.stages.table import SamplerTable, probe
+from worker.stages.sampler import SamplerSettings
+from worker.stages.tables import Tables
 
 
 class NoiseSchedule:
@@ -26,27 +20,20 @@ class NoiseSchedule:
 
     def __init__(
         self,
+        settings: SamplerSettings,
         *,
-        sampler: str,
-        schedule: str,
-        num_inference_steps: int,
-        scheduler_config: Mapping[str, Any],
         seed: int,
         generator: torch.Generator,
-        eta: float = 0.0,
-        tabulated: bool = True,
+        tables: Tables | None,
     ) -> None:
         """Find the table, or build the noise scheduler.
 
         Args:
-            sampler: a name from `storage.samplers`.
-            schedule: likewise.
-            num_inference_steps: 1 to 1000.
-            scheduler_config: the model's, after the pipeline's own fix-ups (`LoadedModel.scheduler_config`).
+            settings: the job's, with its model's config.
             seed: the job's; the Brownian tree of DPM++ SDE is seeded with it.
             generator: the job's CPU generator; noise during the loop is drawn from it.
-            eta: noise that DDIM and TCD add, 0 to 1; the pipeline passes it to samplers that take it.
-            tabulated: False calls the noise scheduler in any case, for the reference loop bit for bit.
+            tables: where tables are found; None calls the noise scheduler in any case, for the reference
+                loop bit for bit.
 
         Raises:
             BadInputError: when the combination cannot be rendered; one sentence says why.
@@ -54,22 +41,13 @@ class NoiseSchedule:
         self._seed, self._generator = seed, generator
         self._noise: list[torch.Tensor | None] = []
         self._shape: tuple[int, ...] = ()
-        self.table: SamplerTable | None = None
-        if tabulated:
-            config = json.dumps(dict(scheduler_config), sort_keys=True)
-            self.table = sampler_table(sampler, schedule, num_inference_steps, config, eta)
+        self.table = None if tables is None else tables[settings]
         if self.table is not None:
             self.timesteps: list[float] = list(self.table.timesteps)
             self.init_noise_sigma: torch.Tensor | float = self.table.init_noise_sigma
             return
-        self._scheduler = positioned_scheduler(
-            sampler=sampler,
-            schedule=schedule,
-            num_inference_steps=num_inference_steps,
-            scheduler_config=scheduler_config,
-            seed=seed,
-        )
-        self._arguments = step_arguments(self._scheduler, generator, eta=eta)
+        self._scheduler = settings.build(seed=seed)
+        self._arguments = settings.step_arguments(self._scheduler, generator)
         self._timesteps: list[torch.Tensor] = list(self._scheduler.timesteps)
         self.timesteps = [float(timestep) for timestep in self._timesteps]
         self.init_noise_sigma = self._scheduler.init_noise_sigma
@@ -136,57 +114,3 @@ class NoiseSchedule:
             output, self._timesteps[evaluation], latents, **self._arguments, return_dict=False
         )[0]
         return stepped
-
-
-def sampler_table(
-    sampler: str, schedule: str, num_inference_steps: int, scheduler_config: str, eta: float
-) -> SamplerTable | None:
-    """Return the table of a sampler, schedule, number of steps, config and eta; None where it has none.
-
-    Reading one takes 0.05 to 3 s at 20 steps, and longer with more: it is done in the submitter's thread, and
-    once, whoever asks at the same time.
-
-    Args:
-        sampler: see `NoiseSchedule`.
-        schedule: likewise.
-        num_inference_steps: likewise.
-        scheduler_config: likewise, as JSON.
-        eta: likewise.
-
-    Raises:
-        BadInputError: when the combination cannot be rendered.
-    """
-    reader = _reader(sampler, schedule, num_inference_steps, scheduler_config, eta)
-    with reader.lock:
-        return reader.table
-
-
-class _Reader:
-    """Reads one table when it is first asked for."""
-
-    def __init__(self, build: Callable[[], Any], eta: float) -> None:
-        self.lock = threading.Lock()
-        self._build, self._eta = build, eta
-
-    @functools.cached_property
-    def table(self) -> SamplerTable | None:
-        """The table."""
-        return probe(
-            self._build, lambda scheduler: step_arguments(scheduler, torch.Generator(), eta=self._eta)
-        )
-
-
-@functools.lru_cache(maxsize=256)
-def _reader(
-    sampler: str, schedule: str, num_inference_steps: int, scheduler_config: str, eta: float
-) -> _Reader:
-    def build() -> Any:
-        return positioned_scheduler(
-            sampler=sampler,
-            schedule=schedule,
-            num_inference_steps=num_inference_steps,
-            scheduler_config=json.loads(scheduler_config),
-            seed=0,  # of the tree that DPM++ SDE would draw from, and a table does not
-        )
-
-    return _Reader(build, eta)

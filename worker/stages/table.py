@@ -13,7 +13,8 @@ not fit (clipping, thresholding, PNDM's Runge-Kutta steps) has no table, and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,31 @@ class SamplerTable:
     def __len__(self) -> int:
         """Count the forward passes."""
         return len(self.timesteps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold, and holds to the bit."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"weights": self.weights.tolist()}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> SamplerTable:
+        """Take back what `to_json` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
+        weights = torch.tensor(kept["weights"], dtype=torch.float32)
+        if weights.shape != (len(kept["timesteps"]), 2, TERMS):
+            raise ValueError(f"its weights have the shape {tuple(weights.shape)}")
+        return cls(
+            timesteps=tuple(kept["timesteps"]),
+            init_noise_sigma=kept["init_noise_sigma"],
+            input_scale=tuple(kept["input_scale"]),
+            weights=weights,
+            draws=tuple(kept["draws"]),
+            intervals=tuple(None if each is None else tuple(each) for each in kept["intervals"]),
+            sigma_range=tuple(kept["sigma_range"]),
+        )
 
 
 def probe(build: Callable[[], Any], step_arguments: Callable[[Any], dict[str, Any]]) -> SamplerTable | None:

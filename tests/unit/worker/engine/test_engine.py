@@ -20,7 +20,7 @@ from worker.engine.errors import (
     RenderError,
 )
 from worker.models.load import LoadedModel
-from worker.stages import schedule
+from worker.stages import tables
 
 # numpy warns about torch's __array__ where diffusers hands it tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -193,7 +193,7 @@ def test_a_request_that_takes_too_long_fails_between_two_steps(
 
 def test_a_samplers_error_fails_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a noise scheduler raises is the request's own failure."""
-    monkeypatch.setattr(schedule, "sampler_table", lambda *_: None)  # one of those that have no table
+    monkeypatch.setattr(tables, "probe", lambda *_: None)  # one of those that have no table
     sick, well = engine.submit(_job()), engine.submit(_job(seed=2))
 
     def fail(*_: Any) -> None:
@@ -253,7 +253,7 @@ def test_what_keeps_its_scheduler_starts_again_after_out_of_memory(
     mode: str, model: LoadedModel, unet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its noise scheduler may be a step ahead of it."""
-    monkeypatch.setattr(schedule, "sampler_table", lambda *_: None)
+    monkeypatch.setattr(tables, "probe", lambda *_: None)
     engine = Engine(model, lanes=8, mode=mode)
     ticket = engine.submit(_job())
     engine.step()
