@@ -4,15 +4,18 @@ Jobs of 4 samplers, 5 step counts and 3 guidance scales, to pictures in memory. 
 and threads: a pipeline call a prompt; pipeline calls of equal settings, up to R / 2 prompts each; Ray Data's
 `map_batches` over the same (where `ray` is installed; the time inside its actor). The limit is what the same
 jobs cost at least: their lanes in full forward passes of R, their prompts' encodings and their decodes, bare.
+The engine's own lines say its lanes/s while requests waited, and its steps against an ideal list schedule.
 """
 
 from __future__ import annotations
 
+import heapq
 import importlib.util
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,13 +32,41 @@ from worker.stages.text import TextStage
 LANES = 8
 
 
-def by_engine(engine: Engine, jobs: list[JobParameters]) -> None:
+@dataclass
+class Watched:
+    """What the engine did for a list of jobs.
+
+    Attributes:
+        seconds: for all of it.
+        queue: lanes/s while requests waited.
+        steps: forward passes.
+    """
+
+    seconds: float
+    queue: float
+    steps: int
+
+
+def by_engine(engine: Engine, jobs: list[JobParameters]) -> Watched:
     """Submit everything, step until all is done."""
+    before, began = engine.steps, time.perf_counter()
     tickets = [engine.submit(job) for job in jobs]
+    queue = 0.0
     while engine.step():
-        pass
+        if queue == 0.0 and engine.load[0] == 0:
+            done = sum(t.progress * (j.num_inference_steps or 0) for t, j in zip(tickets, jobs, strict=True))
+            queue = 2 * done / (time.perf_counter() - began)
     for ticket in tickets:
         ticket.future.result(timeout=0)
+    return Watched(time.perf_counter() - began, queue, engine.steps - before)
+
+
+def ideal_steps(jobs: list[JobParameters]) -> int:
+    """Count the steps of a list schedule, longest first, of all jobs on R / 2 places."""
+    places = [0] * (LANES // 2)
+    for steps in sorted((job.num_inference_steps or 0 for job in jobs), reverse=True):
+        heapq.heapreplace(places, places[0] + steps)
+    return max(places)
 
 
 def in_static_batches(pipeline: Any, jobs: list[JobParameters]) -> None:
@@ -100,9 +131,15 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
     engine, pipeline = Engine(model, lanes=LANES), pipeline_of(model)
     evaluations = sum(job.num_inference_steps or 0 for job in jobs)  # these samplers need one a step
     larger = not name.startswith("demo")
+    watched: list[Watched] = []
+
+    def watch() -> float:
+        watched.append(by_engine(engine, jobs))
+        return watched[-1].seconds
+
     rivals: dict[str, Callable[[], float]] = {
         "limit: bare forwards, full": lambda: limit(model, jobs, evaluations),
-        "promptmill's engine, exact": lambda: seconds(lambda: by_engine(engine, jobs)),
+        "promptmill's engine, exact": watch,
         "diffusers, a call a prompt": lambda: seconds(lambda: [call(pipeline, [job]) for job in jobs]),
         "diffusers, equal settings together": lambda: seconds(lambda: in_static_batches(pipeline, jobs)),
     }
@@ -115,15 +152,20 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
         for rival, run in rivals.items():
             taken[rival].append(run())
     mill = median(taken["promptmill's engine, exact"])
+    rates = {rival: 2 * evaluations / median(times) for rival, times in taken.items()}
+    rates["promptmill's engine, while requests waited"] = median([each.queue for each in watched])
+    bare = rates["limit: bare forwards, full"]
+    steps = f"{watched[-1].steps} steps, ideal list schedule {ideal_steps(jobs)}"
     return [
         {
             "model": name,
-            "what": rival,
-            "seconds": median(times),
-            "lanes/s": 2 * evaluations / median(times),
-            "engine is faster by": median(times) / mill,
+            "what": what,
+            "lanes/s": rate,
+            "of the limit": rate / bare,
+            "engine is faster by": 2 * evaluations / mill / rate,
+            "steps": steps if what == "promptmill's engine, exact" else "",
         }
-        for rival, times in taken.items()
+        for what, rate in rates.items()
     ]
 
 

@@ -6,91 +6,79 @@ numbers; the number of tensor operations does not depend on how many requests th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 
-from worker.engine.forward import Lanes, pad, predict_noise
+from worker.engine.forward import predict_noise
 from worker.engine.request import Request
+from worker.engine.shared_step import GraphedStep, Shared
 from worker.models.load import LoadedModel
-from worker.stages.guidance import guide, rescale_guided
-from worker.stages.history import TERMS, History
+from worker.stages.guidance import rescale_guided
+from worker.stages.history import TERMS, History, pad
 
 Attempt = Callable[..., Any]  # (request, what is done, function, *arguments)
 
 
 class Batch:
-    """What stays the same as long as the same requests share the steps.
+    """The requests that share steps, until their company changes.
 
     Attributes:
         requests: in the order in which they take lanes.
-        history: their latents and what their samplers look back at.
+        history: their latents and what their samplers look back at; below them idle rows, if it is padded.
         without_table: rows of the requests whose noise scheduler has to be called.
     """
 
-    def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
+    def __init__(
+        self, requests: Sequence[Request], device: torch.device, *, lanes: int, graph: GraphedStep | None
+    ) -> None:
         """Bring requests together.
 
         Args:
             requests: admitted, at least one, all of one latent shape.
             device: of the model.
+            lanes: R: the rows of a forward pass; at least those of the requests.
+            graph: runs a whole step at once, where nothing but tables is needed. It gets as many requests and
+                lanes every time: R, most of them idle.
         """
         self.requests = list(requests)
-        self.history = History.gather([request.place for request in requests])
+        self._graph = graph
+        rows = lanes if graph else len(requests)
+        history = History.gather([request.place for request in requests])
+        self.history = history.padded(rows - len(requests)) if graph else history
         tables = [request.schedule.table for request in requests]
         self.without_table = [row for row, table in enumerate(tables) if table is None]
-        # What belongs to a request and an evaluation: (requests, evaluations, ...), gathered by `_now`.
-        nothing = torch.zeros((1, 2, TERMS))
-        self._weights = _side_by_side([nothing if t is None else t.weights for t in tables], device)
-        scales = [torch.ones(1) if t is None else torch.tensor(t.input_scale) for t in tables]
-        self._scales = _side_by_side(scales, device)
-        self._timesteps = _side_by_side([torch.tensor(r.schedule.timesteps) for r in requests], device)
-        self._rows = torch.arange(len(requests), device=device)
-        self._evaluations = torch.tensor([request.evaluation for request in requests], device=device)
-        # The uncond lane comes first; a request without guidance has only one, which is both.
         self._lanes = [request.lanes for request in requests]
-        firsts = [sum(self._lanes[:row]) for row in range(len(requests))]
-        self._uncond = torch.tensor(firsts, device=device)
-        lasts = [first + lanes - 1 for first, lanes in zip(firsts, self._lanes, strict=True)]
-        self._cond = torch.tensor(lasts, device=device)
-        owners = [row for row, lanes in enumerate(self._lanes) for _ in range(lanes)]
-        self._owners = torch.tensor(owners, device=device)
-        scale = [cast("float", request.parameters.guidance_scale) for request in requests]
-        self._guidance = torch.tensor(scale, dtype=torch.float32, device=device)[:, None, None, None]
-        # Where guidance does not run the prompt's lane is left, the last one.
-        embeds = [r.embeds[-lanes:] for r, lanes in zip(requests, self._lanes, strict=True)]
-        self._embeds = torch.cat([each for own in embeds for each in own])
+        self._width = lanes
+        evaluations = torch.tensor([request.evaluation for request in requests], device=device)
+        self._evaluations = pad(evaluations, rows - len(requests))
         rescales = [request.parameters.options.get("guidance_rescale", 0.0) for request in requests]
         self._rescaled = [
             (row, rescale)
             for row, (rescale, lanes) in enumerate(zip(rescales, self._lanes, strict=True))
             if rescale and lanes > 1
         ]
-        conds = [requests[row].timestep_cond for row in owners]
-        self._cond_embeds = torch.cat([c for c in conds if c is not None]) if conds[0] is not None else None
+        shared = _shared(requests, device)
+        self._shared = shared.padded(requests=rows, lanes=lanes) if graph else shared
 
     def fits(self, requests: Sequence[Request]) -> bool:
         """Tell whether this is the batch of `requests` in their next step; intervals change lanes."""
         return self.requests == requests and self._lanes == [request.lanes for request in requests]
 
-    @property
-    def width(self) -> int:
-        """The lanes of the requests together."""
-        return sum(self._lanes)
-
-    def step(self, model: LoadedModel, *, width: int, attempt: Attempt) -> History | None:
+    def step(self, model: LoadedModel, *, attempt: Attempt) -> History | None:
         """Compute the history after one more forward pass; nothing changes in a request.
 
         Args:
             model: whose UNet runs.
-            width: R, the rows of the forward pass.
             attempt: calls a function for a request, which fails with what that raises, and returns what it
                 returned, or None.
 
         Returns:
             None when a request failed before the forward pass: the next step goes without it.
         """
+        if self._graph and not self.without_table and not self._rescaled:
+            return self._graph(self._shared, self.history, self._evaluations, self._noise())
         scaled: dict[int, torch.Tensor] = {}
         for row in self.without_table:
             request = self.requests[row]
@@ -99,8 +87,9 @@ class Batch:
             if own is None:
                 return None
             scaled[row] = own
-        output = self.guided(predict_noise(model, self.lanes(scaled), width=width))
-        history = self.after(output)
+        lanes = self._shared.lanes(self.history, self._evaluations, scaled)
+        output = self._guided(predict_noise(model, lanes, width=self._width))
+        history = self._shared.after(self.history, self._evaluations, output, self._noise())
         for row in self.without_table:
             request = self.requests[row]
             arguments = (output[row : row + 1], request.evaluation, request.latents)
@@ -109,64 +98,60 @@ class Batch:
                 history = history.with_latents(row, own)
         return history
 
-    def lanes(self, scaled: Mapping[int, torch.Tensor]) -> Lanes:
-        """Return the input of the next forward pass.
-
-        Args:
-            scaled: the UNet's input of every row without a table, (1, channels, h, w).
-        """
-        sample = self.history.latents[0] * self._now(self._scales)[:, None, None, None]
-        for row, own in scaled.items():
-            sample[row : row + 1] = own
-        return Lanes(
-            sample=sample[self._owners],
-            timesteps=self._now(self._timesteps)[self._owners],
-            prompt_embeds=self._embeds,
-            timestep_cond=self._cond_embeds,
-        )
-
-    def guided(self, noise_pred: torch.Tensor) -> torch.Tensor:
-        """Combine the lanes of each request.
-
-        Args:
-            noise_pred: (lanes, channels, h, w) float32.
-
-        Returns:
-            (requests, channels, h, w) float32; a request without guidance keeps its lane, bit for bit.
-        """
-        cond = noise_pred[self._cond]
-        output = guide(noise_pred[self._uncond], cond, self._guidance)
-        for row, rescale in self._rescaled:
-            own = slice(row, row + 1)
-            output[own] = rescale_guided(output[own], cond[own], rescale)
-        return output
-
-    def after(self, output: torch.Tensor) -> History:
-        """Return the history after this step, for the requests with a table; nothing changes here.
-
-        Args:
-            output: (requests, channels, h, w) float32.
-        """
-        return self.history.after(self._now(self._weights).permute(1, 2, 0), output, self._noise(output))
-
     def accept(self, history: History) -> None:
         """Move on to the next evaluation of every request."""
         self.history = history
         self._evaluations = self._evaluations + 1
 
-    def _now(self, table: torch.Tensor) -> torch.Tensor:
-        """Gather what each request has for its next evaluation."""
-        return table[self._rows, self._evaluations.clamp(max=table.shape[1] - 1)]
+    def _guided(self, noise_pred: torch.Tensor) -> torch.Tensor:
+        output = self._shared.guided(noise_pred)
+        for row, rescale in self._rescaled:
+            own, cond = slice(row, row + 1), self._shared.cond[row : row + 1]
+            output[own] = rescale_guided(output[own], noise_pred[cond], rescale)
+        return output
 
-    def _noise(self, output: torch.Tensor) -> torch.Tensor:
+    def _noise(self) -> torch.Tensor:
+        """Return what each request draws, zeros for who draws none."""
+        nothing = torch.zeros_like(self.history.latents[0])
         drawn = [
             None if request.schedule.table is None else request.schedule.noise(request.evaluation)
             for request in self.requests
         ]
         if not any(noise is not None for noise in drawn):
-            return torch.zeros_like(output)
-        nothing = torch.zeros_like(output[:1])
-        return torch.cat([nothing if noise is None else noise for noise in drawn])
+            return nothing
+        rows = torch.cat([nothing[:1] if noise is None else noise for noise in drawn])
+        return pad(rows, len(nothing) - len(rows))
+
+
+def _shared(requests: Sequence[Request], device: torch.device) -> Shared:
+    """Gather what the steps of these requests look up."""
+    tables = [request.schedule.table for request in requests]
+    # What belongs to a request and an evaluation: (requests, evaluations, ...).
+    nothing = torch.zeros((1, 2, TERMS))
+    weights = [nothing if table is None else table.weights for table in tables]
+    scales = [torch.ones(1) if table is None else torch.tensor(table.input_scale) for table in tables]
+    timesteps = [torch.tensor(request.schedule.timesteps) for request in requests]
+    # The uncond lane comes first; a request without guidance has only one, which is both.
+    lanes = [request.lanes for request in requests]
+    firsts = [sum(lanes[:row]) for row in range(len(requests))]
+    lasts = [first + count - 1 for first, count in zip(firsts, lanes, strict=True)]
+    owners = [row for row, count in enumerate(lanes) for _ in range(count)]
+    scale = [cast("float", request.parameters.guidance_scale) for request in requests]
+    # Where guidance does not run the prompt's lane is left, the last one.
+    embeds = [request.embeds[-count:] for request, count in zip(requests, lanes, strict=True)]
+    conds = [cond for row in owners if (cond := requests[row].timestep_cond) is not None]
+    return Shared(
+        rows=torch.arange(len(requests), device=device),
+        weights=_side_by_side(weights, device),
+        input_scale=_side_by_side(scales, device),
+        timesteps=_side_by_side(timesteps, device),
+        guidance_scale=torch.tensor(scale, dtype=torch.float32, device=device)[:, None, None, None],
+        uncond=torch.tensor(firsts, device=device),
+        cond=torch.tensor(lasts, device=device),
+        owners=torch.tensor(owners, device=device),
+        prompt_embeds=torch.cat([each for own in embeds for each in own]),
+        timestep_cond=torch.cat(conds) if conds else None,
+    )
 
 
 def _side_by_side(tables: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -25,6 +25,7 @@ from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
+from worker.engine.shared_step import GraphedStep
 from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
@@ -95,6 +96,7 @@ class Engine:
         self.steps = 0
         self._on_death = on_death
         self._deadline = deadline
+        self._graph = GraphedStep(model) if model.launch == "cuda_graphs" else None
         self._tables = None if mode == "reference" else tables or Tables()
         self._text = TextStage(model.tokenizer, model.text_encoder)
         self._watchdog = Watchdog(stall, self._die)
@@ -252,12 +254,8 @@ class Engine:
         began = time.perf_counter()
         self._watchdog.beat()
         try:
-            batch = self._batch_of(chosen)
-            # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company; and
-            # what is compiled or captured is so for one shape.
-            padded = self.mode == "exact" or self.model.launch != "eager"
-            width = plan.lanes if padded else batch.width
-            history = batch.step(self.model, width=width, attempt=self._attempt)
+            batch = self._batch_of(chosen, plan)
+            history = batch.step(self.model, attempt=self._attempt)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -278,6 +276,8 @@ class Engine:
         """
         shape = chosen[0].shape
         self._batches.clear()
+        if self._graph is not None:
+            self._graph.clear()
         old = self._plans[shape]
         plan = self._plans.shrink(shape)
         if plan is None:
@@ -293,13 +293,18 @@ class Engine:
                 if self.mode == "exact" or request.schedule.table is None:
                     self._attempt(request, "starting again", request.restart, self.model, self._tables)
 
-    def _batch_of(self, chosen: list[Request]) -> Batch:
+    def _batch_of(self, chosen: list[Request], plan: LanePlan) -> Batch:
         """Return the batch of these requests: the last one of their shape, unless the company has changed."""
         left = {request.shape for request in self._roster.snapshot()}
         self._batches = {shape: batch for shape, batch in self._batches.items() if shape in left}
         batch = self._batches.get(chosen[0].shape)
         if batch is None or not batch.fits(chosen):
-            batch = self._batches[chosen[0].shape] = Batch(chosen, self.model.device)
+            # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company; and
+            # what is compiled or captured is so for one shape.
+            padded = self.mode == "exact" or self.model.launch != "eager"
+            lanes = plan.lanes if padded else sum(request.lanes for request in chosen)
+            batch = Batch(chosen, self.model.device, lanes=lanes, graph=self._graph)
+            self._batches[chosen[0].shape] = batch
         return batch
 
     def _accept(self, batch: Batch, history: History, plan: LanePlan) -> None:
@@ -311,7 +316,7 @@ class Engine:
             request.width = plan.lanes
             self._attempt(request, "reporting its progress", request.accept, history, row)
         self._hear()
-        self._verdict = Verdict(batch.requests, history.latents[0])
+        self._verdict = Verdict(batch.requests, history.latents[0][: len(batch.requests)])
 
     def _hear(self) -> None:
         """Wait for the step that was asked about; fail the requests whose latents were not finite then."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.models.load import LoadedModel
+from worker.stages.history import pad
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +64,3 @@ def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tens
         return_dict=False,
     )[0]
     return noise_pred[: len(lanes)].float()
-
-
-def pad(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Append `count` rows of zeros."""
-    return torch.cat([rows, rows.new_zeros((count, *rows.shape[1:]))]) if count else rows

@@ -164,6 +164,8 @@ def fewer_lanes(lanes: int) -> int:
 
 def free_memory(model: LoadedModel) -> None:
     """Give back what torch keeps for reuse, after a pass that did not fit."""
+    if model.launch == "cuda_graphs":
+        model.unet.clear()
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -72,7 +72,37 @@ class History:
         terms = (*self.latents, *outputs, *drawn, self.hidden)
         each = weights[..., None, None, None]
         latents, hidden = (weighted_sum(line, terms) for line in each)
-        return History(latents=(latents, *self.latents[:-1]), outputs=outputs, noise=drawn, hidden=hidden)
+        return self.moved(latents=latents, hidden=hidden, output=output, noise=noise)
+
+    def padded(self, count: int) -> History:
+        """Append `count` rows of zeros."""
+        return History.from_flat([pad(each, count) for each in self.flat()])
+
+    def moved(
+        self, *, latents: torch.Tensor, hidden: torch.Tensor, output: torch.Tensor, noise: torch.Tensor
+    ) -> History:
+        """Make these the newest; the oldest are let go."""
+        return History(
+            latents=(latents, *self.latents[:-1]),
+            outputs=(output, *self.outputs[:-1]),
+            noise=(noise, *self.noise[:-1]),
+            hidden=hidden,
+        )
+
+    def flat(self) -> tuple[torch.Tensor, ...]:
+        """Return all tensors, for `from_flat`."""
+        return (*self.latents, *self.outputs, *self.noise, self.hidden)
+
+    @classmethod
+    def from_flat(cls, tensors: Sequence[torch.Tensor]) -> History:
+        """Take back what `flat` returned."""
+        outputs, noise = LATENT_LAGS, LATENT_LAGS + OUTPUT_LAGS
+        return cls(
+            latents=tuple(tensors[:outputs]),
+            outputs=tuple(tensors[outputs:noise]),
+            noise=tuple(tensors[noise:-1]),
+            hidden=tensors[-1],
+        )
 
     def with_latents(self, row: int, latents: torch.Tensor) -> History:
         """Replace one row's newest latents, (1, channels, h, w): those of a scheduler that has no table."""
@@ -91,3 +121,8 @@ def weighted_sum(weights: torch.Tensor, terms: Sequence[torch.Tensor]) -> torch.
     for weight, term in zip(weights[1:], terms[1:], strict=True):
         total = total + weight * term
     return total
+
+
+def pad(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Append `count` rows of zeros."""
+    return torch.cat([rows, rows.new_zeros((count, *rows.shape[1:]))]) if count else rows

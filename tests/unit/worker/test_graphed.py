@@ -10,6 +10,8 @@ import torch
 
 from worker.models.graphed import GraphedUnet
 
+Outputs = tuple[torch.Tensor, ...]
+
 
 class Unet:
     """Adds up its inputs."""
@@ -31,10 +33,10 @@ class Unet:
         return (total if timestep_cond is None else total + timestep_cond,)
 
 
-def capture(forward: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], object]]:
+def capture(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
     """Work on the same memory every time, as a graph does."""
-    output = forward()
-    return output, lambda: output.copy_(forward())
+    outputs = tuple(output.clone() for output in function())
+    return outputs, lambda: [place.copy_(new) for place, new in zip(outputs, function(), strict=True)]
 
 
 def inputs(lanes: int, value: float, cond: float | None = None) -> dict[str, Any]:
@@ -60,14 +62,17 @@ def test_a_shape_is_captured_once() -> None:
     """The second call of a shape captures nothing; another shape does."""
     captures = []
 
-    def counting(forward: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], object]]:
-        captures.append(forward)
-        return capture(forward)
+    def counting(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
+        captures.append(function)
+        return capture(function)
 
     graphed = GraphedUnet(Unet(), counting)
     for lanes in (2, 2, 4, 2, 4):
         graphed(**inputs(lanes, 1.0))
     assert len(captures) == 2
+    graphed.clear()
+    graphed(**inputs(2, 1.0))
+    assert len(captures) == 3
 
 
 def test_it_answers_for_the_unet() -> None:
