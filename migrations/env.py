@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from alembic import context
+from sqlalchemy import text
 
 from storage.rows import Base
+
+UPGRADE_LOCK = 0x70726F6E  # of PostgreSQL; the one next to it is dispatch's
 
 
 def run() -> None:
@@ -12,6 +15,8 @@ def run() -> None:
     connection = context.config.attributes["connection"]
     context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
     with context.begin_transaction():
+        if connection.dialect.name == "postgresql":  # of two at once the second finds nothing to do
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
         context.run_migrations()
     connection.commit()
 

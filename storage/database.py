@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -32,6 +33,15 @@ from storage.writer_lock import WRITER_PATIENCE, WriterLock
 
 HEAD = "0002"  # the schema that this code works with; a test compares it with migrations/
 CONNECTIONS = 3  # per process, whatever its concurrency
+# libpq's own patience with a host that does not answer is minutes long, or endless.
+POSTGRES_OPTIONS = {
+    "application_name": "promptmill",  # in pg_stat_activity
+    "connect_timeout": 5,  # seconds
+    "keepalives_idle": 10,  # seconds of silence, then a probe every 5 s, and after 3 without answer the end
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # milliseconds until what was sent has to be acknowledged
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,9 @@ def translated(db_engine: Engine) -> Iterator[None]:
         raise _sentence(db_engine, error) from error
 
 
+_NO_SCHEMA = re.compile(r'no such (table|column)|(relation|column) ".*" does not exist')
+
+
 def _sentence(db_engine: Engine, error: Exception) -> Exception:
     where = db_engine.url.render_as_string(hide_password=True)
     cause = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]
@@ -95,7 +108,7 @@ def _sentence(db_engine: Engine, error: Exception) -> Exception:
         return StoreFullError(
             f"The database {where} cannot write ({cause}): free some space on its disk, then go on."
         )
-    if "no such table" in cause or "no such column" in cause:
+    if _NO_SCHEMA.search(cause):
         return SchemaError(
             f"The database {where} has no promptmill schema of this version; run `promptmill db upgrade`."
         )
@@ -152,8 +165,16 @@ def _connect(settings: Settings) -> Database:
             return _sqlite(Path(url.database).absolute())
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
-        db_engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        given = {name: value for name, value in POSTGRES_OPTIONS.items() if name not in url.query}
+        db_engine = create_engine(
+            url, pool_size=CONNECTIONS, max_overflow=0, pool_pre_ping=True, connect_args=given
+        )
+    except ModuleNotFoundError as error:
+        raise BadInputError(
+            f"PROMPTMILL_DATABASE_URL needs a driver that is not installed ({error}); for PostgreSQL run "
+            f"`pip install 'promptmill[postgres]'`."
+        ) from error
+    except (ArgumentError, NoSuchModuleError) as error:
         raise BadInputError(
             f"PROMPTMILL_DATABASE_URL cannot be used ({error}); "
             f"write sqlite:///FILE or postgresql://USER@HOST/NAME."

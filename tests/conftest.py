@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+
+from tests.servers import Postgres, running_postgres
 from worker.nursery import ENVIRONMENT
 
 # Read when torch is loaded, so it has to be set before any test imports it.
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for the whole session; each test makes databases of its own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pm-pg-") as folder,
+        running_postgres(Path(folder) / "data") as one,
+    ):
+        yield one

@@ -125,6 +125,8 @@ def _next_jobs(connection: Connection, submission: str, moment: datetime, limit:
         .where(JOBS.c.submission == submission, *_ready(moment))
         .order_by(JOBS.c.index)
         .limit(limit)
+        # A row that a cancel or a sweep holds now is left to the next tick, not waited for (PostgreSQL only).
+        .with_for_update(skip_locked=True)
     )
     return iter(connection.execute(query).mappings().all())
 

@@ -16,8 +16,9 @@ from storage.jobstore import JobStore
 from storage.settings import Settings
 from storage.sqljobstore import base, claiming, dispatching, liveness, reading, steering, submitting
 from storage.stores import open_job_store
+from tests.servers import Postgres
 
-JOB_STORES = ("sqlite",)  # PostgreSQL joins here
+JOB_STORES = ("sqlite", "postgresql")
 IMAGE_STORES = ("local", "memory")
 
 
@@ -36,13 +37,26 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return settings.database_path
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Postgres:
+    """A PostgreSQL server whose database `migrated` has the whole schema and nothing in it."""
+    url = postgres.make_database("migrated")
+    upgrade(Settings(home=tmp_path_factory.mktemp("home"), database_url=url))
+    return postgres
+
+
 @pytest.fixture(params=JOB_STORES)
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     """Settings that name a database which holds nothing but the schema."""
     home = tmp_path / "home"
     home.mkdir()
-    shutil.copyfile(request.getfixturevalue("migrated_sqlite"), home / "promptmill.db")
-    return Settings(home=home)
+    if request.param == "sqlite":
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), home / "promptmill.db")
+        yield Settings(home=home)
+        return
+    server = request.getfixturevalue("migrated_postgres")
+    yield Settings(home=home, database_url=server.make_database("contract", template="migrated"))
+    server.drop_database("contract")
 
 
 @pytest.fixture

@@ -1090,7 +1090,11 @@ class TestJobStore:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "PROMPTMILL_HOME": str(settings.home)},
+                env={
+                    **os.environ,
+                    "PROMPTMILL_HOME": str(settings.home),
+                    "PROMPTMILL_DATABASE_URL": settings.database_url or "",
+                },
             )
             for incarnation in ("p1", "p2")
         ]
