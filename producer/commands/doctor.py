@@ -11,11 +11,12 @@ import click
 
 from producer.background_worker import check_worker_extra
 from producer.models import is_alive
-from producer.output import count_of, print_json, print_table
+from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
 from storage.errors import PromptmillError, UnreachableError
 from storage.version import promptmill_version
 
+LITTLE = 2**30  # bytes free, below which a warning is due
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 
 
@@ -104,7 +105,13 @@ def _store(session: Session) -> tuple[str, str]:
             return BROKEN, "the picture store gives back other bytes than it was given; choose another store"
     finally:
         session.images.delete(key)
-    return OK, session.settings.store_url or str(session.settings.images_path)
+    where = session.settings.store_url or str(session.settings.images_path)
+    free = session.images.free_bytes()
+    if free is None:
+        return OK, where
+    if free < LITTLE:
+        return WARNING, f"{where}, only {size_of(free)} left for pictures; free some, or choose another store"
+    return OK, f"{where}, {size_of(free)} free"
 
 
 def _redis(session: Session) -> tuple[str, str]:

@@ -16,10 +16,10 @@ from storage.jobstore import JobStore
 from storage.settings import Settings
 from storage.sqljobstore import base, claiming, dispatching, liveness, reading, steering, submitting
 from storage.stores import open_job_store
-from tests.servers import Postgres
+from tests.servers import S3, Postgres
 
 JOB_STORES = ("sqlite", "postgresql")
-IMAGE_STORES = ("local", "memory")
+IMAGE_STORES = ("local", "memory", "s3")
 
 
 @pytest.fixture(autouse=True)
@@ -94,11 +94,24 @@ def advance(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return later
 
 
+@pytest.fixture
+def s3_url(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a folder in an empty bucket."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3.make_bucket("pictures")
+    yield "s3://pictures/images"
+    s3.drop_bucket("pictures")
+
+
 @pytest.fixture(params=IMAGE_STORES)
 def image_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ImageStore]:
     """An image store with nothing in it."""
     if request.param == "local":
         yield FsspecImageStore(f"file://{tmp_path / 'images'}")
+        return
+    if request.param == "s3":
+        yield FsspecImageStore(request.getfixturevalue("s3_url"))
         return
     memory = fsspec.filesystem("memory")
     memory.store.clear()

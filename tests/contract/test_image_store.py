@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
-from storage.imagestore import FsspecImageStore, ImageStore, check_key, picture_key
+from storage.imagestore import RESERVE, FsspecImageStore, ImageStore, check_key, picture_key
 
 KEY = "abcd2345/0000/000007.png"
 PARTS = ("..", ".", "", "a", "\\", "\0", "b.png", "~")
@@ -36,7 +37,7 @@ def break_writes(monkeypatch: pytest.MonkeyPatch) -> Fault:
 
     def break_them(store: FsspecImageStore, code: int) -> None:
         monkeypatch.setattr(os, "fsync", failing(code))  # local files
-        monkeypatch.setattr(type(store._files), "pipe_file", failing(code))  # everything else
+        monkeypatch.setattr(store._files, "pipe_file", failing(code))  # everything else
 
     return break_them
 
@@ -114,7 +115,7 @@ class TestImageStore:
             raise error
 
         for name in ("cat_file", "rm_file", "exists"):
-            monkeypatch.setattr(type(image_store._files), name, fail)
+            monkeypatch.setattr(image_store._files, name, fail)
         for act in (image_store.read, image_store.delete, image_store.exists):
             with pytest.raises(UnreachableError, match="failed to"):
                 act(KEY)
@@ -264,3 +265,15 @@ def test_keys_look_as_documented() -> None:
     """A thousand pictures a folder; the second attempt has its number in the name."""
     assert picture_key("abcd2345", 1234, 1) == "abcd2345/0001/001234.png"
     assert picture_key("abcd2345", 1234, 2) == "abcd2345/0001/001234-2.png"
+
+
+def test_a_nearly_full_disk_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database that lies beside the pictures keeps room to say so."""
+    store = FsspecImageStore(f"file://{tmp_path / 'images'}")
+    used = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(free=RESERVE + 100))
+    assert store.free_bytes() == 100
+    store.write(KEY, b"x" * 100)
+    with pytest.raises(StoreFullError, match="free some"):
+        store.write(KEY, b"x" * 101)
+    assert store.read(KEY) == b"x" * 100
