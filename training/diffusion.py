@@ -117,13 +117,7 @@ class DiffusionTask:
     def __call__(self) -> tuple[nn.Module, BatchLoss]:
         """Build both networks and their loss."""
         tokenizer = CLIPTokenizer.from_pretrained(self.tokenizer)
-        text_encoder = CLIPTextModel(text_config(tokenizer))
-        text_encoder.set_attn_implementation(
-            "eager"
-        )  # with plain attention in the UNet: its backward is faster
-        unet: Any = UNet2DConditionModel(**UNET_CONFIG)
-        unet.set_attn_processor(AttnProcessor())
-        networks = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+        networks = build_networks(tokenizer)
         latents = np.load(self.folder / "latents.npy")
         labels = load(self.folder, "train").labels
         schedule: Any = DDPMScheduler.from_config(SCHEDULER_CONFIG)
@@ -131,18 +125,50 @@ class DiffusionTask:
         def batch_loss(networks: nn.Module, rng: np.random.Generator) -> torch.Tensor:
             chosen = rng.integers(0, len(latents), self.batch)
             captions = _captions(labels[chosen], random.Random(int(rng.integers(2**62))))
-            ids = tokenizer(
-                captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt"
-            ).input_ids
+            ids = to_ids(tokenizer, captions)
             return diffusion_loss(networks, torch.from_numpy(latents[chosen]).float(), ids, schedule, rng)
 
         return networks, batch_loss
 
 
+def build_networks(tokenizer: CLIPTokenizer) -> nn.Module:
+    """Make the text encoder and the UNet, with random weights."""
+    text_encoder = CLIPTextModel(text_config(tokenizer))
+    # With plain attention in the UNet: its backward is faster.
+    text_encoder.set_attn_implementation("eager")
+    unet: Any = UNet2DConditionModel(**UNET_CONFIG)
+    unet.set_attn_processor(AttnProcessor())
+    return nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+
+
+def to_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Tokenize captions: (n, MAX_LENGTH) int64."""
+    ids: torch.Tensor = tokenizer(
+        captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def predict(networks: Any, noisy: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Predict the noise in latents, (n, 4, 16, 16), told by tokenized captions."""
+    hidden = networks["text_encoder"](ids).last_hidden_state
+    noise_pred: torch.Tensor = networks["unet"](noisy, timesteps, hidden).sample
+    return noise_pred
+
+
 def diffusion_loss(
     networks: Any, latents: torch.Tensor, ids: torch.Tensor, schedule: Any, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Min-SNR weighted error of the predicted noise (Hang et al. 2023, equation 8 for epsilon prediction)."""
+    """Min-SNR weighted error of the predicted noise."""
+    noisy, timesteps, noise = draw_noisy(latents, schedule, rng)
+    error = ((predict(networks, noisy, timesteps, ids) - noise) ** 2).mean(dim=(1, 2, 3))
+    return (min_snr_weight(schedule, timesteps) * error).mean()
+
+
+def draw_noisy(
+    latents: torch.Tensor, schedule: Any, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw a timestep and noise for each of the latents; return them noisy, the timesteps, the noise."""
     shape = tuple(latents.shape)
     noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     offset = torch.from_numpy(rng.standard_normal((*shape[:2], 1, 1), dtype=np.float32))
@@ -151,13 +177,15 @@ def diffusion_loss(
     timesteps = torch.from_numpy(
         np.where(high, rng.integers(500, 1000, shape[0]), rng.integers(0, 1000, shape[0]))
     )
-    noisy = schedule.add_noise(latents, noise, timesteps)
-    hidden = networks["text_encoder"](ids).last_hidden_state
-    noise_pred = networks["unet"](noisy, timesteps, hidden).sample
+    return schedule.add_noise(latents, noise, timesteps), timesteps, noise
+
+
+def min_snr_weight(schedule: Any, timesteps: torch.Tensor) -> torch.Tensor:
+    """Weigh errors of timesteps (Hang et al. 2023, equation 8 for epsilon prediction)."""
     alphas = schedule.alphas_cumprod[timesteps]
     snr = alphas / (1 - alphas)
-    weight = torch.clamp(snr, max=MIN_SNR_GAMMA) / snr
-    return (weight * ((noise_pred - noise) ** 2).mean(dim=(1, 2, 3))).mean()
+    weight: torch.Tensor = torch.clamp(snr, max=MIN_SNR_GAMMA) / snr
+    return weight
 
 
 def train_diffusion(folder: Path, tokenizer: Path, *, steps: int, batch: int, seed: int) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from training import data
+from training.calibrate import calibrate
 from training.card import write_card
 from training.classifier import judge, train_classifier
 from training.diffusion import encode_latents, train_diffusion
@@ -108,6 +109,12 @@ class Maker:
                 outputs=("classifier.pt",),
                 trainings=("classifier",),
             ),
+            Stage(
+                name="calibrate",
+                run=self._calibrate,
+                outputs=("calibrated.pt",),
+                trainings=("calibrated",),
+            ),
             Stage(name="export", run=self._export, outputs=("export",)),
             Stage(name="evaluate", run=self._evaluate, outputs=()),
         ]
@@ -176,12 +183,22 @@ class Maker:
             seed=self.seed,
         )
 
+    def _calibrate(self) -> None:
+        calibrate(
+            self.work,
+            self.work / "tokenizer",
+            self.work / "diffusion.pt",
+            steps=self.plan.calibration_steps,
+            batch=self.plan.latents,
+            seed=self.seed,
+        )
+
     def _train_judge(self) -> None:
         train_classifier(self.work, steps=self.plan.judge_steps, seed=self.seed)
 
     def _export(self) -> dict[str, Any]:
         shutil.rmtree(self.exported, ignore_errors=True)
-        weights: dict[str, Any] = {"vae": self.work / "vae.pt", "diffusion": self.work / "diffusion.pt"}
+        weights: dict[str, Any] = {"vae": self.work / "vae.pt", "diffusion": self.work / "calibrated.pt"}
         latents = {name: self.figures[name] for name in ("latent_mean", "scaling_factor")}
         export(self.exported, **weights, **latents)
         return {"parameters": count_parameters(**weights)}

@@ -12,7 +12,8 @@ class Plan:
     Attributes:
         variants: pictures of each training triple.
         limit: triples to draw, None for all.
-        crop_steps, whole_steps, diffusion_steps, judge_steps: optimiser steps of each stage.
+        crop_steps, whole_steps, diffusion_steps, calibration_steps, judge_steps: optimiser steps
+            of each training.
         crops, latents: in a step of one process.
         prompts: for each line of the table.
         steps: of the sampler, in the evaluation.
@@ -23,6 +24,7 @@ class Plan:
     crop_steps: int
     whole_steps: int
     diffusion_steps: int
+    calibration_steps: int
     judge_steps: int
     crops: int
     latents: int
@@ -36,6 +38,7 @@ FULL = Plan(
     crop_steps=4600,
     whole_steps=1000,
     diffusion_steps=10000,
+    calibration_steps=800,
     judge_steps=800,
     crops=12,
     latents=12,
@@ -48,6 +51,7 @@ QUICK = Plan(
     crop_steps=60,
     whole_steps=120,
     diffusion_steps=60,
+    calibration_steps=40,
     judge_steps=60,
     crops=16,
     latents=16,
