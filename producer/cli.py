@@ -163,6 +163,7 @@ _COMMANDS = {
     "retry": ("producer.commands.steer:retry", "Bring failed and cancelled jobs back."),
     "pause": ("producer.commands.steer:pause", "Start no more jobs of a submission."),
     "resume": ("producer.commands.steer:resume", "Let a paused submission go on."),
+    "adjust": ("producer.commands.steer:adjust", "Change a submission's priority, weight or limit."),
     "export": ("producer.commands.export:export", "Write a submission's pictures into a folder."),
     "samplers": ("producer.commands.tables:samplers", "List the samplers and their schedules."),
     "models": ("producer.commands.tables:models", "List the models that can be asked for."),

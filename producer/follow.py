@@ -191,5 +191,6 @@ def submission_fields(status: Status) -> dict[str, Any]:
         "source": submission.source,
         "priority": submission.priority or None,
         "weight": submission.weight if submission.weight != 1 else None,
+        "max_running": submission.max_running,
         "note": submission.note,
     }

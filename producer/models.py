@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInputError, ModelLoadError
 from storage.model_defaults import read_defaults, read_native_size
-from storage.models import BUILTIN_MODEL, ModelReference, parse_model
+from storage.models import BUILTIN_MODEL, ModelReference, configured_models, parse_model
 from storage.records import Worker, WorkerState
 
 if TYPE_CHECKING:
@@ -67,12 +67,6 @@ def serving(workers: Iterable[Worker], model: str, *, lease: float) -> list[Work
     ]
 
 
-def configured_models(settings: Settings) -> dict[str, ModelReference]:
-    """Return the models whose files we can name: the one that comes with the project and configured ones."""
-    references = [parse_model(BUILTIN_MODEL), *(parse_model(text) for text in settings.models)]
-    return {reference.name: reference for reference in references}
-
-
 def known_models(
     settings: Settings, workers: Iterable[Worker], *named: ModelReference
 ) -> dict[str, KnownModel]:
@@ -83,7 +77,7 @@ def known_models(
         workers: all incarnations, newest first.
         named: models of the command line; they beat the configured ones.
     """
-    configured = configured_models(settings)
+    configured = configured_models(settings.models)
     # Another source under a known name: what workers published under that name says nothing about it.
     renamed = {reference.name for reference in named if configured.get(reference.name) != reference}
     configured |= {reference.name: reference for reference in named}
@@ -148,7 +142,7 @@ def resolve_model(settings: Settings, text: str) -> ModelReference:
         BadInputError: when it names neither a known model nor a repo or folder.
         ModelLoadError: when it names a folder that does not exist.
     """
-    configured = configured_models(settings)
+    configured = configured_models(settings.models)
     if text in configured:
         reference = configured[text]
     elif "=" in text or "/" in text or Path(text).exists():

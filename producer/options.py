@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -143,6 +142,9 @@ submission_flags = _stacked(
         help="Share among equal priorities.",
     ),
     click.option(
+        "--max-running", type=int, metavar="N", help="At most N of its jobs at once. Default: no limit."
+    ),
+    click.option(
         "--key", metavar="TEXT", help="Idempotency key: a second submit resumes or returns the first."
     ),
 )
@@ -183,19 +185,28 @@ worker_flags = _stacked(
 )
 
 
-def check_submission_flags(*, name: str | None, priority: int, weight: float, key: str | None) -> None:
+def check_submission_flags(
+    *, name: str | None, priority: int, weight: float, max_running: int | None, key: str | None
+) -> None:
     """Check the flags of a submission; BadInputError about the first that cannot be used."""
     if name is not None and not _NAME.fullmatch(name):
         raise BadInputError(
             f"--name {name!r} cannot be used; take up to 100 letters, digits, blanks and . _ + = -, "
             f"beginning with a letter or digit."
         )
-    if not -(2**31) <= priority < 2**31:
-        raise BadInputError(f"--priority {priority} is out of range; small numbers like -10 to 10 will do.")
-    if not math.isfinite(weight) or not 1e-3 <= weight <= 1e3:  # noqa: PLR2004  (said in the sentence)
-        raise BadInputError(f"--weight {weight} is out of range; choose 0.001 to 1000.")
+    check_share(priority=priority, weight=weight, max_running=max_running)
     if key is not None and not 1 <= len(key.strip()) <= MAX_KEY_LENGTH:
         raise BadInputError(f"--key is empty or longer than {MAX_KEY_LENGTH} characters; choose another.")
+
+
+def check_share(*, priority: int | None, weight: float | None, max_running: int | None) -> None:
+    """Check what a submission gets of the workers, where it is given."""
+    if priority is not None and not -(2**31) <= priority < 2**31:
+        raise BadInputError(f"--priority {priority} is out of range; small numbers like -10 to 10 will do.")
+    if weight is not None and not 1e-3 <= weight <= 1e3:  # noqa: PLR2004  (said in the sentence)
+        raise BadInputError(f"--weight {weight} is out of range; choose 0.001 to 1000.")
+    if max_running is not None and not 1 <= max_running < 2**31:
+        raise BadInputError(f"--max-running {max_running} is out of range; give 1 or more, or leave it out.")
 
 
 def check_worker_flags(

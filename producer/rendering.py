@@ -18,7 +18,7 @@ import click
 from producer.background_worker import BackgroundWorker, check_worker_extra
 from producer.contact_sheet import MAX_PAGES, PER_PAGE, write_contact_sheets
 from producer.follow import check_all_succeeded, display, follow
-from producer.models import configured_models, serving
+from producer.models import serving
 from producer.output import count_of, remark
 from producer.pictures import claim_folder, write_pictures
 from producer.session import Session
@@ -26,7 +26,7 @@ from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.records import JobStatus, Status, Submission, SubmissionState, no_live_worker
 
 if TYPE_CHECKING:
-    from storage.models import ModelReference
+    from storage.models import ModelReference, configured_models
     from storage.worker_options import WorkerOptions
 
 LOOK_INTERVAL = 2.0  # seconds between looks whether somebody else's worker still serves the model
@@ -51,7 +51,7 @@ class Rendering:
     def resume_command(self) -> str:
         """Return the command line that completes this submission."""
         words = ["promptmill", "render", "--resume", self.submission.id, "--out", str(self.out)]
-        if configured_models(self.session.settings).get(self.model.name) != self.model:
+        if configured_models(self.session.settings.models).get(self.model.name) != self.model:
             words += ["--model", str(self.model)]
         return shlex.join(words)
 

@@ -29,6 +29,7 @@ class Order:
     name: str | None
     priority: int
     weight: float
+    max_running: int | None
     key: str | None
 
     @property
@@ -60,6 +61,7 @@ def submit_order(
         idempotency_key=order.key,
         priority=order.priority,
         weight=order.weight,
+        max_running=order.max_running,
     )
     if submission.model != order.model:
         raise BadInputError(

@@ -15,6 +15,7 @@ from storage.records import (
     Claim,
     Failure,
     Finish,
+    Heard,
     Image,
     Job,
     JobStatus,
@@ -47,6 +48,7 @@ class JobStore(Protocol):
         idempotency_key: str | None = None,
         priority: int = 0,
         weight: float = 1.0,
+        max_running: int | None = None,
     ) -> tuple[Submission, bool]:
         """Insert a submission in state `loading` and commit; return it and whether it is new.
 
@@ -101,6 +103,17 @@ class JobStore(Protocol):
         """Counts, recent images/s, time left and why it is waiting, if it is."""
         ...
 
+    def adjust(
+        self,
+        submission: str,
+        *,
+        priority: int | None = None,
+        weight: float | None = None,
+        max_running: int | None = None,
+    ) -> Submission:
+        """Change a submission's share, from the next dispatch on; None leaves one, 0 is no limit."""
+        ...
+
     def cancel(self, submission: str) -> Submission:
         """Set the cancel flag: effective at once in dispatch, claim and heartbeat."""
         ...
@@ -122,8 +135,9 @@ class JobStore(Protocol):
     def take_for_dispatch(self, model: str, *, window: int) -> list[int]:
         """Mark waiting jobs `queued` until `window` jobs of open submissions are; return the new ones' ids.
 
-        By priority, then stride scheduling between submissions, then index. Behind a lock that at most
-        one process holds; an empty list when another one does.
+        By priority, then stride scheduling between submissions, then index; of a submission with
+        `max_running` no more than are then queued and running. Behind a lock that at most one process
+        holds; an empty list when another one does.
         """
         ...
 
@@ -170,8 +184,8 @@ class JobStore(Protocol):
         """Forget them all: the next worker of each kind measures anew; say how many there were."""
         ...
 
-    def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
-        """Advance the beat, store progress, and return the ids of the jobs that are still this incarnation's.
+    def heartbeat(self, incarnation: str, progress: Mapping[int, float], *, lanes_used: int = 0) -> Heard:
+        """Advance the beat, store progress, and hear which jobs are still this incarnation's.
 
         A running job of this incarnation that is not in the answer was cancelled or taken over: drop it.
 
@@ -213,6 +227,18 @@ class JobStore(Protocol):
 
     def workers(self, *, alive_only: bool = False) -> list[Worker]:
         """All incarnations, newest first; `alive_only` leaves out stopped and expired ones."""
+        ...
+
+    def rates(self, *, over: float) -> dict[str, float]:
+        """Images/s of each incarnation in the last `over` seconds; who finished none is left out."""
+        ...
+
+    def drain_workers(self, name: str, *, timeout: float) -> list[Worker]:
+        """Ask the live workers of a name (or `NAME-0`, `NAME-1` …) to finish: from now on they claim nothing.
+
+        Raises:
+            BadInputError: when there is none.
+        """
         ...
 
     def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:

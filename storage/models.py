@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def parse_model(text: str) -> ModelReference:
         source=repo,
         revision=revision or None,
     )
+
+
+def configured_models(texts: Iterable[str]) -> dict[str, ModelReference]:
+    """Return the models whose files we can name: the one that comes with the project and configured ones."""
+    references = [parse_model(BUILTIN_MODEL), *(parse_model(text) for text in texts)]
+    return {reference.name: reference for reference in references}
 
 
 def _looks_like_path(source: str) -> bool:

@@ -24,12 +24,13 @@ from storage.settings import Settings
 from storage.version import MESSAGE_VERSION
 
 TASK = "promptmill.render"
+QUEUE_PREFIX = "render."
 VISIBILITY_TIMEOUT = 3600  # seconds until Redis redelivers; the claim makes a redelivery harmless
 
 
 def queue_name(model: str) -> str:
     """Return the name of the model's queue."""
-    return f"render.{model}"
+    return QUEUE_PREFIX + model
 
 
 def broker_url(settings: Settings) -> str:

@@ -56,6 +56,7 @@ class Submission:
     state: SubmissionState
     priority: int
     weight: float
+    max_running: int | None
     total: int
     idempotency_key: str | None
     note: str | None
@@ -169,6 +170,8 @@ class Worker:
         beat_at: when the beat last changed, on that host's clock: for people, never for leases.
         progress: fraction done of its running jobs, by job id.
         concurrency: how many jobs it holds at once, rendering, waiting for lanes or saving.
+        drain_timeout: seconds, once `worker drain` has asked it to finish.
+        lanes_used: at its last beat, of `lanes`.
     """
 
     incarnation: str
@@ -192,6 +195,21 @@ class Worker:
     started_at: datetime
     progress: dict[str, float] = field(default_factory=dict)
     note: str | None = None
+    drain_timeout: float | None = None
+    lanes_used: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heard:
+    """What a beat hears.
+
+    Attributes:
+        jobs: ids of the running jobs that are still this incarnation's.
+        drain_timeout: seconds that `worker drain` gives running jobs to finish; None while nobody asked.
+    """
+
+    jobs: set[int]
+    drain_timeout: float | None = None
 
 
 def no_live_worker(model: str) -> str:

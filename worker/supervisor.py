@@ -13,24 +13,20 @@ from types import FrameType
 import structlog
 
 from storage.devices import list_devices
-from storage.dispatch import TICK, Dispatcher
 from storage.embedded_redis import EmbeddedRedis
-from storage.errors import BadInputError, UnreachableError
 from storage.jobstore import JobStore
 from storage.models import parse_model
 from storage.queue import JobQueue, broker_url
-from storage.reaper import Reaper
 from storage.settings import Settings, load_settings
 from storage.stores import open_job_store
 from storage.worker_options import WorkerOptions
 from worker.nursery import Nursery
 from worker.orders import DRAIN, STOP, report
+from worker.ticking import Ticker
 
 log = structlog.get_logger()
 
-SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` left behind
 LOOK = 0.1  # seconds between two looks at the worker processes and the signals
-FAST_TICK = 0.1  # seconds, while the queue's window was more than half empty
 
 
 class Supervisor:
@@ -68,12 +64,12 @@ class Supervisor:
             self._options, list_devices(self._options.devices), jobs, name=name, on_event=self._tell
         )
         queue = JobQueue(broker_url(self._settings), self._model.name)
+        ticker = Ticker(
+            jobs, queue, redis, lease=self._settings.lease, dispatches=lambda: not self._drain.is_set()
+        )
         nursery.start()
         log.info("supervisor started", action="start", model=str(self._model), name=name, pid=os.getpid())
-        ticking = threading.Thread(
-            target=self._tick_forever, args=(jobs, queue, redis), name="tick", daemon=True
-        )
-        ticking.start()
+        ticker.start()
         deadline: float | None = None
         while not nursery.over:
             self._heed_signals()
@@ -84,8 +80,7 @@ class Supervisor:
                 nursery.tell(STOP)
             nursery.look()
             time.sleep(LOOK)
-        self._stop.set()
-        ticking.join(timeout=10)
+        ticker.stop()
         queue.close()
         return self._farewell(nursery)
 
@@ -130,29 +125,3 @@ class Supervisor:
             pass
         self._drain.set()
         self._stop.set()
-
-    def _tick_forever(self, jobs: JobStore, queue: JobQueue, redis: EmbeddedRedis | None) -> None:
-        dispatcher = Dispatcher(jobs, queue, self._model.name)
-        reaper = Reaper(jobs, lease=self._settings.lease)
-        ticks, ailing = 0, ""
-        while not self._stop.is_set():
-            pause = TICK
-            try:
-                reaper.tick()
-                if ticks % SWEEP_EVERY == 0:
-                    jobs.sweep_cancelled()
-                if redis is not None:  # after what needs only the database
-                    redis.ensure_running()
-                if not self._drain.is_set() and dispatcher.tick():
-                    pause = FAST_TICK
-                if ailing:
-                    log.info("recovered", action="tick")
-                ailing = ""
-            except (UnreachableError, BadInputError) as error:
-                if str(error) != ailing:  # say it once, not twice a second
-                    log.warning("tick failed, trying again", action="tick", reason=str(error))
-                ailing = str(error)
-            except Exception:  # whatever it is, the next tick may work: nobody else dispatches
-                log.exception("tick failed, trying again", action="tick")
-            ticks += 1
-            self._stop.wait(pause)

@@ -9,7 +9,7 @@ import click
 
 from producer.background_worker import check_worker_extra
 from producer.jobs import check_filled, check_seeds, job_options
-from producer.models import configured_models, default_model, known_models, resolve_model, serving
+from producer.models import default_model, known_models, resolve_model, serving
 from producer.options import (
     SubmissionReference,
     check_submission_flags,
@@ -27,7 +27,7 @@ from producer.rendering import Rendering, check_resumable, run
 from producer.session import Session, pass_session
 from producer.submitting import Order, submit_order
 from storage.errors import BadInputError
-from storage.models import BUILTIN_MODEL, ModelReference, parse_model
+from storage.models import BUILTIN_MODEL, ModelReference, configured_models, parse_model
 from storage.records import Submission, SubmissionState
 
 OUT = Path("out")
@@ -116,11 +116,12 @@ def _submitted(
     name: str | None,
     priority: int,
     weight: float,
+    max_running: int | None,
     key: str | None,
     **flags: Any,
 ) -> Submission:
     """Check everything, then submit; BadInputError before anything is written."""
-    check_submission_flags(name=name, priority=priority, weight=weight, key=key)
+    check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
     options = job_options(**flags)
     prompts = read_prompts(files, texts)
     check_seeds(options, prompts.count)
@@ -141,6 +142,7 @@ def _submitted(
         name=name,
         priority=priority,
         weight=weight,
+        max_running=max_running,
         key=key,
     )
     if fallback:
@@ -163,7 +165,7 @@ def _refuse_job_flags(ctx: click.Context) -> None:
 def _model_of(session: Session, submission: Submission, model: str | None) -> ModelReference:
     """Return where the submission's model comes from: --model, or the configuration."""
     if model is None:
-        reference = configured_models(session.settings).get(submission.model)
+        reference = configured_models(session.settings.models).get(submission.model)
         if reference is None:
             raise BadInputError(
                 f"Submission {submission.id} is for model {submission.model}, which is not configured; "

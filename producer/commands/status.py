@@ -91,6 +91,7 @@ def list_submissions(session: Session, *, limit: int) -> Iterator[dict[str, Any]
             "source": submission.source,
             "priority": submission.priority,
             "weight": submission.weight,
+            "max_running": submission.max_running,
             "note": submission.note,
         }
 

@@ -1,11 +1,11 @@
-"""`promptmill cancel`, `retry`, `pause` and `resume`."""
+"""`promptmill cancel`, `retry`, `pause`, `resume` and `adjust`."""
 
 from __future__ import annotations
 
 import click
 
 from producer.models import serving
-from producer.options import submission_argument
+from producer.options import check_share, submission_argument
 from producer.output import count_of, remark
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
@@ -105,6 +105,37 @@ def resume(session: Session, *, submission: str) -> None:
             session.jobs.open_submission(found.id)
             remark(f"Submission {found.id} goes on.")
             _remark_no_worker(session, found.model)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill adjust otters --priority 10
+  promptmill adjust @last --weight 0.5 --max-running 16
+  promptmill adjust @last --max-running 0
+"""
+)
+@submission_argument
+@click.option("--priority", type=int, metavar="N", help="Higher goes first.")
+@click.option("--weight", type=float, metavar="X", help="Share among equal priorities.")
+@click.option("--max-running", type=int, metavar="N", help="At most N of its jobs at once; 0 for no limit.")
+@pass_session
+def adjust(
+    session: Session,
+    *,
+    submission: str,
+    priority: int | None,
+    weight: float | None,
+    max_running: int | None,
+) -> None:
+    """Change a submission's priority, weight or limit; jobs that are queued or running are left alone."""
+    if priority is None and weight is None and max_running is None:
+        raise BadInputError("Nothing to change; give --priority, --weight or --max-running.")
+    check_share(priority=priority, weight=weight, max_running=max_running or None)
+    found = session.jobs.find_submission(submission)
+    now = session.jobs.adjust(found.id, priority=priority, weight=weight, max_running=max_running)
+    limit = "no limit" if now.max_running is None else f"at most {count_of(now.max_running, 'job')} at once"
+    remark(f"Submission {now.id}: priority {now.priority}, weight {now.weight:g}, {limit}.")
 
 
 def _remark_no_worker(session: Session, model: str) -> None:

@@ -44,6 +44,7 @@ def submit(
     name: str | None,
     priority: int,
     weight: float,
+    max_running: int | None,
     key: str | None,
     wait: bool,
     **flags: Any,
@@ -56,7 +57,7 @@ def submit(
 
     A setting that is not given is the model's recommendation (`promptmill models`), else the general default.
     """
-    check_submission_flags(name=name, priority=priority, weight=weight, key=key)
+    check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
     options = job_options(**flags)
     prompts = read_prompts(files, texts)
     check_seeds(options, prompts.count)
@@ -71,6 +72,7 @@ def submit(
         name=name,
         priority=priority,
         weight=weight,
+        max_running=max_running,
         key=key,
     )
     submission, added = submit_order(session.jobs, order, committed=_print_id)

@@ -1,4 +1,4 @@
-"""`promptmill worker start`, `worker list` and `worker retune`."""
+"""`promptmill worker start`, `worker list`, `worker drain` and `worker retune`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from producer.background_worker import check_worker_extra
 from producer.cli import LazyGroup
 from producer.models import default_model, is_alive, resolve_model
 from producer.options import check_worker_flags, worker_flags
-from producer.output import duration, listing, remark, timestamp
+from producer.output import count_of, duration, listing, remark, timestamp
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, check_model_name
@@ -23,13 +23,26 @@ from storage.records import Worker
 _COMMANDS = {
     "start": ("producer.commands.worker:start", "Start a worker in the foreground."),
     "list": ("producer.commands.worker:list_workers", "List the workers."),
+    "drain": ("producer.commands.worker:drain", "Let a worker finish, and end."),
     "retune": ("producer.commands.worker:retune", "Forget what workers have measured."),
 }
 
 
+RATE_WINDOW = 30.0  # seconds over which a worker's images/s are counted
+
+drain_timeout = click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="What running jobs get to finish when the worker is asked to end.",
+)
+
+
 @click.group(cls=LazyGroup, lazy=_COMMANDS)
 def worker() -> None:
-    """Start and list workers: the processes that hold a model and render."""
+    """Start, list and drain workers: the processes that hold a model and render."""
 
 
 @click.command(
@@ -47,10 +60,7 @@ Examples:
 )
 @worker_flags
 @click.option("--name", metavar="TEXT", help="Beginning of the worker's name. Default: model and host.")
-@click.option(
-    "--drain-timeout", type=float, default=300.0, show_default=True, metavar="SECONDS",
-    help="What running jobs get to finish after the first Ctrl-C.",
-)  # fmt: skip
+@drain_timeout
 @pass_session
 def start(session: Session, /, *, model: str | None, name: str | None, **flags: Any) -> None:
     """Start a worker in the foreground, with one process for each device.
@@ -99,6 +109,8 @@ Examples:
         "dtype": "DTYPE",
         "mode": "MODE",
         "lanes": "LANES",
+        "lanes_used": "IN USE",
+        "images_per_second": "IMAGES/S",
         "state": "STATE",
         "heartbeat": "HEARTBEAT",
         "version": "VERSION",
@@ -108,13 +120,14 @@ Examples:
 @pass_session
 def list_workers(session: Session, *, everyone: bool) -> Iterator[dict[str, Any]]:
     """List the workers, newest first."""
+    rates = session.jobs.rates(over=RATE_WINDOW)
     for found in session.jobs.workers(alive_only=not everyone):
         alive = is_alive(found, lease=session.settings.lease)
         if alive or everyone:
-            yield _fields(found, alive=alive)
+            yield _fields(found, alive=alive, rate=rates.get(found.incarnation, 0.0))
 
 
-def _fields(found: Worker, *, alive: bool) -> dict[str, Any]:
+def _fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
     age = max(0.0, (datetime.now(UTC) - found.beat_at).total_seconds())
     return {
         "incarnation": found.incarnation,
@@ -129,6 +142,8 @@ def _fields(found: Worker, *, alive: bool) -> dict[str, Any]:
         "dtype": found.dtype,
         "mode": found.mode,
         "lanes": found.lanes,
+        "lanes_used": found.lanes_used,
+        "images_per_second": round(rate, 2),
         "concurrency": found.concurrency,
         "state": str(found.state),
         "alive": alive,
@@ -139,6 +154,27 @@ def _fields(found: Worker, *, alive: bool) -> dict[str, Any]:
         "version": found.version,
         "note": found.note,
     }
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  promptmill worker drain sd15@gpu7
+  promptmill worker drain sd15@gpu7-0 --drain-timeout 60
+"""
+)
+@click.argument("name")
+@drain_timeout
+@pass_session
+def drain(session: Session, *, name: str, drain_timeout: float) -> None:
+    """Let a worker finish what it renders and end, on whatever host it runs.
+
+    NAME is as `promptmill worker list` shows it; the name of a worker of several devices stands for all of
+    them. It takes no job from now on, gives back what has not begun, and is not started again. What is not
+    finished in time is given back, too, and rendered elsewhere.
+    """
+    for found in session.jobs.drain_workers(name, timeout=drain_timeout):
+        remark(f"Worker {found.name} drains: {count_of(len(found.progress), 'job')} to finish or give back.")
 
 
 @click.command(

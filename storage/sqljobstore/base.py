@@ -60,6 +60,11 @@ def storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
 
 
+def like(text: str) -> str:
+    """Escape what LIKE would take for a pattern, with a backslash."""
+    return storable(text).replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
+
+
 def to_submission(row: RowMapping) -> Submission:
     """Make a record of a submissions row."""
     fields = (
@@ -71,6 +76,7 @@ def to_submission(row: RowMapping) -> Submission:
         "model",
         "priority",
         "weight",
+        "max_running",
         "total",
         "idempotency_key",
         "note",

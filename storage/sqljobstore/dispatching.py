@@ -70,6 +70,11 @@ def _queued_count(connection: Connection, model: str) -> int:
     return connection.execute(query).scalar_one()
 
 
+def _held_count(connection: Connection, submission: str) -> int:
+    held = (JOBS.c.submission == submission, status_is(JobStatus.QUEUED, JobStatus.RUNNING))
+    return connection.execute(select(func.count()).select_from(JOBS).where(*held)).scalar_one()
+
+
 def _candidates(connection: Connection, model: str, moment: datetime) -> list[RowMapping]:
     ready = (
         select(JOBS.c.id)
@@ -82,6 +87,7 @@ def _candidates(connection: Connection, model: str, moment: datetime) -> list[Ro
         SUBMISSIONS.c.seq,
         SUBMISSIONS.c.priority,
         SUBMISSIONS.c.weight,
+        SUBMISSIONS.c.max_running,
         SUBMISSIONS.c["pass"],
     )
     where = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, ready)
@@ -94,15 +100,20 @@ def _ready(moment: datetime) -> tuple[Any, Any]:
 
 def _picks(connection: Connection, model: str, moment: datetime, room: int) -> Iterator[int]:
     """Yield the ids of the next `room` jobs and store the passes that they leave behind."""
-    heap = [
-        (-row["priority"], row["pass"], row["seq"], row["id"], row["weight"])
-        for row in _candidates(connection, model, moment)
-    ]
+    candidates = _candidates(connection, model, moment)
+    heap = [(-row["priority"], row["pass"], row["seq"], row["id"], row["weight"]) for row in candidates]
     heapq.heapify(heap)
+    left = {
+        row["id"]: row["max_running"] - _held_count(connection, row["id"])
+        for row in candidates
+        if row["max_running"] is not None
+    }
     jobs: dict[str, Iterator[RowMapping]] = {}
     passes: dict[str, float] = {}
     while heap and room > 0:
         priority, position, seq, submission, weight = heapq.heappop(heap)
+        if left.get(submission, 1) <= 0:
+            continue
         if submission not in jobs:
             jobs[submission] = _next_jobs(connection, submission, moment, room)
         job = next(jobs[submission], None)
@@ -110,6 +121,8 @@ def _picks(connection: Connection, model: str, moment: datetime, room: int) -> I
             continue
         yield job["id"]
         room -= 1
+        if submission in left:
+            left[submission] -= 1
         passes[submission] = position + _cost(job) / weight
         heapq.heappush(heap, (priority, passes[submission], seq, submission, weight))
     for submission, position in passes.items():

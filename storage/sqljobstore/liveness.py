@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, delete, insert, select, text, update
+from sqlalchemy import ColumnElement, Update, delete, insert, or_, select, text, update
 
-from storage.errors import StaleWorkerError
+from storage.errors import BadInputError, StaleWorkerError
 from storage.jobstore import MAX_FAILURES
-from storage.records import JobStatus, SubmissionState, Worker, WorkerState
-from storage.sqljobstore.base import JOBS, META, SUBMISSIONS, WORKERS, SqlBase, now, status_is, storable
+from storage.records import Heard, JobStatus, SubmissionState, Worker, WorkerState
+from storage.sqljobstore.base import (
+    JOBS,
+    META,
+    SUBMISSIONS,
+    WORKERS,
+    SqlBase,
+    like,
+    now,
+    status_is,
+    storable,
+    to_worker,
+)
 from storage.sqljobstore.claiming import given_back, in_state
 from storage.sqljobstore.reading import ALIVE
 
@@ -34,19 +45,21 @@ class Liveness(SqlBase):
         with self.database.read() as connection:
             return str(connection.execute(select(META.c.value).filter_by(key="oldest_worker")).scalar_one())
 
-    def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
+    def heartbeat(self, incarnation: str, progress: Mapping[int, float], *, lanes_used: int = 0) -> Heard:
         """See `JobStore.heartbeat`."""
         beat: dict[str, Any] = {
             "beat": WORKERS.c.beat + 1,
             "beat_at": now(),
             "progress": {str(job): round(value, 4) for job, value in progress.items()},
+            "lanes_used": lanes_used,
         }
         with self.database.write() as connection:
             if not self.database.is_sqlite:
                 # A beat lost in a power cut is replaced a second later: not worth a disk flush.
                 connection.execute(text("SET LOCAL synchronous_commit = off"))
             alive = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
-            if not connection.execute(alive.values(beat)).rowcount:
+            answer = connection.execute(alive.values(beat).returning(WORKERS.c.drain_timeout)).one_or_none()
+            if answer is None:
                 raise _stale(incarnation)
             ours = (
                 select(JOBS.c.id)
@@ -54,13 +67,26 @@ class Liveness(SqlBase):
                 .where(JOBS.c.incarnation == incarnation, status_is(JobStatus.RUNNING))
                 .where(SUBMISSIONS.c.state != SubmissionState.CANCELLED)
             )
-            return set(connection.execute(ours).scalars())
+            return Heard(jobs=set(connection.execute(ours).scalars()), drain_timeout=answer.drain_timeout)
 
     def set_worker_state(self, incarnation: str, state: WorkerState, *, note: str | None = None) -> None:
         """See `JobStore.set_worker_state`."""
         alive = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
         with self.database.write() as connection:
             connection.execute(alive.values(state=state.value, note=None if note is None else storable(note)))
+
+    def drain_workers(self, name: str, *, timeout: float) -> list[Worker]:
+        """See `JobStore.drain_workers`."""
+        one_of_it = WORKERS.c.name.like(f"{like(name)}-%", escape="\\")
+        named = (or_(WORKERS.c.name == name, one_of_it), WORKERS.c.state.in_(ALIVE))
+        # The state ends its claims at once; it hears the rest at its next beat.
+        asked = {"drain_timeout": timeout, "state": WorkerState.DRAINING.value}
+        with self.database.write() as connection:
+            drained = connection.execute(update(WORKERS).where(*named).values(asked).returning(WORKERS))
+            found = [to_worker(row) for row in drained.mappings()]
+        if not found:
+            raise BadInputError(f"No live worker is called {name!r}; see `promptmill worker list`.")
+        return found
 
     def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:
         """See `JobStore.release_incarnation`."""

@@ -27,6 +27,7 @@ from storage.sqljobstore.base import (
     SUBMISSIONS,
     WORKERS,
     SqlBase,
+    like,
     now,
     status_is,
     storable,
@@ -128,6 +129,17 @@ class Reading(SqlBase):
         with self.database.read() as connection:
             return connection.execute(query).scalar_one()
 
+    def rates(self, *, over: float) -> dict[str, float]:
+        """See `JobStore.rates`."""
+        query = (
+            select(JOBS.c.incarnation, func.count())
+            .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
+            .where(IMAGES.c.created_at > now() - timedelta(seconds=over))
+            .group_by(JOBS.c.incarnation)
+        )
+        with self.database.read() as connection:
+            return {incarnation: count / over for incarnation, count in connection.execute(query)}
+
     def workers(self, *, alive_only: bool = False) -> list[Worker]:
         """See `JobStore.workers`."""
         query = select(WORKERS).order_by(WORKERS.c.started_at.desc(), WORKERS.c.incarnation)
@@ -151,8 +163,7 @@ def _find(connection: Connection, reference: str) -> RowMapping:
     reference = storable(reference)
     by_name = newest.where(SUBMISSIONS.c.name == reference).limit(1)
     named = connection.execute(by_name).mappings().one_or_none()
-    escaped = reference.lower().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-    prefix = newest.where(SUBMISSIONS.c.id.like(f"{escaped}%", escape="\\")).limit(3)
+    prefix = newest.where(SUBMISSIONS.c.id.like(f"{like(reference.lower())}%", escape="\\")).limit(3)
     found = connection.execute(prefix).mappings().all()
     exact = [row for row in found if row["id"] == reference.lower()]
     if exact or named is not None:

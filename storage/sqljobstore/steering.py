@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import ColumnElement, Connection, Update, select, update
 
 from storage.errors import BadInputError
@@ -22,6 +24,26 @@ from storage.sqljobstore.submitting import reopen
 
 class Steering(SqlBase):
     """Change what becomes of a submission."""
+
+    def adjust(
+        self,
+        submission: str,
+        *,
+        priority: int | None = None,
+        weight: float | None = None,
+        max_running: int | None = None,
+    ) -> Submission:
+        """See `JobStore.adjust`."""
+        values: dict[str, Any] = {"priority": priority, "weight": weight, "max_running": max_running}
+        given = {name: value for name, value in values.items() if value is not None}
+        if max_running == 0:
+            given["max_running"] = None
+        with self.database.write(durable=True) as connection:
+            row = submission_row(connection, submission)
+            if not given:
+                return to_submission(row)
+            change = update(SUBMISSIONS).where(SUBMISSIONS.c.seq == row["seq"]).values(given)
+            return to_submission(connection.execute(change.returning(SUBMISSIONS)).mappings().one())
 
     def cancel(self, submission: str) -> Submission:
         """See `JobStore.cancel`."""

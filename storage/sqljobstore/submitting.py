@@ -49,6 +49,7 @@ class Submitting(SqlBase):
         idempotency_key: str | None = None,
         priority: int = 0,
         weight: float = 1.0,
+        max_running: int | None = None,
     ) -> tuple[Submission, bool]:
         """See `JobStore.add_submission`."""
         if not 0 < weight < math.inf:  # false for NaN as well
@@ -56,7 +57,8 @@ class Submitting(SqlBase):
         values = {
             "id": new_submission_id(), "name": None if name is None else storable(name), "created_at": now(),
             "source": storable(source), "model": model, "state": SubmissionState.LOADING.value,
-            "priority": priority, "weight": weight, "pass": 0.0, "max_running": None, "total": 0,
+            "priority": priority, "weight": weight, "pass": 0.0, "max_running": max_running,
+            "total": 0,
             "idempotency_key": idempotency_key, "note": None,
         }  # fmt: skip
         try:

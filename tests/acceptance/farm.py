@@ -17,7 +17,7 @@ from storage.imagestore import FsspecImageStore
 from storage.jobstore import JobStore
 from storage.records import Job, JobStatus, Worker
 from storage.settings import Settings
-from storage.stores import open_job_store
+from storage.stores import open_image_store, open_job_store
 
 PROMPTMILL = str(Path(sys.executable).parent / "promptmill")
 PATIENCE = 600.0  # seconds: only how long a broken test may hang, never an assertion; machines can be slow
@@ -42,7 +42,13 @@ def _listen() -> None:
 class Farm:
     """One home, and the processes that were started in it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **servers: str) -> None:
+        """Begin with nothing running.
+
+        Args:
+            home: does not exist yet.
+            servers: more of the environment of every process: other servers than the embedded ones.
+        """
         self.home = home
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")},
@@ -50,8 +56,10 @@ class Farm:
             "NO_COLOR": "1",
             # Tests run beside other work: OpenMP's threads wait for each other on busy cores, one does not.
             "OMP_NUM_THREADS": "1",
+            **servers,
         }
-        self.settings = Settings(home=home)
+        own = {name.removeprefix("PROMPTMILL_").lower(): value for name, value in servers.items()}
+        self.settings = Settings(home=home, **{n: v for n, v in own.items() if n in Settings.model_fields})
         self._store: JobStore | None = None
         self._started: list[subprocess.Popen[str]] = []
 
@@ -59,8 +67,14 @@ class Farm:
         self, *arguments: str, given: str | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a promptmill command to its end."""
+        return self.run_program(PROMPTMILL, *arguments, given=given, **environment)
+
+    def run_program(
+        self, *command: str, given: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run any command to its end."""
         return subprocess.run(
-            [PROMPTMILL, *arguments],
+            command,
             env={**self.environment, **environment},
             input=given,
             capture_output=True,
@@ -82,11 +96,15 @@ class Farm:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start a promptmill command in the background, its output in files in the home's parent."""
+        return self.start_program(PROMPTMILL, *arguments, **environment)
+
+    def start_program(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Start any command like that."""
         number = len(self._started)
         log = self.home.parent / f"process-{number}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [PROMPTMILL, *arguments],
+                command,
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -132,7 +150,7 @@ class Farm:
 
     def workers(self) -> list[Worker]:
         """Return the live incarnations."""
-        if not self.settings.database_path.exists():
+        if not self.settings.database_url and not self.settings.database_path.exists():
             return []
         return self.store().workers(alive_only=True)
 
@@ -191,7 +209,7 @@ class Farm:
         jobs = self.jobs(submission)
         assert [job.index for job in jobs] == list(range(count))
         assert {job.status for job in jobs} == {JobStatus.SUCCEEDED}
-        images = FsspecImageStore(f"file://{self.settings.images_path}")
+        images = open_image_store(self.settings)
         keys = set()
         for job in jobs:
             assert job.image is not None
@@ -199,8 +217,9 @@ class Farm:
             expected = f"{job.index:06d}" + (f"-{job.attempt}" if job.attempt > 1 else "")
             assert Path(job.image.key).stem == expected, "the picture is not of the job's last attempt"
             keys.add(job.image.key)
-        root = self.settings.images_path
-        stored = {str(path.relative_to(root)) for path in (root / submission).rglob("*") if path.is_file()}
+        assert isinstance(images, FsspecImageStore)
+        root = images.path(submission)
+        stored = {path.removeprefix(root.removesuffix(submission)) for path in images._files.find(root)}
         assert stored == keys, "a file without a row was left behind"
         return jobs
 

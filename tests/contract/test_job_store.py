@@ -55,23 +55,30 @@ def submit(
     name: str | None = None,
     priority: int = 0,
     weight: float = 1.0,
+    max_running: int | None = None,
     **parameters: object,
 ) -> Submission:
     """Make an open submission."""
     submission, _ = store.add_submission(
-        model=model, source="test", name=name, priority=priority, weight=weight
+        model=model, source="test", name=name, priority=priority, weight=weight, max_running=max_running
     )
     store.add_jobs(submission.id, prompts(count, **parameters))
     return store.open_submission(submission.id)
 
 
-def add_worker(store: JobStore, incarnation: str = "w1", state: WorkerState = WorkerState.READY) -> str:
+def add_worker(
+    store: JobStore,
+    incarnation: str = "w1",
+    state: WorkerState = WorkerState.READY,
+    *,
+    name: str = f"{MODEL}@host",
+) -> str:
     """Make a worker."""
     moment = datetime.now(UTC)
     store.add_worker(
         Worker(
             incarnation=incarnation,
-            name=f"{MODEL}@host",
+            name=name,
             host="host",
             pid=1,
             device="cpu",
@@ -760,9 +767,9 @@ class TestJobStore:
         add_worker(job_store)
         submission = submit(job_store)
         claimed = take_and_claim(job_store)
-        assert job_store.heartbeat("w1", {claimed.job: 0.5}) == {claimed.job}
+        assert job_store.heartbeat("w1", {claimed.job: 0.5}).jobs == {claimed.job}
         job_store.cancel(submission.id)
-        assert job_store.heartbeat("w1", {claimed.job: 0.6}) == set()
+        assert job_store.heartbeat("w1", {claimed.job: 0.6}).jobs == set()
         assert job_store.sweep_cancelled() == 0
         assert job_store.release(claimed)
         (job,) = jobs(job_store, submission)
@@ -847,7 +854,7 @@ class TestJobStore:
         paused = job_store.pause(submission.id, note="the disk is full")
         assert (paused.state, paused.note) == (SubmissionState.PAUSED, "the disk is full")
         assert statuses(job_store, submission) == ["running", "waiting", "waiting"]
-        assert job_store.heartbeat("w1", {}) == {claimed.job}
+        assert job_store.heartbeat("w1", {}).jobs == {claimed.job}
         assert job_store.finish(claimed, image(claimed)) is Finish.SAVED
         assert job_store.take_for_dispatch(MODEL, window=9) == []
         assert job_store.open_submission(submission.id).note is None
@@ -880,7 +887,7 @@ class TestJobStore:
         add_worker(job_store, "w2")
         submit(job_store, 2)
         mine, theirs = take_and_claim(job_store), take_and_claim(job_store, "w2")
-        assert job_store.heartbeat("w1", {mine.job: 0.1, theirs.job: 0.1, 999: 0.0}) == {mine.job}
+        assert job_store.heartbeat("w1", {mine.job: 0.1, theirs.job: 0.1, 999: 0.0}).jobs == {mine.job}
 
     @pytest.mark.parametrize("crashed", [True, False])
     def test_an_ended_incarnation_never_comes_back(self, job_store: JobStore, *, crashed: bool) -> None:
@@ -1065,6 +1072,87 @@ class TestJobStore:
         status = job_store.status(submission.id, lease=LEASE)
         assert status.done
         assert (status.eta_seconds, status.waiting_because) == (None, None)
+
+    # -- limits
+
+    def test_no_more_than_max_running_are_handed_out(self, job_store: JobStore) -> None:
+        """Queued and running ones together; what is finished makes room; others are not held up."""
+        add_worker(job_store)
+        few = submit(job_store, 5, max_running=2)
+        assert few.max_running == 2
+        first = job_store.take_for_dispatch(MODEL, window=10)
+        assert len(first) == 2
+        claimed = claim(job_store, first[0])
+        assert job_store.take_for_dispatch(MODEL, window=10) == []
+        many = submit(job_store, 4)
+        taken = job_store.take_for_dispatch(MODEL, window=10)
+        assert {job.submission for job in job_store.jobs(many.id) if job.id in taken} == {many.id}
+        assert len(taken) == 4
+        job_store.finish(claimed, image(claimed))
+        assert len(job_store.take_for_dispatch(MODEL, window=10)) == 1
+
+    def test_a_share_can_be_changed_later(self, job_store: JobStore) -> None:
+        """What is not named stays; 0 takes the limit away."""
+        add_worker(job_store)
+        submission = submit(job_store, 5, max_running=1)
+        assert len(job_store.take_for_dispatch(MODEL, window=10)) == 1
+        changed = job_store.adjust(submission.id, priority=3, max_running=2)
+        assert (changed.priority, changed.weight, changed.max_running) == (3, 1.0, 2)
+        assert len(job_store.take_for_dispatch(MODEL, window=10)) == 1
+        free = job_store.adjust(submission.id, weight=0.5, max_running=0)
+        assert (free.priority, free.weight, free.max_running) == (3, 0.5, None)
+        assert len(job_store.take_for_dispatch(MODEL, window=10)) == 3
+        assert job_store.adjust(submission.id) == free
+        with pytest.raises(BadInputError, match="no submission"):
+            job_store.adjust("zzzzzzzz", priority=1)
+
+    # -- draining, and what `worker list` shows
+
+    def test_a_drained_worker_hears_it_and_claims_nothing(self, job_store: JobStore) -> None:
+        """From the moment of the request on; the others of its name too, and nobody else."""
+        for incarnation, name in (("w1", "farm@a"), ("w2", "farm@a-1"), ("w3", "farm@ab")):
+            add_worker(job_store, incarnation, name=name)
+        submit(job_store, 3)
+        running = take_and_claim(job_store)
+        drained = job_store.drain_workers("farm@a", timeout=60.0)
+        assert {worker.incarnation for worker in drained} == {"w1", "w2"}
+        assert all(worker.state is WorkerState.DRAINING for worker in drained)
+        (job,) = job_store.take_for_dispatch(MODEL, window=1)
+        assert job_store.claim(job, "w1", defaults=DEFAULTS) is Refusal.GONE
+        heard = job_store.heartbeat("w1", {running.job: 0.5})
+        assert (heard.jobs, heard.drain_timeout) == ({running.job}, 60.0)
+        assert job_store.heartbeat("w3", {}).drain_timeout is None
+        assert job_store.finish(running, image(running)) is Finish.SAVED
+
+    def test_draining_nobody_is_bad_input(self, job_store: JobStore) -> None:
+        """A name that no live worker has; `%` is a letter like others."""
+        add_worker(job_store, "w1", name="farm@a")
+        job_store.release_incarnation("w1", crashed=False)
+        add_worker(job_store, "w2", name="farm@b-1")
+        for name in ("farm@a", "farm@", "nobody", "%"):
+            with pytest.raises(BadInputError, match="No live worker"):
+                job_store.drain_workers(name, timeout=1.0)
+
+    def test_lanes_in_use_are_those_of_the_last_beat(self, job_store: JobStore) -> None:
+        """None before the first."""
+        add_worker(job_store)
+        assert job_store.workers()[0].lanes_used == 0
+        job_store.heartbeat("w1", {}, lanes_used=6)
+        assert job_store.workers()[0].lanes_used == 6
+
+    def test_rates_are_counted_by_incarnation(self, job_store: JobStore, advance: Advance) -> None:
+        """Pictures of the last seconds; older ones do not count."""
+        for incarnation in ("w1", "w2"):
+            add_worker(job_store, incarnation)
+        submit(job_store, 5)
+        for incarnation in ("w1", "w1", "w2"):
+            claimed = take_and_claim(job_store, incarnation)
+            job_store.finish(claimed, image(claimed))
+        assert job_store.rates(over=10.0) == {"w1": 0.2, "w2": 0.1}
+        advance(20)
+        claimed = take_and_claim(job_store, "w2")
+        job_store.finish(claimed, image(claimed))
+        assert job_store.rates(over=10.0) == {"w2": 0.1}
 
     # -- many at once
 

@@ -178,6 +178,12 @@ class Engine:
         started = sum(request.started for request in requests)
         return len(requests) - started, started
 
+    @property
+    def lanes_used(self) -> int:
+        """How many lanes the requests take that have begun."""
+        requests = self._roster.snapshot()
+        return sum(request.lanes for request in requests if request.started and not request.denoised)
+
     def run(self) -> None:
         """Step until closed or dead; sleep while there is nothing to do."""
         while self._roster.wait(until=lambda: self._closing):

@@ -10,6 +10,7 @@ import pytest
 
 from storage.errors import StaleWorkerError, UnreachableError
 from storage.jobstore import JobStore
+from storage.records import Heard
 from worker import heartbeat
 from worker.heartbeat import Heartbeat
 
@@ -21,11 +22,13 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.ours: set[int] = set()
+        self.drain_timeout: float | None = None
+        self.lanes: list[int] = []
         self.errors: list[Exception] = []
         self.beats: list[dict[int, float]] = []
         self.enough = threading.Event()
 
-    def heartbeat(self, incarnation: str, progress: Mapping[int, float]) -> set[int]:
+    def heartbeat(self, incarnation: str, progress: Mapping[int, float], *, lanes_used: int) -> Heard:
         """Count the beat."""
         assert incarnation == "w1"
         if self.errors:
@@ -33,7 +36,8 @@ class FakeStore:
         self.beats.append(dict(progress))
         if len(self.beats) >= 2:
             self.enough.set()
-        return self.ours
+        self.lanes.append(lanes_used)
+        return Heard(jobs=self.ours, drain_timeout=self.drain_timeout)
 
 
 class Setup:
@@ -44,6 +48,7 @@ class Setup:
         self.held: dict[int, float] = {}
         self.dropped: list[int] = []
         self.strays: list[int] = []
+        self.drains: list[float] = []
         self.stale = threading.Event()
         self.heart = Heartbeat(
             cast("JobStore", self.store),
@@ -51,6 +56,8 @@ class Setup:
             progress=lambda: self.held,
             drop=self.dropped.append,
             stray=self.strays.append,
+            lanes_used=lambda: 6,
+            drain=self.drains.append,
             stale=self.on_stale,
         )
 
@@ -80,9 +87,9 @@ def test_what_was_claimed_during_a_beat_is_not_dropped(setup: Setup) -> None:
     """A job that was not yet held when the question was asked cannot be in the answer."""
     original = setup.store.heartbeat
 
-    def claim_meanwhile(incarnation: str, progress: Mapping[int, float]) -> set[int]:
+    def claim_meanwhile(incarnation: str, progress: Mapping[int, float], *, lanes_used: int) -> Heard:
         setup.held[5] = 0.0
-        return original(incarnation, progress)
+        return original(incarnation, progress, lanes_used=lanes_used)
 
     setup.store.heartbeat = claim_meanwhile  # type: ignore[method-assign]
     setup.heart.beat()
@@ -124,3 +131,14 @@ def test_a_heart_that_never_beat_can_be_stopped(setup: Setup) -> None:
     """A process that fails before its first beat ends like any other."""
     setup.heart.stop()
     setup.heart.stop()
+
+
+def test_a_request_to_drain_is_heard_once(setup: Setup) -> None:
+    """It stands in every answer from then on."""
+    setup.heart.beat()
+    assert setup.drains == []
+    setup.store.drain_timeout = 60.0
+    setup.heart.beat()
+    setup.heart.beat()
+    assert setup.drains == [60.0]
+    assert setup.store.lanes == [6, 6, 6]

@@ -67,6 +67,7 @@ class FakeEngine:
     """Ends every request with the next of its outcomes: an error, or else a picture."""
 
     lanes = 4
+    lanes_used = 0
 
     def __init__(self) -> None:
         self.outcomes: list[Exception] = []

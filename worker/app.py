@@ -1,0 +1,159 @@
+"""A worker started by hand: `celery -A worker.app worker -Q render.NAME -P threads`.
+
+For who runs Celery workers already and has a supervisor of their own (systemd, Kubernetes). The model is
+looked up by NAME in PROMPTMILL_MODELS, the concurrency follows from the lanes, and a thread here does a
+supervisor's tick. `celery -A worker.app inspect active` and Flower work on it and on promptmill's own
+workers; for them this module loads neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from celery.worker import state
+
+from storage.embedded_redis import EmbeddedRedis
+from storage.errors import BadInputError, PromptmillError
+from storage.models import ModelReference, configured_models
+from storage.queue import QUEUE_PREFIX, JobQueue, broker_url, make_app
+from storage.settings import Settings, load_settings
+from storage.worker_options import WorkerOptions
+from worker.exits import Exit
+from worker.logs import configure_logs
+from worker.orders import ChildOrder
+from worker.ticking import Ticker
+
+if TYPE_CHECKING:
+    from worker.process import WorkerProcess  # loads torch
+
+
+class HandStarted:
+    """What one hand-started Celery worker has beside Celery: the worker process and the tick."""
+
+    process: WorkerProcess
+    ticker: Ticker
+
+    def __init__(self, settings: Settings, model: ModelReference) -> None:
+        self._settings, self._model = settings, model
+        self._redis = None if settings.redis_url else EmbeddedRedis(settings)
+        self._queue = JobQueue(broker_url(settings), model.name)
+
+    def load(self) -> None:
+        """Load and tune the model, begin to beat and to tick.
+
+        Raises:
+            PromptmillError: one sentence says why it cannot.
+        """
+        from worker.process import WorkerProcess  # noqa: PLC0415  (loads torch)
+
+        if self._redis is not None:
+            self._redis.acquire()
+        options = WorkerOptions(model=str(self._model))
+        name = f"{self._model.name}@{socket.gethostname()}"
+        order = ChildOrder(options=options, device="auto", incarnation=uuid.uuid4().hex, name=name)
+        self.process = WorkerProcess(order)
+        self.process.on_drain = self._drain_within
+        try:
+            self.process.load()
+        except BaseException:
+            self.process.close()
+            raise
+        self.ticker = Ticker(
+            self.process.jobs,
+            self._queue,
+            self._redis,
+            lease=self._settings.lease,
+            dispatches=lambda: not self.process.stopping.is_set(),
+        )
+        self.ticker.start()
+        threading.Thread(target=self._stop_when_told, name="stopper", daemon=True).start()
+
+    def drain(self, **_: Any) -> None:
+        """Take nothing new and give back what has not begun; Celery waits for the rest."""
+        threading.Thread(target=self.process.drain, name="drain", daemon=True).start()
+
+    def close(self, **_: Any) -> None:
+        """End in order."""
+        self.ticker.stop()
+        self.process.close()
+        if self._redis is not None:
+            self._redis.release()
+        self._queue.close()
+
+    def _drain_within(self, timeout: float) -> None:
+        self.process.drain()
+        state.should_stop = Exit.DONE
+        late = threading.Timer(timeout, self.process.leave, args=(Exit.DONE,))
+        late.daemon = True
+        late.start()
+
+    def _stop_when_told(self) -> None:
+        self.process.stopping.wait()
+        state.should_stop = Exit.SURROUNDINGS if self.process.gave_up else Exit.DONE
+
+
+def load_worker(options: dict[str, Any], conf: Any, **_: Any) -> None:
+    """Become a worker of the one model whose queue Celery was told to consume.
+
+    Args:
+        options: Celery's own command line.
+        conf: Celery's configuration; gets the concurrency, unless the command line has one.
+    """
+    configure_logs()
+    try:
+        settings = load_settings()
+        hand_started = HandStarted(settings, _model(options, settings))
+        _check_pool(options)
+        hand_started.load()
+    except PromptmillError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(error.exit_code)
+    from worker.tasks import add_render_task  # noqa: PLC0415  (loads torch)
+
+    add_render_task(app, hand_started.process)
+    conf.worker_concurrency = hand_started.process.concurrency
+    signals.worker_shutting_down.connect(hand_started.drain, weak=False)
+    signals.worker_shutdown.connect(hand_started.close, weak=False)
+
+
+def _model(options: dict[str, Any], settings: Settings) -> ModelReference:
+    """Return the model of the queue that Celery consumes."""
+    queues = options.get("queues") or []
+    names = queues.split(",") if isinstance(queues, str) else list(queues)
+    if len(names) != 1 or not names[0].startswith(QUEUE_PREFIX):
+        raise BadInputError(
+            f"A worker serves one model: name its queue, -Q {QUEUE_PREFIX}NAME, and no other "
+            f"(not {','.join(names) or 'none'})."
+        )
+    name = names[0].removeprefix(QUEUE_PREFIX)
+    known = configured_models(settings.models)
+    if name not in known:
+        raise BadInputError(
+            f"There is no model {name!r} (known: {', '.join(known)}); configure it in PROMPTMILL_MODELS."
+        )
+    return known[name]
+
+
+def _check_pool(options: dict[str, Any]) -> None:
+    pool = options.get("pool_cls")
+    name = pool if isinstance(pool, str) else getattr(pool, "__module__", "")
+    if "thread" not in str(name):
+        raise BadInputError(
+            "All jobs of a worker share one engine, in one process: start it with -P threads."
+        )
+
+
+def _make() -> Any:
+    try:
+        return make_app(broker_url(load_settings()))
+    except PromptmillError as error:
+        sys.exit(f"Error: {error}")
+
+
+app = _make()
+signals.celeryd_init.connect(load_worker, weak=False)
