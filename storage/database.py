@@ -101,6 +101,24 @@ def translated(db_engine: Engine) -> Iterator[None]:
 _NO_SCHEMA = re.compile(r'no such (table|column)|(relation|column) ".*" does not exist')
 
 
+# What PostgreSQL and its driver say, and what to do about it.
+_HINTS = (
+    (
+        re.compile(r"password authentication failed|no password supplied|role .* does not exist"),
+        "check user and password in PROMPTMILL_DATABASE_URL",
+    ),
+    (
+        re.compile(r'database ".*" does not exist'),
+        "create it (`createdb`), or check the name in PROMPTMILL_DATABASE_URL",
+    ),
+    (
+        re.compile(r"refused|timeout expired|timed out|resolve|No such file or directory|starting up"),
+        "start the server, or check the host in PROMPTMILL_DATABASE_URL",
+    ),
+    (re.compile(r"too many clients|remaining connection slots"), "raise the server's max_connections"),
+)
+
+
 def _sentence(db_engine: Engine, error: Exception) -> Exception:
     where = db_engine.url.render_as_string(hide_password=True)
     cause = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]
@@ -112,7 +130,8 @@ def _sentence(db_engine: Engine, error: Exception) -> Exception:
         return SchemaError(
             f"The database {where} has no promptmill schema of this version; run `promptmill db upgrade`."
         )
-    return UnreachableError(f"The database {where} cannot be used: {cause}; see `promptmill doctor`.")
+    hint = next((hint for pattern, hint in _HINTS if pattern.search(cause)), "see `promptmill doctor`")
+    return UnreachableError(f"The database {where} cannot be used: {cause.rstrip('.')}; {hint}.")
 
 
 def open_database(settings: Settings, *, check: bool = True) -> Database:

@@ -186,11 +186,34 @@ def _protocols(files: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+# What S3 and its libraries say, and what to do about it.
+_HINTS = (
+    (
+        re.compile(r"bucket does not exist|NoSuchBucket"),
+        "create the bucket, or check PROMPTMILL_STORE_URL",
+    ),
+    (
+        re.compile(r"credentials|[Aa]ccess ?[Dd]enied|InvalidAccessKeyId|SignatureDoesNotMatch|Forbidden"),
+        "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do",
+    ),
+    (
+        re.compile(r"connect to the endpoint|Connect timeout|[Cc]annot connect"),
+        "start the server, or check AWS_ENDPOINT_URL",
+    ),
+    (
+        re.compile(r"Permission denied|Read-only file system|^write .*(No such file|Not a directory)"),
+        "let this user write there, or choose another PROMPTMILL_STORE_URL",
+    ),
+)
+
+
 def _translated(error: Exception, url: str, what: str) -> UnreachableError:
     """Name the store's fault; object stores let errors of their own HTTP libraries through."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return StoreFullError(
             f"The picture store {url} is full: no space left to {what}; free some, then resume."
         )
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
-    return UnreachableError(f"The picture store {url} failed to {what}: {reason}.")
+    said = " ".join(str(error).split())[:300]
+    reason = getattr(error, "strerror", None) or said or type(error).__name__
+    hint = next((f"; {hint}" for pattern, hint in _HINTS if pattern.search(f"{what} {reason} {said}")), "")
+    return UnreachableError(f"The picture store {url} failed to {what}: {reason.rstrip('.')}{hint}.")

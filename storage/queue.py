@@ -84,7 +84,14 @@ def ping(settings: Settings) -> None:
         with connect(url) as client:
             client.ping()
     except redis.RedisError as error:
-        raise UnreachableError(f"Redis at {safe_url(url)} does not answer: {error}.") from error
+        raise _unreachable(url, "answer", error) from error
+
+
+def _unreachable(url: str, what: str, error: Exception) -> UnreachableError:
+    said = " ".join(str(error).split()).rstrip(".")
+    wrong = "password" in said.lower() or "auth" in said.lower()
+    mend = "check the password in" if wrong else "start it, or check"
+    return UnreachableError(f"Redis at {safe_url(url)} does not {what}: {said}; {mend} PROMPTMILL_REDIS_URL.")
 
 
 def safe_url(url: str) -> str:
@@ -128,16 +135,14 @@ class JobQueue:
                         retry=False,
                     )
         except (redis.RedisError, OperationalError, OSError) as error:
-            raise UnreachableError(
-                f"Redis at {safe_url(self.url)} does not take messages: {error}."
-            ) from error
+            raise _unreachable(self.url, "take messages", error) from error
 
     def pending(self) -> set[int]:
         """Return the ids of the jobs whose message waits in Redis, not yet taken by a worker."""
         try:
             raw: Any = self._redis.lrange(queue_name(self.model), 0, -1)
         except redis.RedisError as error:
-            raise UnreachableError(f"Redis at {safe_url(self.url)} does not answer: {error}.") from error
+            raise _unreachable(self.url, "answer", error) from error
         return {job for job in map(_job_of, raw) if job is not None}
 
     def close(self) -> None:

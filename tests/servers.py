@@ -46,10 +46,25 @@ class Postgres:
         """Return what goes into PROMPTMILL_DATABASE_URL."""
         return str(self._server.get_uri(database=database))
 
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """Open a connection whose statements are no transaction."""
+        return psycopg.connect(self.url(database), autocommit=True)
+
     def execute(self, statement: str | sql.Composed) -> None:
-        """Run one statement outside of a transaction."""
-        with psycopg.connect(self.url(), autocommit=True) as connection:
+        """Run one statement."""
+        with self.connect() as connection:
             connection.execute(statement)  # type: ignore[arg-type]
+
+    def require_password(self, user: str, password: str) -> None:
+        """Make a user whom the server asks for a password, and lets in with it only."""
+        role, secret = sql.Identifier(user), sql.Literal(password)
+        self.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(role))
+        self.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, secret))
+        rules = self._folder / "pg_hba.conf"
+        rule = f"local all {user} scram-sha-256\n"
+        if not rules.read_text().startswith(rule):
+            rules.write_text(rule + rules.read_text())
+        self.execute("SELECT pg_reload_conf()")
 
     def make_database(self, name: str, *, template: str = "template1") -> str:
         """Make a database and return its URL."""
@@ -163,24 +178,26 @@ def running_s3() -> Iterator[S3]:
 class RedisServer:
     """A Redis on a TCP port; it can be killed and started again, and then it is empty."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, password: str = "") -> None:
         """Start on a free port, with its files in a folder."""
-        self._folder = folder
+        self._folder, self._password = folder, password
         self._port = _free_port()
         self.start()
 
     @property
     def url(self) -> str:
         """What goes into PROMPTMILL_REDIS_URL."""
-        return f"redis://127.0.0.1:{self._port}/0"
+        return f"redis://{f':{self._password}@' if self._password else ''}127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
         """Start, empty, and wait until it answers."""
         program = find_redis_server()
         assert program is not None
+        secret = ["--requirepass", self._password] if self._password else []
         self._process = subprocess.Popen(
             [
                 program,
+                *secret,
                 "--port",
                 str(self._port),
                 "--bind",
@@ -201,9 +218,9 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def running_redis(folder: Path) -> Iterator[RedisServer]:
+def running_redis(folder: Path, *, password: str = "") -> Iterator[RedisServer]:
     """Keep a server running meanwhile."""
-    server = RedisServer(folder)
+    server = RedisServer(folder, password=password)
     try:
         yield server
     finally:

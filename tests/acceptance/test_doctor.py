@@ -1,0 +1,161 @@
+"""`doctor` against each broken backend: it names the fault, says how to mend it, and shows no password."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.farm import Farm
+from tests.servers import S3, Postgres, RedisServer, running_redis
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that wants a password."""
+    with running_redis(tmp_path, password="sesame") as server:  # noqa: S106 - of a server for one test
+        yield server
+
+
+@pytest.fixture
+def whole(postgres: Postgres, redis_server: RedisServer, s3: S3) -> Iterator[dict[str, str]]:
+    """The environment of a farm in which nothing is broken."""
+    url = postgres.make_database("doctor")
+    s3.make_bucket("doctor")
+    yield {
+        "PROMPTMILL_DATABASE_URL": url,
+        "PROMPTMILL_REDIS_URL": redis_server.url,
+        "PROMPTMILL_STORE_URL": "s3://doctor/pictures",
+        **s3.environment,
+    }
+    s3.drop_bucket("doctor")
+    postgres.drop_database("doctor")
+
+
+@pytest.fixture
+def farm(whole: dict[str, str]) -> Iterator[Farm]:
+    """A home in that farm, its schema made."""
+    with tempfile.TemporaryDirectory(prefix="pm-") as folder:
+        farm = Farm(Path(folder) / "home", **whole)
+        assert farm.run("db", "upgrade").returncode == 0
+        yield farm
+        farm.close()
+
+
+def examine(farm: Farm, **broken: str) -> dict[str, tuple[str, str]]:
+    """Return what doctor says of each part: its state, and the detail."""
+    said = farm.run("doctor", "--json", **broken)
+    assert "Traceback" not in said.stderr
+    checks = json.loads(said.stdout)["checks"]
+    found = {check["check"]: (check["state"], check["detail"]) for check in checks}
+    assert (said.returncode == 3) == any(state == "broken" for state, _ in found.values())
+    assert "sesame" not in said.stdout + said.stderr
+    return found
+
+
+def test_nothing_is_broken_in_a_whole_farm(farm: Farm) -> None:
+    """Only that no worker runs is worth a warning."""
+    found = examine(farm)
+    assert {name for name, (state, _) in found.items() if state != "ok"} == {"live workers"}
+
+
+@pytest.mark.parametrize(
+    ("part", "broken", "fault", "mend"),
+    [
+        (
+            "database",
+            {"PROMPTMILL_DATABASE_URL": "postgresql://mill:sesame@127.0.0.1:1/promptmill"},
+            "refused",
+            "start the server",
+        ),
+        (
+            "redis",
+            {"PROMPTMILL_REDIS_URL": "redis://:sesame@127.0.0.1:1/0"},
+            "refused",
+            "start it, or check PROMPTMILL_REDIS_URL",
+        ),
+        (
+            "picture store",
+            {"PROMPTMILL_STORE_URL": "s3://no-such-bucket/pictures"},
+            "bucket does not exist",
+            "create the bucket",
+        ),
+        (
+            "picture store",
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"},
+            "connect",
+            "check AWS_ENDPOINT_URL",
+        ),
+        (
+            "picture store",
+            {"PROMPTMILL_STORE_URL": "/proc/pictures"},
+            "failed to",
+            "PROMPTMILL_STORE_URL",
+        ),
+    ],
+)
+def test_what_is_down_or_missing_is_named(
+    part: str, broken: dict[str, str], fault: str, mend: str, farm: Farm
+) -> None:
+    """And everything else is still examined."""
+    found = examine(farm, **broken)
+    state, detail = found[part]
+    assert state == "broken"
+    assert fault in detail
+    assert mend in detail
+    others = {"database", "redis", "picture store"} - {part}
+    assert {found[other][0] for other in others} == {"ok"}
+
+
+def test_a_wrong_password_is_named(farm: Farm, postgres: Postgres, redis_server: RedisServer) -> None:
+    """Of the database, and of Redis."""
+    postgres.require_password("mill", "right")
+    wrong = postgres.url("doctor").replace("postgres:@", "mill:sesame@")
+    state, detail = examine(farm, PROMPTMILL_DATABASE_URL=wrong)["database"]
+    assert state == "broken"
+    assert "password authentication failed" in detail
+    assert "check user and password in PROMPTMILL_DATABASE_URL" in detail
+    without = redis_server.url.replace(":sesame@", "")
+    state, detail = examine(farm, PROMPTMILL_REDIS_URL=without)["redis"]
+    assert state == "broken"
+    assert "check the password in PROMPTMILL_REDIS_URL" in detail
+
+
+def test_an_old_schema_and_an_empty_database_are_named(farm: Farm, postgres: Postgres) -> None:
+    """With the command that mends them."""
+    with postgres.connect("doctor") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    state, detail = examine(farm)["database"]
+    assert state == "broken"
+    assert "schema 0001" in detail
+    assert "promptmill db upgrade" in detail
+    empty = postgres.make_database("empty")
+    state, detail = examine(farm, PROMPTMILL_DATABASE_URL=empty)["database"]
+    assert state == "broken"
+    assert "promptmill db upgrade" in detail
+    postgres.drop_database("empty")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_disk_without_space_is_named(farm: Farm, tmp_path: Path) -> None:
+    """A file system of its own, as small as what is kept free."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=60m", "none", str(folder)],  # noqa: S607 - where mount is
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        state, detail = examine(farm, PROMPTMILL_STORE_URL=str(folder))["picture store"]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)  # noqa: S607 - likewise
+    assert state == "broken"
+    assert "no space left" in detail
+    assert "free some" in detail
