@@ -1,10 +1,11 @@
 """Mixed work: the engine against diffusers and Ray Data, and against the limit of the same UNet.
 
-Jobs of 4 samplers, 5 step counts and 3 guidance scales, to pictures in memory. Rivals, in turns, same dtype
-and threads: a pipeline call a prompt; pipeline calls of equal settings, up to R / 2 prompts each; Ray Data's
-`map_batches` over the same (where `ray` is installed; the time inside its actor). The limit is what the same
-jobs cost at least: their lanes in full forward passes of R, their prompts' encodings and their decodes, bare.
-The engine's own lines say its lanes/s while requests waited, and its steps against an ideal list schedule.
+Jobs of 4 samplers, 5 step counts and 3 guidance scales, no two alike, to pictures in memory. Rivals, in
+turns, same dtype and threads: a pipeline call a prompt; pipeline calls of equal settings, up to R / 2 prompts
+each (but no two are equal here); Ray Data's `map_batches` over the same (where `ray` is installed; the time
+inside its actor). The limit is what the same jobs cost at least: their lanes in full forward passes of R,
+their prompts' encodings and their decodes, bare. The engine's own lines say its lanes/s while requests
+waited, and its steps against an ideal list schedule.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ from storage.parameters import JobParameters
 from worker.engine.engine import Engine
 from worker.models.load import LoadedModel
 from worker.stages.decode import decode
+from worker.stages.tables import Tables
 from worker.stages.text import TextStage
 
 LANES = 8
+TABLES = Tables()
 
 
 @dataclass
@@ -82,8 +85,8 @@ def in_static_batches(pipeline: Any, jobs: list[JobParameters]) -> None:
 class RayRenderer:
     """The actor of Ray Data's rival: a pipeline, called for the equal settings of each batch."""
 
-    def __init__(self, larger: bool) -> None:  # noqa: FBT001 - Ray passes it by position
-        torch.set_num_threads(1)
+    def __init__(self, larger: bool, threads: int) -> None:  # noqa: FBT001 - Ray passes it by position
+        torch.set_num_threads(threads)
         model = demo_model()
         self.pipeline = pipeline_of(larger_model(model) if larger else model)
 
@@ -102,7 +105,10 @@ def by_ray(jobs: list[JobParameters], *, larger: bool) -> float:
     fields = ("prompt", "seed", "sampler", "num_inference_steps", "guidance_scale", "width", "height")
     items = [{"job": {name: getattr(job, name) for name in fields}} for job in jobs]
     done = ray.data.from_items(items).map_batches(
-        RayRenderer, fn_constructor_args=(larger,), batch_size=LANES // 2, concurrency=1
+        RayRenderer,
+        fn_constructor_args=(larger, torch.get_num_threads()),
+        batch_size=LANES // 2,
+        concurrency=1,
     )
     return float(sum(line["seconds"] for line in done.take_all()))
 
@@ -128,7 +134,7 @@ def limit(model: LoadedModel, jobs: list[JobParameters], evaluations: int) -> fl
 
 def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: int, *, ray: bool) -> list[Any]:
     """Run every rival `rounds` times, in turns, after a warm-up."""
-    engine, pipeline = Engine(model, lanes=LANES), pipeline_of(model)
+    engine, pipeline = Engine(model, lanes=LANES, tables=TABLES), pipeline_of(model)
     evaluations = sum(job.num_inference_steps or 0 for job in jobs)  # these samplers need one a step
     larger = not name.startswith("demo")
     watched: list[Watched] = []
@@ -145,7 +151,8 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
     }
     if ray:
         rivals["Ray Data over diffusers"] = lambda: by_ray(jobs, larger=larger)
-    by_engine(engine, jobs[:4])
+    # A worker reads a sampler's table once, and finds it from then on; the warm-up reads all of them.
+    by_engine(engine, [replace(job, seed=0) for job in jobs])
     call(pipeline, jobs[:1])
     taken: dict[str, list[float]] = {rival: [] for rival in rivals}
     for _ in range(rounds):

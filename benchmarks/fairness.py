@@ -1,7 +1,7 @@
 """Fairness, with workers that only sleep: the real dispatcher and job store, in simulated time.
 
-One submission of 20,000 jobs, and twenty of 50 that arrive 5 s apart; 8 workers of 8 lanes, jobs of 2 s. The
-yardstick is an ideal stride schedule: whenever a lane is free, the submission with the lowest pass gets it,
+One submission of 20,000 jobs, and twenty of 50 that arrive 5 s apart; 8 workers of 8 jobs at once, each 2 s.
+The yardstick is an ideal stride schedule: whenever a lane is free, the submission with the lowest pass gets it,
 with neither window nor ticks between. Then a stream of small submissions at 110 % of what the workers can do.
 """
 
@@ -32,11 +32,12 @@ from storage.records import Claim, Image, Worker, WorkerState
 from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore, base, claiming, dispatching, liveness, reading, submitting
 from storage.stores import open_job_store
+from worker.process import LOOK_AHEAD, SAVING
+from worker.ticking import FAST_TICK
 
-WORKERS, LANES, SECONDS = 8, 8, 2.0
+WORKERS, PLACES, SECONDS = 8, 8, 2.0
 SMALL, ARRIVAL = 50, 5.0
-FAST_TICK = 0.1  # seconds, as `worker.ticking` has it
-LOOK_AHEAD = 4  # jobs that a worker holds beyond its lanes
+AHEAD = LOOK_AHEAD + SAVING  # jobs that a worker holds beyond those
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = JobParameters(prompt="a fox", seed=1, num_inference_steps=30, guidance_scale=7.5, width=512, height=512)
 
@@ -109,7 +110,7 @@ class Farm:
     @property
     def busy(self) -> float:
         """Share of the lanes' time in which they worked."""
-        return self._worked / (WORKERS * LANES * self._seconds)
+        return self._worked / (WORKERS * PLACES * self._seconds)
 
     @property
     def small(self) -> list[float]:
@@ -133,7 +134,7 @@ class Farm:
         """Give each message to the worker that holds least: Redis answers who waits, and they all wait."""
         while self._messages.waiting:
             name = min(self._claims, key=self._held)
-            if self._held(name) >= LANES + LOOK_AHEAD:
+            if self._held(name) >= PLACES + AHEAD:
                 return
             granted = self._store.claim(self._messages.waiting.popleft(), name, defaults={})
             if isinstance(granted, Claim):
@@ -144,7 +145,7 @@ class Farm:
 
     def _start_jobs(self) -> None:
         for name, waiting in self._claims.items():
-            while waiting and self._working[name] < LANES:
+            while waiting and self._working[name] < PLACES:
                 self._working[name] += 1
                 self._at(Clock.passed + SECONDS, partial(self._end, name, waiting.popleft()))
 
@@ -166,7 +167,7 @@ def ideal(arrivals: list[float], large: int, seconds: float) -> list[float]:
     running: Counter[str] = Counter()
     events = [(moment, 0, f"small {number}") for number, moment in enumerate(arrivals)]
     heapq.heapify(events)
-    free, moment = WORKERS * LANES, 0.0
+    free, moment = WORKERS * PLACES, 0.0
     while True:
         ready = [name for name, count in left.items() if count]
         if free and ready:
@@ -195,8 +196,8 @@ def _worker(name: str) -> Worker:
     moment = Clock.now()
     return Worker(
         incarnation=name, name=name, host="host", pid=1, device="cpu", device_uuid=None, model="demo",
-        revision=None, family=None, defaults={}, mode="exact", dtype="float32", lanes=LANES,
-        concurrency=LANES + LOOK_AHEAD, version="0.1.0", state=WorkerState.READY, beat=0, beat_at=moment,
+        revision=None, family=None, defaults={}, mode="exact", dtype="float32", lanes=2 * PLACES,
+        concurrency=PLACES + AHEAD, version="0.1.0", state=WorkerState.READY, beat=0, beat_at=moment,
         started_at=moment,
     )  # fmt: skip
 
@@ -234,7 +235,7 @@ def main() -> None:
     arrivals = [ARRIVAL * (number + 1) for number in range(small)]
     calm = simulate(arrivals, large, seconds)
     best = median(ideal(arrivals, large, seconds))
-    capacity = WORKERS * LANES / SECONDS
+    capacity = WORKERS * PLACES / SECONDS
     every = SMALL / (1.1 * capacity)
     flooded = simulate([every * number for number in range(1, int(seconds / every))], large, seconds)
     rest = capacity * seconds - SMALL * small

@@ -13,7 +13,12 @@ UPGRADE_LOCK = 0x70726F6E  # of PostgreSQL; the one next to it is dispatch's
 def run() -> None:
     """Run the migrations in one transaction on the connection that was handed in."""
     connection = context.config.attributes["connection"]
-    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=True,
+        on_version_apply=lambda **step: context.config.attributes["applied"].append(step["step"]),
+    )
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":  # of two at once the second finds nothing to do
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})

@@ -209,6 +209,12 @@ def check_share(*, priority: int | None, weight: float | None, max_running: int 
         raise BadInputError(f"--max-running {max_running} is out of range; give 1 or more, or leave it out.")
 
 
+def check_drain_timeout(seconds: float) -> None:
+    """Refuse what is no time to wait, NaN included."""
+    if not 0 <= seconds <= MAX_DRAIN_TIMEOUT:
+        raise BadInputError(f"--drain-timeout {seconds} is out of range; choose seconds from 0 to a week.")
+
+
 def check_worker_flags(
     model: ModelReference,
     *,
@@ -223,10 +229,8 @@ def check_worker_flags(
     parent_pipe: bool = False,
 ) -> WorkerOptions:
     """Make a worker's options of the flags; BadInputError about the first that cannot be used."""
-    if drain_timeout is not None and not 0 <= drain_timeout <= MAX_DRAIN_TIMEOUT:
-        raise BadInputError(
-            f"--drain-timeout {drain_timeout} is out of range; choose seconds from 0 to a week."
-        )
+    if drain_timeout is not None:
+        check_drain_timeout(drain_timeout)
     if mode == "reference" and dtype not in ("auto", "float32"):
         raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
     if compile and cuda_graphs:

@@ -23,10 +23,11 @@ from producer.output import count_of, remark
 from producer.pictures import claim_folder, write_pictures
 from producer.session import Session
 from storage.errors import BadInputError, PromptmillError, UnreachableError
+from storage.models import configured_models
 from storage.records import JobStatus, Status, Submission, SubmissionState, no_live_worker
 
 if TYPE_CHECKING:
-    from storage.models import ModelReference, configured_models
+    from storage.models import ModelReference
     from storage.worker_options import WorkerOptions
 
 LOOK_INTERVAL = 2.0  # seconds between looks whether somebody else's worker still serves the model

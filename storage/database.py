@@ -280,8 +280,10 @@ def upgrade(settings: Settings) -> str:
             config = Config()
             config.set_main_option("script_location", str(migrations_path()).replace("%", "%%"))
             with database.db_engine.connect() as connection:
-                config.attributes["connection"] = connection
+                config.attributes |= {"connection": connection, "applied": []}
                 command.upgrade(config, HEAD)
+            if not config.attributes["applied"]:  # somebody else was faster
+                return f"The database {where} is at schema {HEAD} already."
             kept = f" (backup: {backup})" if backup else ""
             return f"Upgraded {where} from {before or 'nothing'} to schema {HEAD}{kept}."
     except CommandError as error:

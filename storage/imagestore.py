@@ -22,8 +22,8 @@ RESERVE = 64 * 2**20  # bytes that stay free on a local disk: the database that 
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {
-        "connect_timeout": 5,
-        "read_timeout": 30,
+        "connect_timeout": 5,  # seconds
+        "read_timeout": 15,
         "retries": {"mode": "standard", "max_attempts": 4},  # with backoff; then the worker's own patience
     },
 }
@@ -97,6 +97,8 @@ class FsspecImageStore:
             ) from error
         except (ValueError, OSError) as error:
             raise UnreachableError(f"The picture store {url} cannot be opened: {error}.") from error
+        if options:
+            self._files.retries = 1  # s3fs would do all of botocore's tries five times
         self._root = str(root).rstrip("/")
         self._local = "file" in _protocols(self._files)
 

@@ -234,7 +234,9 @@ class JobStore(Protocol):
         ...
 
     def drain_workers(self, name: str, *, timeout: float) -> list[Worker]:
-        """Ask the live workers of a name (or `NAME-0`, `NAME-1` …) to finish: from now on they claim nothing.
+        """Ask the live workers of a name to finish: from now on they claim nothing.
+
+        Where no worker has exactly this name, those of `NAME-0`, `NAME-1` … are asked.
 
         Raises:
             BadInputError: when there is none.

@@ -8,7 +8,7 @@ are learned anew from the trained model itself, the prompt's moved towards the e
 
     prompt'  = empty + STRENGTH (prompt - empty)        empty' = empty
 
-With it a scale g does what STRENGTH g did before, at every step and in every sampler.
+With it a scale g does about what STRENGTH g did before (least exactly where sigma is highest: decision 0010).
 """
 
 from __future__ import annotations

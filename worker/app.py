@@ -8,12 +8,15 @@ workers; for them this module loads neither torch nor a model.
 
 from __future__ import annotations
 
+import atexit
+import os
 import socket
 import sys
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from celery import signals
 from celery.worker import state
 
@@ -25,25 +28,29 @@ from storage.settings import Settings, load_settings
 from storage.worker_options import WorkerOptions
 from worker.exits import Exit
 from worker.logs import configure_logs
+from worker.nursery import ENVIRONMENT
 from worker.orders import ChildOrder
+from worker.retirement import Retirement
 from worker.ticking import Ticker
 
 if TYPE_CHECKING:
     from worker.process import WorkerProcess  # loads torch
 
+log = structlog.get_logger()
+
 
 class HandStarted:
     """What one hand-started Celery worker has beside Celery: the worker process and the tick."""
 
-    process: WorkerProcess
-    ticker: Ticker
-
-    def __init__(self, settings: Settings, model: ModelReference) -> None:
-        self._settings, self._model = settings, model
+    def __init__(self, settings: Settings, model: ModelReference, *, name: str) -> None:
+        self._settings, self._model, self._name = settings, model, name
         self._redis = None if settings.redis_url else EmbeddedRedis(settings)
         self._queue = JobQueue(broker_url(settings), model.name)
+        self._ticker: Ticker | None = None
+        self._closing = threading.Lock()
+        self.process: WorkerProcess | None = None
 
-    def load(self) -> None:
+    def load(self) -> WorkerProcess:
         """Load and tune the model, begin to beat and to tick.
 
         Raises:
@@ -51,72 +58,93 @@ class HandStarted:
         """
         from worker.process import WorkerProcess  # noqa: PLC0415  (loads torch)
 
+        atexit.register(self.close)  # whatever ends this process: Celery does not say all of its ends
         if self._redis is not None:
             self._redis.acquire()
-        options = WorkerOptions(model=str(self._model))
-        name = f"{self._model.name}@{socket.gethostname()}"
-        order = ChildOrder(options=options, device="auto", incarnation=uuid.uuid4().hex, name=name)
-        self.process = WorkerProcess(order)
-        self.process.on_drain = self._drain_within
-        try:
-            self.process.load()
-        except BaseException:
-            self.process.close()
-            raise
-        self.ticker = Ticker(
-            self.process.jobs,
+        order = ChildOrder(
+            options=WorkerOptions(model=str(self._model)),
+            device="auto",
+            incarnation=uuid.uuid4().hex,
+            name=self._name,
+        )
+        self.process = process = WorkerProcess(order)
+        process.retirement = Retirement(self._retire, late=self._leave)
+        process.load()
+        self._ticker = Ticker(
+            process.jobs,
             self._queue,
             self._redis,
             lease=self._settings.lease,
-            dispatches=lambda: not self.process.stopping.is_set(),
+            dispatches=lambda: not process.stopping.is_set(),
         )
-        self.ticker.start()
-        threading.Thread(target=self._stop_when_told, name="stopper", daemon=True).start()
+        self._ticker.start()
+        threading.Thread(target=self._stop_when_told, args=(process,), name="stopper", daemon=True).start()
+        return process
 
     def drain(self, **_: Any) -> None:
         """Take nothing new and give back what has not begun; Celery waits for the rest."""
-        threading.Thread(target=self.process.drain, name="drain", daemon=True).start()
+        if self.process is not None:
+            threading.Thread(target=self.process.drain, name="drain", daemon=True).start()
 
     def close(self, **_: Any) -> None:
-        """End in order."""
-        self.ticker.stop()
-        self.process.close()
+        """End in order, once."""
+        if not self._closing.acquire(blocking=False):
+            return
+        if self._ticker is not None:
+            self._ticker.stop()
+        if self.process is not None:
+            self.process.close()
         if self._redis is not None:
             self._redis.release()
         self._queue.close()
 
-    def _drain_within(self, timeout: float) -> None:
+    def _retire(self) -> None:
+        """End as `worker drain` asks; one that still loads has nothing to finish."""
+        if self.process is None or not hasattr(self.process, "engine"):
+            self._leave()
+            return
         self.process.drain()
         state.should_stop = Exit.DONE
-        late = threading.Timer(timeout, self.process.leave, args=(Exit.DONE,))
-        late.daemon = True
-        late.start()
 
-    def _stop_when_told(self) -> None:
-        self.process.stopping.wait()
-        state.should_stop = Exit.SURROUNDINGS if self.process.gave_up else Exit.DONE
+    def _leave(self) -> None:
+        try:
+            self.close()
+        finally:
+            os._exit(Exit.DONE)
+
+    def _stop_when_told(self, process: WorkerProcess) -> None:
+        process.stopping.wait()
+        state.should_stop = Exit.SURROUNDINGS if process.gave_up else Exit.DONE
 
 
-def load_worker(options: dict[str, Any], conf: Any, **_: Any) -> None:
+def load_worker(sender: str, options: dict[str, Any], conf: Any, **_: Any) -> None:
     """Become a worker of the one model whose queue Celery was told to consume.
 
     Args:
+        sender: Celery's name of this node, `NAME@HOST`.
         options: Celery's own command line.
         conf: Celery's configuration; gets the concurrency, unless the command line has one.
     """
     configure_logs()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # read when torch is loaded, which is below
     try:
         settings = load_settings()
-        hand_started = HandStarted(settings, _model(options, settings))
+        model = _model(options, settings)
         _check_pool(options)
-        hand_started.load()
+        name = sender if not sender.startswith("celery@") else f"{model.name}@{socket.gethostname()}"
+        hand_started = HandStarted(settings, model, name=name)
+        process = hand_started.load()
+        from worker.tasks import add_render_task  # noqa: PLC0415  (loads torch)
+
+        add_render_task(app, process)
     except PromptmillError as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(error.exit_code)
-    from worker.tasks import add_render_task  # noqa: PLC0415  (loads torch)
-
-    add_render_task(app, hand_started.process)
-    conf.worker_concurrency = hand_started.process.concurrency
+    except Exception:  # Celery would log it, go on, and take messages that it has no task for
+        log.exception("the worker cannot start", action="load")
+        sys.exit(1)
+    conf.worker_concurrency = process.concurrency
     signals.worker_shutting_down.connect(hand_started.drain, weak=False)
     signals.worker_shutdown.connect(hand_started.close, weak=False)
 

@@ -18,6 +18,7 @@ from worker.exits import Exit
 from worker.logs import configure_logs
 from worker.orders import DRAIN, STOP, parse_order, report
 from worker.process import WorkerProcess
+from worker.retirement import Retirement
 from worker.tasks import add_render_task
 
 log = structlog.get_logger()
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if process.gave_up:
         report("failed", message=process.gave_up, exit_code=int(Exit.SURROUNDINGS))
         return Exit.SURROUNDINGS
-    return Exit.RETIRED if process.retiring else Exit.DONE
+    return Exit.RETIRED if process.retirement.begun else Exit.DONE
 
 
 def _consume(process: WorkerProcess) -> None:
@@ -81,14 +82,11 @@ def _obey(process: WorkerProcess) -> None:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         threading.Thread(target=_drain, args=(process,), name="drain", daemon=True).start()
 
-    def on_drain(timeout: float) -> None:
-        process.retiring = True
-        threading.Thread(target=_drain, args=(process,), name="drain", daemon=True).start()
-        late = threading.Timer(timeout, process.leave, args=(Exit.RETIRED,))
-        late.daemon = True
-        late.start()
+    def on_drain() -> None:
+        report("retiring")  # now: if it crashes on the way, it is not to be started again either
+        _drain(process)
 
-    process.on_drain = on_drain
+    process.retirement = Retirement(on_drain, late=lambda: process.leave(Exit.RETIRED))
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(process,), name="orders", daemon=True).start()
@@ -107,7 +105,7 @@ def _listen(process: WorkerProcess) -> None:
 def _drain(process: WorkerProcess) -> None:
     if not hasattr(process, "engine"):
         # Still loading: there is nothing to finish.
-        process.leave(Exit.RETIRED if process.retiring else Exit.DONE)
+        process.leave(Exit.RETIRED if process.retirement.begun else Exit.DONE)
     process.drain()
     state.should_stop = Exit.DONE
 

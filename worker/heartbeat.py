@@ -27,7 +27,8 @@ class Heartbeat:
         drop: told the id of each job that was cancelled or taken over.
         stray: told the id of each job that the database says is ours and nobody here holds: the reply to its
             claim was lost.
-        drain: called once with a timeout in seconds, when somebody asked this process to finish.
+        drain: called with a timeout in seconds when somebody asks this process to finish, and again when they
+            change it.
         stale: called once when a reaper declared this process dead.
     """
 
@@ -50,7 +51,7 @@ class Heartbeat:
         self._drop = drop
         self._stray = stray
         self._drain = drain
-        self._draining = False
+        self._drain_timeout: float | None = None
         self._stale = stale
         self._stopped = threading.Event()
         self._ailing = False
@@ -88,8 +89,8 @@ class Heartbeat:
         held = dict(self._progress())
         heard = self._jobs.heartbeat(self._incarnation, held, lanes_used=self._lanes_used())
         self._ailing = False
-        if heard.drain_timeout is not None and not self._draining:
-            self._draining = True
+        if heard.drain_timeout is not None and heard.drain_timeout != self._drain_timeout:
+            self._drain_timeout = heard.drain_timeout
             self._drain(heard.drain_timeout)
         for job in held.keys() - heard.jobs:
             self._drop(job)

@@ -44,7 +44,7 @@ class Child:
     Attributes:
         ready, was_ready: whether this incarnation, or any, has loaded its model.
         killed: whether this incarnation did not stop when told, and was killed.
-        retired: whether `worker drain` ended it for good.
+        retiring, retired: whether `worker drain` has asked this process to end for good, and it has.
         message: what this incarnation said about its end.
     """
 
@@ -63,7 +63,7 @@ class Child:
         self.listening = False
         self.ready = False
         self.was_ready = False
-        self.retired = False
+        self.retiring = self.retired = False
         self.killed = False
         self.message = ""
 
@@ -105,6 +105,9 @@ class Child:
                 self.listening = True
                 if event["event"] == "ready":
                     self.ready = self.was_ready = True
+                if event["event"] == "retiring":
+                    self.retiring = True
+                    continue
                 if event["event"] == "failed":
                     self.message = str(event.get("message"))
                 else:
@@ -228,7 +231,7 @@ class Nursery:
     def _judge(self, child: Child, code: int) -> None:
         if self._leaving:
             return
-        if code == Exit.RETIRED:
+        if child.retiring or code == Exit.RETIRED:
             child.retired = True
             log.info("worker process drained", action="retire", incarnation=child.incarnation)
             return

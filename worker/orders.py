@@ -1,7 +1,8 @@
 """What a supervisor and its worker process say to each other.
 
 Down the child's standard input: `drain`, `stop`, one a line; its end means that the supervisor is gone.
-Up the child's standard output: one JSON object a line, `{"event": "listening" | "ready" | "failed", …}`.
+Up the child's standard output: one JSON object a line, `{"event": …}`: `listening`, `ready`, `retiring` or
+`failed`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from worker.loading import open_engine
 from worker.models.device import device_facts, dtype_name
 from worker.models.load import LoadedModel
 from worker.orders import ChildOrder
+from worker.retirement import Retirement
 from worker.stages.guidance import is_guided
 from worker.surroundings import Surroundings
 from worker.version import check_version
@@ -51,8 +52,7 @@ class WorkerProcess:
         jobs, images: the stores.
         engine: set by `load`.
         company: lets suspects render alone.
-        on_drain: called when `worker drain` asks, with the seconds that running jobs get.
-        retiring: whether it did, so that nobody starts this process again.
+        retirement: what happens when `worker drain` asks.
         surroundings: patience with stores.
         incarnation: id of this life.
     """
@@ -71,8 +71,7 @@ class WorkerProcess:
         self.stopping = threading.Event()
         self.surroundings = Surroundings(self.stopping, self._note)
         self.gave_up: str | None = None
-        self.retiring = False
-        self.on_drain: Callable[[float], None] = lambda _: None
+        self.retirement = Retirement(self.drain, late=lambda: self.leave(Exit.DONE))
         self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
         self._state = WorkerState.STARTING
         self._held: dict[int, Ticket | None] = {}
@@ -248,7 +247,7 @@ class WorkerProcess:
 
     def _told_to_drain(self, timeout: float) -> None:
         log.info("told to drain", action="drain", seconds=timeout)
-        self.on_drain(timeout)
+        self.retirement.ask(timeout)
 
     def _drop(self, job: int) -> None:
         with self._held_lock:

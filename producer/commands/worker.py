@@ -13,7 +13,7 @@ import click
 from producer.background_worker import check_worker_extra
 from producer.cli import LazyGroup
 from producer.models import default_model, is_alive, resolve_model
-from producer.options import check_worker_flags, worker_flags
+from producer.options import check_drain_timeout, check_worker_flags, worker_flags
 from producer.output import count_of, duration, listing, remark, timestamp
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
@@ -32,7 +32,7 @@ RATE_WINDOW = 30.0  # seconds over which a worker's images/s are counted
 
 drain_timeout = click.option(
     "--drain-timeout",
-    type=click.FloatRange(min=0),
+    type=float,
     default=300.0,
     show_default=True,
     metavar="SECONDS",
@@ -173,6 +173,7 @@ def drain(session: Session, *, name: str, drain_timeout: float) -> None:
     them. It takes no job from now on, gives back what has not begun, and is not started again. What is not
     finished in time is given back, too, and rendered elsewhere.
     """
+    check_drain_timeout(drain_timeout)
     for found in session.jobs.drain_workers(name, timeout=drain_timeout):
         remark(f"Worker {found.name} drains: {count_of(len(found.progress), 'job')} to finish or give back.")
 

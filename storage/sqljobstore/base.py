@@ -60,11 +60,6 @@ def storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
 
 
-def like(text: str) -> str:
-    """Escape what LIKE would take for a pattern, with a backslash."""
-    return storable(text).replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-
-
 def to_submission(row: RowMapping) -> Submission:
     """Make a record of a submissions row."""
     fields = (

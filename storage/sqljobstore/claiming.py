@@ -175,9 +175,14 @@ def _open() -> ColumnElement[bool]:
 
 
 def _may_claim(incarnation: str) -> ColumnElement[bool]:
-    """Only a ready worker claims: what an expired one claimed would never be released again."""
+    """Only a ready worker claims: what an expired one claimed would never be released again.
+
+    One that was asked to drain does not, even before it has heard of it.
+    """
     query = select(WORKERS.c.incarnation).where(
-        WORKERS.c.incarnation == incarnation, WORKERS.c.state == WorkerState.READY
+        WORKERS.c.incarnation == incarnation,
+        WORKERS.c.state == WorkerState.READY,
+        WORKERS.c.drain_timeout.is_(None),
     )
     return query.exists()
 

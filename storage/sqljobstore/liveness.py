@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, delete, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Update, insert, select, text, update
 
 from storage.errors import BadInputError, StaleWorkerError
 from storage.jobstore import MAX_FAILURES
@@ -17,7 +18,6 @@ from storage.sqljobstore.base import (
     SUBMISSIONS,
     WORKERS,
     SqlBase,
-    like,
     now,
     status_is,
     storable,
@@ -35,10 +35,14 @@ class Liveness(SqlBase):
         mine = WORKERS.c.incarnation == worker.incarnation
         with self.database.write() as connection:
             state = connection.execute(select(WORKERS.c.state).where(mine)).scalar()
-            if state is not None and state not in ALIVE:
+            values = {**asdict(worker), "state": worker.state.value}
+            if state is None:
+                connection.execute(insert(WORKERS).values(values))
+                return
+            if state not in ALIVE:
                 raise _stale(worker.incarnation)
-            connection.execute(delete(WORKERS).where(mine))
-            connection.execute(insert(WORKERS).values({**asdict(worker), "state": worker.state.value}))
+            del values["drain_timeout"]  # somebody may have asked meanwhile
+            connection.execute(update(WORKERS).where(mine).values(values))
 
     def oldest_worker_version(self) -> str:
         """Return the oldest promptmill version whose workers this schema allows."""
@@ -77,16 +81,18 @@ class Liveness(SqlBase):
 
     def drain_workers(self, name: str, *, timeout: float) -> list[Worker]:
         """See `JobStore.drain_workers`."""
-        one_of_it = WORKERS.c.name.like(f"{like(name)}-%", escape="\\")
-        named = (or_(WORKERS.c.name == name, one_of_it), WORKERS.c.state.in_(ALIVE))
-        # The state ends its claims at once; it hears the rest at its next beat.
-        asked = {"drain_timeout": timeout, "state": WorkerState.DRAINING.value}
         with self.database.write() as connection:
-            drained = connection.execute(update(WORKERS).where(*named).values(asked).returning(WORKERS))
-            found = [to_worker(row) for row in drained.mappings()]
-        if not found:
-            raise BadInputError(f"No live worker is called {name!r}; see `promptmill worker list`.")
-        return found
+            alive = select(WORKERS.c.incarnation, WORKERS.c.name).where(WORKERS.c.state.in_(ALIVE))
+            rows = connection.execute(alive).all()
+            found = [row.incarnation for row in rows if row.name == name]
+            # Not LIKE: `sd15@gpu` is not to drain `sd15@gpu-backup`.
+            found = found or [
+                row.incarnation for row in rows if re.fullmatch(re.escape(name) + r"-\d+", row.name)
+            ]
+            if not found:
+                raise BadInputError(f"No live worker is called {name!r}; see `promptmill worker list`.")
+            asked = update(WORKERS).where(WORKERS.c.incarnation.in_(found)).values(drain_timeout=timeout)
+            return [to_worker(row) for row in connection.execute(asked.returning(WORKERS)).mappings()]
 
     def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:
         """See `JobStore.release_incarnation`."""

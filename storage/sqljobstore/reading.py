@@ -27,7 +27,6 @@ from storage.sqljobstore.base import (
     SUBMISSIONS,
     WORKERS,
     SqlBase,
-    like,
     now,
     status_is,
     storable,
@@ -163,7 +162,7 @@ def _find(connection: Connection, reference: str) -> RowMapping:
     reference = storable(reference)
     by_name = newest.where(SUBMISSIONS.c.name == reference).limit(1)
     named = connection.execute(by_name).mappings().one_or_none()
-    prefix = newest.where(SUBMISSIONS.c.id.like(f"{like(reference.lower())}%", escape="\\")).limit(3)
+    prefix = newest.where(SUBMISSIONS.c.id.startswith(reference.lower(), autoescape=True)).limit(3)
     found = connection.execute(prefix).mappings().all()
     exact = [row for row in found if row["id"] == reference.lower()]
     if exact or named is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.records import JobStatus, WorkerState
+from storage.records import JobStatus, Worker, WorkerState
 from tests.acceptance.farm import Farm, wait_until
 from tests.servers import S3, Postgres, RedisServer, running_redis
 
@@ -59,16 +59,19 @@ def test_two_hundred_jobs_survive_a_kill_a_freeze_and_restarts_of_the_servers(
     farm: Farm, postgres: Postgres, redis_server: RedisServer
 ) -> None:
     """Three workers: 200 pictures, one row each, every hash right, whatever happened on the way."""
-    submission = farm.submit(JOBS, "--steps", "6")
     supervisors = [farm.start_worker("--name", name) for name in ("one", "two", "three")]
     names = {worker.name: worker for worker in farm.workers()}
+    submission = farm.submit(JOBS, "--steps", "6")
 
-    farm.wait_for(submission, 10)
-    killed = names["one"]
+    def holds(worker: Worker) -> bool:
+        running = farm.store().jobs(submission, statuses=(JobStatus.RUNNING,))
+        return any(job.incarnation == worker.incarnation for job in running)
+
+    killed, frozen = names["one"], names["two"]
+    wait_until(lambda: holds(killed), what="the first worker holds jobs")
     os.kill(killed.pid, signal.SIGKILL)
-
-    farm.wait_for(submission, 30)
-    frozen = names["two"]
+    farm.wait_for(submission, 20)
+    wait_until(lambda: holds(frozen), what="the second worker holds jobs")
     os.kill(frozen.pid, signal.SIGSTOP)
 
     def expired() -> bool:
@@ -87,8 +90,7 @@ def test_two_hundred_jobs_survive_a_kill_a_freeze_and_restarts_of_the_servers(
     farm.wait_for(submission, JOBS)
     jobs = farm.audit(submission, JOBS)
     assert {job.failures for job in jobs} == {0}
-    finished_by = {job.incarnation for job in jobs}
-    assert len(finished_by) >= 3, "one worker did it all"
+    assert max(job.attempt for job in jobs) > 1, "nothing was running when it was taken away"
     assert [farm.stop(supervisor) for supervisor in supervisors] == [0, 0, 0]
 
 
@@ -117,7 +119,7 @@ def test_a_celery_worker_started_by_hand_is_one_of_us(farm: Farm) -> None:
     by_hand = [celery, "-A", "worker.app", "worker", "-P", "threads", "-l", "WARNING", "-Q"]
     worker = farm.start_program(*by_hand, "render.demo")
     wait_until(lambda: [one for one in farm.workers() if one.state == "ready"], what="it is ready")
-    submission = farm.submit(12, "--steps", "60", "--sampler", "euler", "--schedule", "default")
+    submission = farm.submit(60, "--steps", "200", "--sampler", "euler", "--schedule", "default")
     wait_until(lambda: farm.furthest(submission) > 0, what="a job has begun")
     asked = farm.run_program(celery, "-A", "worker.app", "inspect", "active", "--json")
     assert asked.returncode == 0, asked.stderr

@@ -1109,20 +1109,42 @@ class TestJobStore:
     # -- draining, and what `worker list` shows
 
     def test_a_drained_worker_hears_it_and_claims_nothing(self, job_store: JobStore) -> None:
-        """From the moment of the request on; the others of its name too, and nobody else."""
+        """From the moment of the request on; nobody else is asked whose name only begins like that."""
         for incarnation, name in (("w1", "farm@a"), ("w2", "farm@a-1"), ("w3", "farm@ab")):
             add_worker(job_store, incarnation, name=name)
         submit(job_store, 3)
         running = take_and_claim(job_store)
         drained = job_store.drain_workers("farm@a", timeout=60.0)
-        assert {worker.incarnation for worker in drained} == {"w1", "w2"}
-        assert all(worker.state is WorkerState.DRAINING for worker in drained)
+        assert {worker.incarnation for worker in drained} == {"w1"}
+        assert drained[0].drain_timeout == 60.0
         (job,) = job_store.take_for_dispatch(MODEL, window=1)
         assert job_store.claim(job, "w1", defaults=DEFAULTS) is Refusal.GONE
         heard = job_store.heartbeat("w1", {running.job: 0.5})
         assert (heard.jobs, heard.drain_timeout) == ({running.job}, 60.0)
+        assert job_store.heartbeat("w2", {}).drain_timeout is None
         assert job_store.heartbeat("w3", {}).drain_timeout is None
         assert job_store.finish(running, image(running)) is Finish.SAVED
+
+    def test_a_name_stands_for_all_devices_of_a_worker(self, job_store: JobStore) -> None:
+        """`farm-0`, `farm-1`; not `farm-eu-0`."""
+        for incarnation, name in (
+            ("w1", "farm-0"),
+            ("w2", "farm-12"),
+            ("w3", "farm-eu-0"),
+            ("w4", "farm-eu"),
+        ):
+            add_worker(job_store, incarnation, name=name)
+        assert {w.incarnation for w in job_store.drain_workers("farm", timeout=1.0)} == {"w1", "w2"}
+
+    def test_a_request_survives_the_end_of_loading(self, job_store: JobStore) -> None:
+        """A worker writes its row anew when it is ready."""
+        add_worker(job_store, state=WorkerState.STARTING)
+        job_store.drain_workers(f"{MODEL}@host", timeout=9.0)
+        add_worker(job_store)
+        assert job_store.heartbeat("w1", {}).drain_timeout == 9.0
+        submit(job_store)
+        (job,) = job_store.take_for_dispatch(MODEL, window=1)
+        assert job_store.claim(job, "w1", defaults=DEFAULTS) is Refusal.GONE
 
     def test_draining_nobody_is_bad_input(self, job_store: JobStore) -> None:
         """A name that no live worker has; `%` is a letter like others."""

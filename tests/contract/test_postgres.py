@@ -149,6 +149,7 @@ def test_two_that_upgrade_at_once_make_one_schema(postgres: Postgres, tmp_path: 
         # Processes: Alembic keeps its environment in a module.
         with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
             said = list(pool.map(upgrade, [settings] * 3))
+        assert sorted(sentence.split()[0] for sentence in said) == ["The", "The", "Upgraded"]
         assert all(HEAD in sentence for sentence in said)
         database = open_database(settings)
         assert current_revision(database) == HEAD

@@ -6,14 +6,15 @@ numbers; the number of tensor operations does not depend on how many requests th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
 from worker.engine.forward import predict_noise
 from worker.engine.request import Request
-from worker.engine.shared_step import GraphedStep, Shared
+from worker.engine.shared_step import Shared, Stepped, graphed_step
+from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.stages.guidance import rescale_guided
 from worker.stages.history import TERMS, History, pad
@@ -26,59 +27,52 @@ class Batch:
 
     Attributes:
         requests: in the order in which they take lanes.
-        history: their latents and what their samplers look back at; below them idle rows, if it is padded.
+        history: their latents and what their samplers look back at; where steps are graphed, idle rows below.
         without_table: rows of the requests whose noise scheduler has to be called.
     """
 
-    def __init__(
-        self, requests: Sequence[Request], device: torch.device, *, lanes: int, graph: GraphedStep | None
-    ) -> None:
+    def __init__(self, requests: Sequence[Request], model: LoadedModel, *, lanes: int) -> None:
         """Bring requests together.
 
         Args:
             requests: admitted, at least one, all of one latent shape.
-            device: of the model.
+            model: whose UNet will run.
             lanes: R: the rows of a forward pass; at least those of the requests.
-            graph: runs a whole step at once, where nothing but tables is needed. It gets as many requests and
-                lanes every time: R, most of them idle.
         """
         self.requests = list(requests)
-        self._graph = graph
-        rows = lanes if graph else len(requests)
-        history = History.gather([request.place for request in requests])
-        self.history = history.padded(rows - len(requests)) if graph else history
+        self._model, self._width = model, lanes
+        self._graphed = isinstance(model.unet, GraphedUnet)
         tables = [request.schedule.table for request in requests]
         self.without_table = [row for row, table in enumerate(tables) if table is None]
         self._lanes = [request.lanes for request in requests]
-        self._width = lanes
-        evaluations = torch.tensor([request.evaluation for request in requests], device=device)
-        self._evaluations = pad(evaluations, rows - len(requests))
         rescales = [request.parameters.options.get("guidance_rescale", 0.0) for request in requests]
         self._rescaled = [
             (row, rescale)
-            for row, (rescale, lanes) in enumerate(zip(rescales, self._lanes, strict=True))
-            if rescale and lanes > 1
+            for row, (rescale, count) in enumerate(zip(rescales, self._lanes, strict=True))
+            if rescale and count > 1
         ]
-        shared = _shared(requests, device)
-        self._shared = shared.padded(requests=rows, lanes=lanes) if graph else shared
+        self.history = History.gather([request.place for request in requests])
+        self._evaluations = torch.tensor([request.evaluation for request in requests], device=model.device)
+        self._shared = _shared(requests, model.device)
+        if self._graphed:  # as many requests and lanes every time, so that one graph does for all
+            self.history = self.history.padded(lanes - len(requests))
+            self._evaluations = pad(self._evaluations, lanes - len(requests))
+            self._shared = self._shared.padded(lanes, dtype=model.dtype)
 
     def fits(self, requests: Sequence[Request]) -> bool:
         """Tell whether this is the batch of `requests` in their next step; intervals change lanes."""
         return self.requests == requests and self._lanes == [request.lanes for request in requests]
 
-    def step(self, model: LoadedModel, *, attempt: Attempt) -> History | None:
+    def step(self, *, attempt: Attempt) -> History | None:
         """Compute the history after one more forward pass; nothing changes in a request.
 
         Args:
-            model: whose UNet runs.
             attempt: calls a function for a request, which fails with what that raises, and returns what it
                 returned, or None.
 
         Returns:
             None when a request failed before the forward pass: the next step goes without it.
         """
-        if self._graph and not self.without_table and not self._rescaled:
-            return self._graph(self._shared, self.history, self._evaluations, self._noise())
         scaled: dict[int, torch.Tensor] = {}
         for row in self.without_table:
             request = self.requests[row]
@@ -87,8 +81,10 @@ class Batch:
             if own is None:
                 return None
             scaled[row] = own
-        lanes = self._shared.lanes(self.history, self._evaluations, scaled)
-        output = self._guided(predict_noise(model, lanes, width=self._width))
+        stepped = self._forward(scaled)
+        if not self.without_table and not self._rescaled:
+            return stepped.history
+        output = self._rescale(stepped.output, stepped.noise_pred)
         history = self._shared.after(self.history, self._evaluations, output, self._noise())
         for row in self.without_table:
             request = self.requests[row]
@@ -98,17 +94,29 @@ class Batch:
                 history = history.with_latents(row, own)
         return history
 
-    def accept(self, history: History) -> None:
-        """Move on to the next evaluation of every request."""
-        self.history = history
-        self._evaluations = self._evaluations + 1
-
-    def _guided(self, noise_pred: torch.Tensor) -> torch.Tensor:
+    def _forward(self, scaled: Mapping[int, torch.Tensor]) -> Stepped:
+        """Run UNet, guidance and update for all; `scaled` has the UNet's input of rows without a table."""
+        history, noise = self.history, self._noise()
+        for row, own in scaled.items():
+            history = history.with_latents(row, own)  # their input scale is 1
+        if self._graphed:
+            return graphed_step(self._model, self._shared, history, self._evaluations, noise)
+        lanes = self._shared.lanes(history, self._evaluations)
+        noise_pred = predict_noise(self._model, lanes, width=self._width)
         output = self._shared.guided(noise_pred)
+        following = self._shared.after(history, self._evaluations, output, noise)
+        return Stepped(noise_pred=noise_pred, output=output, history=following)
+
+    def _rescale(self, output: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
         for row, rescale in self._rescaled:
             own, cond = slice(row, row + 1), self._shared.cond[row : row + 1]
             output[own] = rescale_guided(output[own], noise_pred[cond], rescale)
         return output
+
+    def accept(self, history: History) -> None:
+        """Move on to the next evaluation of every request."""
+        self.history = history
+        self._evaluations = self._evaluations + 1
 
     def _noise(self) -> torch.Tensor:
         """Return what each request draws, zeros for who draws none."""
@@ -129,7 +137,10 @@ def _shared(requests: Sequence[Request], device: torch.device) -> Shared:
     # What belongs to a request and an evaluation: (requests, evaluations, ...).
     nothing = torch.zeros((1, 2, TERMS))
     weights = [nothing if table is None else table.weights for table in tables]
-    scales = [torch.ones(1) if table is None else torch.tensor(table.input_scale) for table in tables]
+    scales = [
+        torch.ones(len(request.schedule)) if table is None else torch.tensor(table.input_scale)
+        for request, table in zip(requests, tables, strict=True)
+    ]
     timesteps = [torch.tensor(request.schedule.timesteps) for request in requests]
     # The uncond lane comes first; a request without guidance has only one, which is both.
     lanes = [request.lanes for request in requests]

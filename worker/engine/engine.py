@@ -25,7 +25,6 @@ from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, Ticket, prepare_request
 from worker.engine.roster import Roster
-from worker.engine.shared_step import GraphedStep
 from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
@@ -96,7 +95,6 @@ class Engine:
         self.steps = 0
         self._on_death = on_death
         self._deadline = deadline
-        self._graph = GraphedStep(model) if model.launch == "cuda_graphs" else None
         self._tables = None if mode == "reference" else tables or Tables()
         self._text = TextStage(model.tokenizer, model.text_encoder)
         self._watchdog = Watchdog(stall, self._die)
@@ -261,7 +259,7 @@ class Engine:
         self._watchdog.beat()
         try:
             batch = self._batch_of(chosen, plan)
-            history = batch.step(self.model, attempt=self._attempt)
+            history = batch.step(attempt=self._attempt)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -282,8 +280,6 @@ class Engine:
         """
         shape = chosen[0].shape
         self._batches.clear()
-        if self._graph is not None:
-            self._graph.clear()
         old = self._plans[shape]
         plan = self._plans.shrink(shape)
         if plan is None:
@@ -309,7 +305,7 @@ class Engine:
             # what is compiled or captured is so for one shape.
             padded = self.mode == "exact" or self.model.launch != "eager"
             lanes = plan.lanes if padded else sum(request.lanes for request in chosen)
-            batch = Batch(chosen, self.model.device, lanes=lanes, graph=self._graph)
+            batch = Batch(chosen, self.model, lanes=lanes)
             self._batches[chosen[0].shape] = batch
         return batch
 

@@ -1,25 +1,24 @@
 """The shared step as a function of tensors: gather, UNet, guidance, update.
 
 Nothing here knows a request, and nothing depends on a value: shapes are static, so that all of it can be
-captured in one CUDA graph (`GraphedStep`), the gather by the step counters of the requests included.
+captured in one CUDA graph (`graphed_step`), the gather by the step counters of the requests included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from storage.parameters import MAX_STEPS
 from worker.engine.forward import Lanes, predict_noise
-from worker.models.graphed import Capture, Graphed, GraphedUnet
+from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.stages.guidance import guide
-from worker.stages.history import History, pad
+from worker.stages.history import TERMS, History, pad
 
-NOTHING: Mapping[int, torch.Tensor] = MappingProxyType({})
+EVALUATIONS = 2 * MAX_STEPS  # the most that a sampler takes: two a step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,47 +48,46 @@ class Shared:
     prompt_embeds: torch.Tensor
     timestep_cond: torch.Tensor | None
 
-    def padded(self, *, requests: int, lanes: int) -> Shared:
-        """Append idle requests and idle lanes, all zeros; and evaluations, to a power of 2.
+    def padded(self, width: int, *, dtype: torch.dtype) -> Shared:
+        """Append idle requests and lanes up to `width` of each, and evaluations up to EVALUATIONS, all zeros.
 
         Idle lanes belong to the last request, and idle requests are led by the last lane: where there are
         idle lanes at all, both are idle, so that nothing but zeros gets into one.
+
+        Args:
+            width: R, which is the most requests that there can be.
+            dtype: of the UNet, which embeddings are brought to.
         """
-        more, idle = requests - len(self.rows), lanes - len(self.owners)
-        evaluations = max(64, 1 << (self.timesteps.shape[1] - 1).bit_length()) - self.timesteps.shape[1]
+        more, idle = width - len(self.rows), width - len(self.owners)
+        evaluations = EVALUATIONS - self.timesteps.shape[1]
 
         def table(own: torch.Tensor) -> torch.Tensor:
             return pad(pad(own.transpose(0, 1), evaluations).transpose(0, 1), more)
 
-        def index(own: torch.Tensor, count: int, last: int) -> torch.Tensor:
-            return torch.cat([own, own.new_full((count,), last)])
+        def index(own: torch.Tensor, count: int) -> torch.Tensor:
+            return torch.cat([own, own.new_full((count,), width - 1)])
 
         return Shared(
-            rows=torch.arange(requests, device=self.rows.device),
+            rows=torch.arange(width, device=self.rows.device),
             weights=table(self.weights),
             input_scale=table(self.input_scale),
             timesteps=table(self.timesteps),
             guidance_scale=pad(self.guidance_scale, more),
-            uncond=index(self.uncond, more, lanes - 1),
-            cond=index(self.cond, more, lanes - 1),
-            owners=index(self.owners, idle, requests - 1),
-            prompt_embeds=pad(self.prompt_embeds, idle),
-            timestep_cond=None if self.timestep_cond is None else pad(self.timestep_cond, idle),
+            uncond=index(self.uncond, more),
+            cond=index(self.cond, more),
+            owners=index(self.owners, idle),
+            prompt_embeds=pad(self.prompt_embeds, idle).to(dtype),
+            timestep_cond=None if self.timestep_cond is None else pad(self.timestep_cond, idle).to(dtype),
         )
 
-    def lanes(
-        self, history: History, evaluations: torch.Tensor, scaled: Mapping[int, torch.Tensor] = NOTHING
-    ) -> Lanes:
+    def lanes(self, history: History, evaluations: torch.Tensor) -> Lanes:
         """Return the input of the next forward pass.
 
         Args:
             history: of the requests.
             evaluations: how many forward passes each has had, (requests,) int64.
-            scaled: the UNet's input of every row without a table, (1, channels, h, w).
         """
         sample = history.latents[0] * self._now(self.input_scale, evaluations)[:, None, None, None]
-        for row, own in scaled.items():
-            sample[row : row + 1] = own
         return Lanes(
             sample=sample[self.owners],
             timesteps=self._now(self.timesteps, evaluations)[self.owners],
@@ -126,48 +124,82 @@ class Shared:
         return table[self.rows, evaluations.clamp(max=table.shape[1] - 1)]
 
 
-class GraphedStep:
-    """All of a step in one launch, for requests that need nothing but their tables."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stepped:
+    """What a shared step computed.
 
-    def __init__(self, model: LoadedModel, capture: Capture | None = None) -> None:
-        """Capture nothing yet.
+    Attributes:
+        noise_pred: of every lane, (lanes, channels, h, w) float32.
+        output: guided, (requests, channels, h, w) float32.
+        history: after the step, for requests with a table whose guidance is not rescaled.
+    """
 
-        Args:
-            model: whose UNet may itself be graphed, for steps that this cannot run.
-            capture: what captures; None for the UNet's own, so that all graphs share their memory.
-        """
-        unet = model.unet
-        if isinstance(unet, GraphedUnet):
-            model, capture = replace(model, unet=unet.plain), capture or unet.capture
-        self._model = model
-        self._graphed = Graphed(self._run, capture)
+    noise_pred: torch.Tensor
+    output: torch.Tensor
+    history: History
 
-    def __call__(
-        self, shared: Shared, history: History, evaluations: torch.Tensor, noise: torch.Tensor
-    ) -> History:
-        """Return the history after one more forward pass.
 
-        Args:
-            shared: with as many requests and lanes in every call, so that few graphs are captured.
-            history: of the requests.
-            evaluations: how many forward passes each has had, (requests,) int64.
-            noise: what each draws, (requests, channels, h, w).
-        """
-        latents, hidden, output = self._graphed(
-            *(getattr(shared, field.name) for field in fields(Shared)), evaluations, noise, *history.flat()
-        )
-        return history.moved(latents=latents, hidden=hidden, output=output, noise=noise)
+def graphed_step(
+    model: LoadedModel, shared: Shared, history: History, evaluations: torch.Tensor, noise: torch.Tensor
+) -> Stepped:
+    """Run a whole step in one launch: gather, UNet, guidance, update.
 
-    def clear(self) -> None:
-        """Give the graphs' memory back."""
-        self._graphed.clear()
+    Args:
+        model: whose UNet is a GraphedUnet.
+        shared: padded, so that every call of a shape and R replays the same graph.
+        history: of the requests, padded.
+        evaluations: how many forward passes each has had, (requests,) int64.
+        noise: what each draws, (requests, channels, h, w).
+    """
+    unet: GraphedUnet = model.unet
+    plain = replace(model, unet=unet.plain)
+    names = [field.name for field in fields(Shared)]
 
-    def _run(self, *given: Any) -> tuple[torch.Tensor, ...]:
-        names = [field.name for field in fields(Shared)]
-        shared = Shared(**dict(zip(names, given, strict=False)))
-        evaluations, noise, *registers = given[len(names) :]
-        history = History.from_flat(registers)
-        lanes = shared.lanes(history, evaluations)
-        output = shared.guided(predict_noise(self._model, lanes, width=len(lanes)))
-        following = shared.after(history, evaluations, output, noise)
-        return following.latents[0], following.hidden, output
+    def step(*given: Any) -> tuple[torch.Tensor, ...]:
+        inputs = Shared(**dict(zip(names, given, strict=False)))
+        counters, drawn, *registers = given[len(names) :]
+        before = History.from_flat(registers)
+        lanes = inputs.lanes(before, counters)
+        noise_pred = predict_noise(plain, lanes, width=len(lanes))
+        output = inputs.guided(noise_pred)
+        following = inputs.after(before, counters, output, drawn)
+        return noise_pred, output, following.latents[0], following.hidden
+
+    noise_pred, output, latents, hidden = unet.run(
+        "step", step, *(getattr(shared, name) for name in names), evaluations, noise, *history.flat()
+    )
+    following = history.moved(latents=latents, hidden=hidden, output=output, noise=noise)
+    return Stepped(noise_pred=noise_pred, output=output, history=following)
+
+
+def predict(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tensor:
+    """Run the UNet once over `lanes`, by the very graph that steps are run with, where there are graphs.
+
+    Args:
+        model: whose UNet runs.
+        lanes: at least one, all of one latent shape.
+        width: R, the rows of the forward pass; at least `len(lanes)`.
+
+    Returns:
+        noise_pred, (len(lanes), channels, h, w) float32.
+    """
+    if not isinstance(model.unet, GraphedUnet):
+        return predict_noise(model, lanes, width=width)
+    # Requests of one lane each, whose samples are taken as they are.
+    count = len(lanes)
+    rows = torch.arange(count, device=lanes.sample.device)
+    shared = Shared(
+        rows=rows,
+        weights=lanes.timesteps.new_zeros((count, 1, 2, TERMS)),
+        input_scale=lanes.timesteps.new_ones((count, 1)),
+        timesteps=lanes.timesteps[:, None],
+        guidance_scale=lanes.timesteps.new_zeros((count, 1, 1, 1)),
+        uncond=rows,
+        cond=rows,
+        owners=rows,
+        prompt_embeds=lanes.prompt_embeds,
+        timestep_cond=lanes.timestep_cond,
+    ).padded(width, dtype=model.dtype)
+    history = History.start(pad(lanes.sample, width - count))
+    noise = torch.zeros_like(history.hidden)
+    return graphed_step(model, shared, history, pad(rows * 0, width - count), noise).noise_pred[:count]

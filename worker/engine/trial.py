@@ -14,7 +14,8 @@ from time import perf_counter
 import torch
 
 from worker.engine.admission import LatentShape
-from worker.engine.forward import Lanes, predict_noise
+from worker.engine.forward import Lanes
+from worker.engine.shared_step import predict
 from worker.models.load import LoadedModel
 
 Beat = Callable[[], None]
@@ -77,7 +78,7 @@ def try_lanes(
             beat()
             mixed = Lanes.stack([probe if i % 2 == offset else mate for i, mate in enumerate(mates)])
             began = perf_counter()
-            noise_pred = predict_noise(model, mixed, width=lanes).cpu()  # waits for the device
+            noise_pred = predict(model, mixed, width=lanes).cpu()  # waits for the device
             seconds.append(perf_counter() - began)
             results += noise_pred[offset::2]
     return Trial(

@@ -146,6 +146,7 @@ def fitting_plan(
     Returns:
         A plan that fits the memory, as far as it was tried out; None when not even two lanes do.
     """
+    again = model.launch == "cuda_graphs"  # once without the memory that graphs of other shapes hold
     while lanes >= FEWEST_LANES:
         try:
             return plan_shape(model, shape, lanes, exact=exact, beat=beat)
@@ -153,7 +154,9 @@ def fitting_plan(
             if not is_out_of_memory(error):
                 raise
         free_memory(model)
-        lanes = fewer_lanes(lanes)
+        if not again:
+            lanes = fewer_lanes(lanes)
+        again = False
     return None
 
 

@@ -1,4 +1,4 @@
-"""Functions of tensors that are one launch: a CUDA graph, captured once for each shape and replayed after.
+"""Work of a UNet that is one launch: CUDA graphs, each captured once for its shapes and replayed after.
 
 A forward pass of Stable Diffusion launches about a thousand kernels, each from Python; on a fast GPU that can
 take longer than they run. A graph launches all of them at once. It reads and writes fixed places in memory,
@@ -7,59 +7,84 @@ so what is new is copied in, and what comes out is copied out.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-Function = Callable[..., tuple[torch.Tensor, ...]]
-# Runs a function for good, and returns what it returned and what runs it again on the same memory.
-Capture = Callable[
-    [Callable[[], tuple[torch.Tensor, ...]]], tuple[tuple[torch.Tensor, ...], Callable[[], object]]
-]
+Outputs = tuple[torch.Tensor, ...]
+Given = Sequence[torch.Tensor | None]
 
+_MOST = 8  # graphs that are kept, the last used ones: each holds a shape's inputs and outputs
 _WARM_UPS = 3  # before a capture: cuDNN and cuBLAS choose and allocate in the first passes
 
 
-class Graphed:
-    """Stands in for a function of tensors; only the thread that owns the device may call it."""
+class Capture(Protocol):
+    """What captures a function's work."""
 
-    def __init__(self, function: Function, capture: Capture | None = None) -> None:
-        """Capture nothing yet.
+    def __call__(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
+        """Run a function for good; return its outputs, and what runs it again on the same memory."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the memory of what was captured: all of it is let go."""
+        ...
+
+
+class GraphedUnet:
+    """Stands in for a UNet, and for functions around it; only the thread that owns the device may call it.
+
+    Attributes:
+        plain: the UNet.
+    """
+
+    def __init__(self, unet: Any, capture: Capture | None = None) -> None:
+        """Wrap a UNet; nothing is captured yet.
 
         Args:
-            function: whose work depends on the shapes of its arguments, never on their values.
-            capture: what captures; None for CUDA's own, with a pool of memory for all shapes.
+            unet: a `diffusers.UNet2DConditionModel` in eval mode, on a CUDA device.
+            capture: what captures; None for CUDA's own.
         """
-        self._function = function
+        self.plain = unet
         self._capture = capture or CudaCapture()
-        self._captured: dict[Any, _Captured] = {}
+        self._captured: OrderedDict[Any, _Captured] = OrderedDict()
 
-    def __call__(self, *given: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """Answer as the function does; what is returned is not written to again.
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the UNet: config, dtype, attention processors."""
+        return getattr(self.plain, name)
+
+    def run(self, name: str, function: Callable[..., Outputs], *given: torch.Tensor | None) -> Outputs:
+        """Return what a function of tensors returns, by a graph of its work.
 
         Args:
-            given: tensors, not changed in place between two calls, and None where there is none.
+            name: of the function: the first of this name and these shapes is the one that is captured.
+            function: whose work depends on the shapes of its arguments, never on their values.
+            given: not changed in place between two calls; None where there is none.
         """
-        shape = tuple(None if each is None else (each.shape, each.dtype) for each in given)
-        if shape not in self._captured:
-            self._captured[shape] = _Captured(self._function, self._capture, given)
-        return self._captured[shape](given)
+        key = (name, *(None if each is None else (each.shape, each.dtype) for each in given))
+        if key not in self._captured:
+            while len(self._captured) >= _MOST:
+                self._captured.popitem(last=False)
+            self._captured[key] = _Captured(function, self._capture, given)
+        self._captured.move_to_end(key)
+        return self._captured[key](given)
 
     def clear(self) -> None:
         """Give the graphs' memory back; what is called again is captured again."""
         self._captured.clear()
+        self._capture.reset()
 
 
 class _Captured:
     """One graph: it reads from fixed places in memory, and writes to others."""
 
-    def __init__(self, function: Function, capture: Capture, given: Sequence[torch.Tensor | None]) -> None:
+    def __init__(self, function: Callable[..., Outputs], capture: Capture, given: Given) -> None:
         self._places = [None if each is None else each.clone() for each in given]
         self._held = list(given)
         self._outputs, self._replay = capture(lambda: function(*self._places))
 
-    def __call__(self, given: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+    def __call__(self, given: Given) -> Outputs:
         for place, held, each in zip(self._places, self._held, given, strict=True):
             if place is not None and each is not None and each is not held:  # most stay what they were
                 place.copy_(each)
@@ -68,91 +93,30 @@ class _Captured:
         return tuple(output.clone() for output in self._outputs)  # the next replay writes to the same place
 
 
-class GraphedUnet:
-    """Stands in for a UNet.
-
-    Attributes:
-        plain: the UNet.
-        capture: what captures, for who wants to share its memory.
-    """
-
-    def __init__(self, unet: Any, capture: Capture | None = None) -> None:
-        """Wrap a UNet on a CUDA device.
-
-        Args:
-            unet: a `diffusers.UNet2DConditionModel` in eval mode.
-            capture: see `Graphed`.
-        """
-        self.plain = unet
-        self.capture = capture or CudaCapture()
-        self._graphed = Graphed(self._forward, self.capture)
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer for the UNet: config, dtype, attention processors."""
-        return getattr(self.plain, name)
-
-    def __call__(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        *,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        return_dict: bool = False,
-    ) -> tuple[torch.Tensor, ...]:
-        """Answer as UNet2DConditionModel does with return_dict=False.
-
-        Args:
-            sample: (lanes, channels, h, w).
-            timestep: (lanes,).
-            encoder_hidden_states: (lanes, length, width).
-            timestep_cond: (lanes, time_cond_proj_dim), for UNets that take the guidance scale as an input.
-            return_dict: False only.
-        """
-        if return_dict:
-            raise ValueError("a graphed UNet returns tuples")
-        return self._graphed(sample, timestep, encoder_hidden_states, timestep_cond)
-
-    def clear(self) -> None:
-        """Give the graphs' memory back."""
-        self._graphed.clear()
-
-    def _forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, ...]:
-        output: tuple[torch.Tensor, ...] = self.plain(
-            sample,
-            timestep,
-            encoder_hidden_states=encoder_hidden_states,
-            timestep_cond=timestep_cond,
-            return_dict=False,
-        )
-        return output
-
-
 class CudaCapture:
     """Captures into CUDA graphs that share one pool of memory: they never run at the same time."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
+        self._side: Any = None
 
-    def __call__(
-        self, function: Callable[[], tuple[torch.Tensor, ...]]
-    ) -> tuple[tuple[torch.Tensor, ...], Callable[[], object]]:
-        """Capture a function; returns what it returned, and what runs it again."""
+    def reset(self) -> None:
+        """Forget the pool: a handle whose graphs are all gone must not be used again."""
+        self._pool = None
+
+    def __call__(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
+        """Capture a function's work, on the current device."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace for every stream that it has seen.
+        self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
         # As torch's documentation asks: warm up on a side stream, then capture.
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             for _ in range(_WARM_UPS):
                 function()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         # Other threads allocate meanwhile (noise goes to the device when a job joins): that is not an error.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
             outputs = function()
         return outputs, graph.replay

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import json
 import os
@@ -17,18 +16,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
+import scipy
 import structlog
 import torch
 
 from storage.samplers import SAMPLERS
 from worker.models.device import device_name
-from worker.stages import history, table
+from worker.stages import history, sampler, table
 from worker.stages.sampler import SamplerSettings
 from worker.stages.table import SamplerTable, probe
 
 log = structlog.get_logger()
-
-_LIBRARIES = ("torch", "diffusers", "numpy", "scipy")
 
 
 class Tables:
@@ -66,34 +66,35 @@ class _Reader:
         """Return the table, or None."""
         with self._lock:
             if not self._answers:
-                self._answers = self._kept()
-            if not self._answers:
-                self._answers = [probe(settings.build, functools.partial(_arguments, settings))]
-                self._keep(self._answers[0])
+                kept = self._kept()
+                self._answers = [kept or probe(settings.build, functools.partial(_arguments, settings))]
+                if kept is None:
+                    self._keep(self._answers[0])
             return self._answers[0]
 
-    def _kept(self) -> list[SamplerTable | None]:
-        """Return what the folder has; nothing where it has nothing that can be used."""
+    def _kept(self) -> SamplerTable | None:
+        """Return what the folder has; None where it has nothing that can be used."""
         if self._path is None:
-            return []
+            return None
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            return [None if kept is None else SamplerTable.from_json(kept)]
+            return _unpacked(json.loads(self._path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            return []
+            return None
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning(
                 "a kept table cannot be used and is read anew", file=str(self._path), error=str(error)
             )
-            return []
+            return None
 
     def _keep(self, answer: SamplerTable | None) -> None:
-        if self._path is None:
+        # That there is none may have been a passing fault, of the memory for example.
+        if self._path is None or answer is None:
             return
         written = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
+        packed = {"sha256": _digest(answer.to_json()), "table": answer.to_json()}
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            written.write_text(json.dumps(None if answer is None else answer.to_json()), encoding="utf-8")
+            written.write_text(json.dumps(packed), encoding="utf-8")
             written.replace(self._path)
         except OSError as error:  # a full disk: the next process reads it again
             log.warning("a table of a sampler cannot be kept", file=str(self._path), error=str(error))
@@ -101,27 +102,44 @@ class _Reader:
                 written.unlink()
 
 
+def _unpacked(kept: Any) -> SamplerTable:
+    """Read a file's content; KeyError, TypeError or ValueError where it is not what was written."""
+    if kept["sha256"] != _digest(kept["table"]):
+        raise ValueError("its checksum is another")
+    return SamplerTable.from_json(kept["table"])
+
+
 def _arguments(settings: SamplerSettings, scheduler: Any) -> dict[str, Any]:
     return settings.step_arguments(scheduler, torch.Generator())
 
 
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _key(settings: SamplerSettings) -> str:
     """Name the table of these settings on this kind of host."""
-    sampler = SAMPLERS[settings.sampler]
-    determines = [
-        sampler.scheduler_class,
-        settings.overrides,
-        dict(settings.scheduler_config),
-        settings.num_inference_steps,
-        settings.eta,
-        _surroundings(),
-    ]
-    return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
+    config = dict(settings.scheduler_config)
+    if "_use_default_values" in config:  # diffusers makes a list of a set, in another order in every process
+        config["_use_default_values"] = sorted(config["_use_default_values"])
+    return _digest(
+        [
+            SAMPLERS[settings.sampler].scheduler_class,
+            settings.overrides,
+            config,
+            settings.num_inference_steps,
+            settings.eta,
+            _SURROUNDINGS,
+        ]
+    )
 
 
-@functools.cache
 def _surroundings() -> list[str]:
     """Return what else a table's last bits depend on: who reads it, out of what, on which instructions."""
-    readers = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in (table, history)]
-    versions = [importlib.metadata.version(name) for name in _LIBRARIES]
+    readers = [inspect.getsource(module) for module in (sampler, table, history)]
+    versions = [module.__version__ for module in (torch, diffusers, np, scipy)]
     return [*readers, *versions, device_name(torch.device("cpu")), torch.backends.cpu.get_cpu_capability()]
+
+
+# Of what is loaded, so taken now: the files may be another version's by the time of the first job.
+_SURROUNDINGS = _surroundings()

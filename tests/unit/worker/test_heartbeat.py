@@ -134,11 +134,14 @@ def test_a_heart_that_never_beat_can_be_stopped(setup: Setup) -> None:
 
 
 def test_a_request_to_drain_is_heard_once(setup: Setup) -> None:
-    """It stands in every answer from then on."""
+    """It stands in every answer from then on, and may be changed."""
     setup.heart.beat()
     assert setup.drains == []
     setup.store.drain_timeout = 60.0
     setup.heart.beat()
     setup.heart.beat()
     assert setup.drains == [60.0]
-    assert setup.store.lanes == [6, 6, 6]
+    setup.store.drain_timeout = 0.0
+    setup.heart.beat()
+    assert setup.drains == [60.0, 0.0]
+    assert setup.store.lanes == [6, 6, 6, 6]

@@ -60,11 +60,21 @@ def test_a_table_outlives_its_process_to_the_bit(sampler: str, tmp_path: Path, r
             assert getattr(first, field.name) == getattr(second, field.name)
 
 
-def test_that_there_is_no_table_is_kept_too(tmp_path: Path, readings: list[int]) -> None:
-    """Finding out takes as long as reading one."""
+def test_that_there_is_no_table_is_found_out_once_a_process(tmp_path: Path, readings: list[int]) -> None:
+    """A passing fault looks the same, so it is not kept for others."""
     clipped = _settings("ddim", scheduler_config=CONFIG | {"thresholding": True})
-    assert Tables(tmp_path)[clipped] is None
-    assert Tables(tmp_path)[clipped] is None
+    kept = Tables(tmp_path)
+    assert kept[clipped] is None
+    assert kept[clipped] is None
+    assert len(readings) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_order_of_diffusers_defaults_does_not_matter(tmp_path: Path, readings: list[int]) -> None:
+    """It comes out of a set, in another order in every process."""
+    names = ["prediction_type", "timestep_spacing", "sample_max_value"]
+    for order in (names, names[::-1]):
+        assert Tables(tmp_path)[_settings("lms", scheduler_config=CONFIG | {"_use_default_values": order})]
     assert len(readings) == 1
 
 
@@ -99,12 +109,14 @@ def test_eta_tells_tables_apart(tmp_path: Path) -> None:
     assert any(full.draws)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[1]", "{}", '{"weights": [[0]], "timesteps": [1]}'])
+@pytest.mark.parametrize("damage", ["", "{", "[1]", "{}", '{"sha256": "", "table": {}}', "one digit"])
 def test_a_damaged_file_is_read_anew(damage: str, tmp_path: Path, readings: list[int]) -> None:
-    """And mended."""
+    """And mended, even where it is still a table."""
     expected = Tables(tmp_path)[_settings("euler")]
     (file,) = tmp_path.iterdir()
-    file.write_text(damage)
+    whole = file.read_text()
+    file.write_text(whole.replace("749.25", "749.75") if damage == "one digit" else damage)
+    assert file.read_text() != whole
     for _ in range(2):
         again = Tables(tmp_path)[_settings("euler")]
         assert expected is not None

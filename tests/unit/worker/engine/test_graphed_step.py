@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from storage.parameters import JobParameters
+from tests.unit.worker.engine.conftest import FakeUnet
+from worker.engine import tuning
 from worker.engine.engine import Engine
-from worker.engine.shared_step import GraphedStep
+from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
+from worker.stages import tables
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -21,7 +24,11 @@ class Captures:
     """Captures as CUDA does: what runs again works on the memory that it saw, and on nothing else."""
 
     def __init__(self) -> None:
-        self.count = self.replays = 0
+        self.count = self.replays = self.resets = 0
+
+    def reset(self) -> None:
+        """Count."""
+        self.resets += 1
 
     def __call__(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
         """Run a function; returns its outputs, and what runs it again into them."""
@@ -34,6 +41,61 @@ class Captures:
                 place.copy_(new)
 
         return outputs, replay
+
+
+class TellingUnet(FakeUnet):
+    """Predicts something that every input shows in."""
+
+    def __call__(self, sample: torch.Tensor, *rest: Any, **named: Any) -> tuple[torch.Tensor]:
+        """Answer as UNet2DConditionModel does with return_dict=False."""
+        told = rest[0] / 1000 + named["encoder_hidden_states"].sum(dim=(1, 2))
+        if named["timestep_cond"] is not None:
+            told = told + named["timestep_cond"].sum(dim=1)
+        mixed = sample + sample.roll(1, dims=-1) + told[:, None, None, None]
+        return super().__call__(torch.tanh(mixed) * 8, *rest, **named)
+
+
+class TellingText:
+    """Embeds a text as its length."""
+
+    def __call__(self, text: str, *, what: str) -> tuple[torch.Tensor, str | None]:
+        """Answer as TextStage does."""
+        assert what
+        return torch.full((1, 4, 2), 0.01 * len(text)), None
+
+
+@pytest.fixture
+def unet() -> FakeUnet:
+    """Return a UNet in whose prediction every input shows."""
+    return TellingUnet()
+
+
+@pytest.fixture
+def captures() -> Captures:
+    """Return what captures."""
+    return Captures()
+
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture
+def make(model: LoadedModel, captures: Captures, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Return a function that makes engines, plain ones or such that run graphs."""
+
+    def launched(model: LoadedModel, launch: str) -> LoadedModel:
+        if launch == "eager":
+            return model
+        return replace(model, unet=GraphedUnet(model.unet, captures), launch=launch)
+
+    monkeypatch.setattr(tuning, "launched", launched)
+
+    def made(*, graphed: bool, **named: Any) -> Engine:
+        engine = Engine(model, launch="cuda_graphs" if graphed else "eager", **named)
+        engine._text = TellingText()  # type: ignore[assignment]
+        return engine
+
+    return made
 
 
 def _job(**changes: Any) -> JobParameters:
@@ -52,7 +114,7 @@ def _job(**changes: Any) -> JobParameters:
 
 JOBS = [
     _job(seed=1, sampler="lms", num_inference_steps=6),
-    _job(seed=2, sampler="unipc", guidance_scale=3.0),
+    _job(seed=2, sampler="unipc", guidance_scale=3.0, prompt="a fox in the snow"),
     _job(seed=3, sampler="euler_a", num_inference_steps=5, guidance_scale=1.0),
     _job(seed=4, sampler="dpm2_a", num_inference_steps=3),
     _job(seed=5, sampler="dpmpp_2m", options={"guidance_interval": [0.25, 0.75]}),
@@ -61,9 +123,9 @@ JOBS = [
 ]
 
 
-def _render(engine: Engine) -> list[torch.Tensor]:
+def _render(engine: Engine, *more: JobParameters) -> list[torch.Tensor]:
     tickets = []
-    for job in JOBS:  # they arrive one step after the other
+    for job in (*more, *JOBS):  # they arrive one step after the other
         tickets.append(engine.submit(job, keep_latents=True))
         engine.step()
     while engine.step():
@@ -71,24 +133,55 @@ def _render(engine: Engine) -> list[torch.Tensor]:
     return [ticket.future.result(timeout=0).latents for ticket in tickets]
 
 
+@pytest.mark.parametrize("mode", ["exact", "throughput"])
 @pytest.mark.parametrize("lanes", [4, 8])
-def test_a_captured_step_does_the_same(lanes: int, model: LoadedModel, unet: Any) -> None:
-    """Joining, leaving, guidance off and on, other lengths; steps that need more run as before."""
-    unet.before = lambda sample: torch.tanh(sample + sample.roll(1, dims=-1)) * 8
-    captures = Captures()
-    plain, graphed = Engine(model, lanes=lanes), Engine(model, lanes=lanes)
-    graphed._graph = GraphedStep(model, captures)
+def test_a_captured_step_does_the_same(lanes: int, mode: str, make: Make, captures: Captures) -> None:
+    """Joining, leaving, guidance off and on, other lengths, rescaled guidance: one graph for all of them."""
+    plain, graphed = (make(graphed=graphed, lanes=lanes, mode=mode) for graphed in (False, True))
+    assert captures.count == 1  # at the start, before any request is in it
     for ours, theirs in zip(_render(graphed), _render(plain), strict=True):
         assert torch.equal(ours, theirs)
-    assert captures.count == 2  # up to 64 evaluations, and up to 128
+    assert captures.count == 1
     assert plain.steps == graphed.steps
-    assert captures.replays > graphed.steps // 2
 
 
-def test_a_request_that_is_not_a_number_leaves_others_alone(model: LoadedModel, unet: Any) -> None:
+def test_a_request_without_a_table_runs_in_the_same_graph(
+    make: Make, captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its noise scheduler is called after it; its company is none the wiser."""
+    probe = tables.probe
+
+    def probed(build: Callable[[], Any], *arguments: Any) -> Any:
+        return None if "Heun" in type(build()).__name__ else probe(build, *arguments)
+
+    monkeypatch.setattr(tables, "probe", probed)
+    plain, graphed = (make(graphed=graphed, lanes=8) for graphed in (False, True))
+    odd = _job(seed=8, sampler="heun", num_inference_steps=9)
+    for ours, theirs in zip(_render(graphed, odd), _render(plain, odd), strict=True):
+        assert torch.equal(ours, theirs)
+    assert captures.count == 1
+
+
+def test_a_scale_that_is_an_input_gets_there(unet: Any, make: Make) -> None:
+    """For models whose UNet takes the guidance scale."""
+    unet.config.time_cond_proj_dim = 8
+    plain, graphed = (make(graphed=graphed, lanes=4) for graphed in (False, True))
+    tickets = [
+        [engine.submit(_job(guidance_scale=scale), keep_latents=True) for scale in (2.0, 8.0)]
+        for engine in (plain, graphed)
+    ]
+    for engine in (plain, graphed):
+        while engine.step():
+            pass
+    latents = [[ticket.future.result(timeout=0).latents for ticket in some] for some in tickets]
+    for theirs, ours in zip(*latents, strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(latents[0][0], latents[0][1])
+
+
+def test_a_request_that_is_not_a_number_leaves_others_alone(make: Make, unet: Any) -> None:
     """Idle requests and lanes beside it too."""
-    engine = Engine(model, lanes=8)
-    engine._graph = GraphedStep(model, Captures())
+    engine, alone = (make(graphed=graphed, lanes=8) for graphed in (True, False))
     sick, well = (engine.submit(_job(seed=seed), keep_latents=True) for seed in (1, 2))
     unet.before = lambda sample: torch.cat([sample[:2] * torch.nan, sample[2:]])
     engine.step()
@@ -96,7 +189,6 @@ def test_a_request_that_is_not_a_number_leaves_others_alone(model: LoadedModel, 
     while engine.step():
         pass
     assert sick.future.exception(timeout=0) is not None
-    alone = Engine(model, lanes=8)
     expected = alone.submit(_job(seed=2), keep_latents=True)
     while alone.step():
         pass
@@ -105,17 +197,43 @@ def test_a_request_that_is_not_a_number_leaves_others_alone(model: LoadedModel, 
     assert torch.equal(latents, expected.future.result(timeout=0).latents)
 
 
-def test_its_memory_is_given_back_when_there_is_too_little(model: LoadedModel, unet: Any) -> None:
+def test_its_memory_is_given_back_when_there_is_too_little(make: Make, unet: Any, captures: Captures) -> None:
     """A graph of eight lanes would keep what four need."""
     unet.fits = 8 * 64
-    captures = Captures()
-    engine = Engine(model, lanes=8)
-    engine._graph = GraphedStep(model, captures)
+    engine = make(graphed=True, lanes=8)
     tickets = [engine.submit(_job(seed=seed)) for seed in range(4)]
     engine.step()
     unet.fits = 4 * 64
     while engine.step():
         pass
     assert [ticket.future.result(timeout=0).numerics["lanes"] for ticket in tickets] == [4] * 4
-    assert captures.count == 2
-    assert len(engine._graph._graphed._captured) == 1
+    assert captures.resets
+    assert len(engine.model.unet._captured) == 1
+
+
+def test_a_new_size_is_tried_again_without_the_graphs_of_others(make: Make, unet: Any) -> None:
+    """Before it gets fewer lanes than it could have."""
+    engine = make(graphed=True, lanes=8)
+    graphs = engine.model.unet
+    # Memory for one size's graph at a time.
+    unet.saw = lambda seen: setattr(
+        unet, "fits", 0 if len(graphs._captured) and seen["sample"].shape[-1] == 16 else 10**9
+    )
+    ticket = engine.submit(_job(width=128, height=128))
+    while engine.step():
+        pass
+    assert ticket.future.result(timeout=0).numerics["lanes"] == 8
+
+
+def test_only_the_last_used_graphs_are_kept(captures: Captures) -> None:
+    """A worker that meets many sizes does not fill its memory with them."""
+    unet = GraphedUnet(FakeUnet(), captures)
+    for size in range(1, 12):
+        unet.run("twice", lambda given: (2 * given,), torch.ones(size))
+    assert captures.count == 11
+    assert torch.equal(
+        unet.run("twice", lambda given: (2 * given,), torch.ones(11))[0], torch.full((11,), 2.0)
+    )
+    assert captures.count == 11
+    unet.run("twice", lambda given: (2 * given,), torch.ones(1))
+    assert captures.count == 12
