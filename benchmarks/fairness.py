@@ -1,8 +1,9 @@
 """Fairness, with workers that only sleep: the real dispatcher and job store, in simulated time.
 
 One submission of 20,000 jobs, and twenty of 50 that arrive 5 s apart; 8 workers of 8 jobs at once, each 2 s.
-The yardstick is an ideal stride schedule: whenever a lane is free, the submission with the lowest pass gets it,
-with neither window nor ticks between. Then a stream of small submissions at 110 % of what the workers can do.
+The yardstick is an ideal stride schedule: whenever a place is free, the submission with the lowest pass gets
+it, with neither window nor ticks between. Then a stream of small submissions at 110 % of what the workers can
+do.
 """
 
 from __future__ import annotations

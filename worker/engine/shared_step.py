@@ -59,10 +59,9 @@ class Shared:
             dtype: of the UNet, which embeddings are brought to.
         """
         more, idle = width - len(self.rows), width - len(self.owners)
-        evaluations = EVALUATIONS - self.timesteps.shape[1]
 
         def table(own: torch.Tensor) -> torch.Tensor:
-            return pad(pad(own.transpose(0, 1), evaluations).transpose(0, 1), more)
+            return pad(pad(own.transpose(0, 1), EVALUATIONS - own.shape[1]).transpose(0, 1), more)
 
         def index(own: torch.Tensor, count: int) -> torch.Tensor:
             return torch.cat([own, own.new_full((count,), width - 1)])
