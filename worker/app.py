@@ -168,11 +168,13 @@ def _model(options: dict[str, Any], settings: Settings) -> ModelReference:
 
 
 def _check_pool(options: dict[str, Any]) -> None:
-    pool = options.get("pool_cls")
-    name = pool if isinstance(pool, str) else getattr(pool, "__module__", "")
-    if "thread" not in str(name):
+    pool = options.get("pool") or options.get(
+        "pool_cls"
+    )  # a class from the command line, else perhaps a name
+    name = pool if isinstance(pool, str) else getattr(pool, "__module__", "another")
+    if "thread" not in name:
         raise BadInputError(
-            "All jobs of a worker share one engine, in one process: start it with -P threads."
+            f"A worker's jobs share one engine, in one process: start it with -P threads (not {name})."
         )
 
 

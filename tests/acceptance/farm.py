@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,17 @@ class Farm:
         """Start `promptmill worker start` for the demo model and wait until it is ready."""
         before = {worker.incarnation for worker in self.workers()}
         process = self.start("worker", "start", "--model", "demo", *options, **environment)
+        self.wait_until_ready(process, before)
+        return process
+
+    def wait_until_ready(self, process: subprocess.Popen[str], before: Container[str] = ()) -> None:
+        """Wait until there is a ready worker that is none of `before`; fail when the process ends first."""
         wait_until(
             lambda: self._ended(process) or any(
                 worker.state == "ready" and worker.incarnation not in before for worker in self.workers()
             ),
             what="a worker is ready",
         )  # fmt: skip
-        return process
 
     def _ended(self, process: subprocess.Popen[str]) -> bool:
         if process.poll() is not None:

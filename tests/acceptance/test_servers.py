@@ -118,7 +118,7 @@ def test_a_celery_worker_started_by_hand_is_one_of_us(farm: Farm) -> None:
     celery = str(Path(sys.executable).parent / "celery")
     by_hand = [celery, "-A", "worker.app", "worker", "-P", "threads", "-l", "WARNING", "-Q"]
     worker = farm.start_program(*by_hand, "render.demo")
-    wait_until(lambda: [one for one in farm.workers() if one.state == "ready"], what="it is ready")
+    farm.wait_until_ready(worker)
     submission = farm.submit(60, "--steps", "200", "--sampler", "euler", "--schedule", "default")
     wait_until(lambda: farm.furthest(submission) > 0, what="a job has begun")
     asked = farm.run_program(celery, "-A", "worker.app", "inspect", "active", "--json")
