@@ -87,15 +87,15 @@ def dispatcher(store: FakeStore, queue: FakeQueue, clock: Any) -> Dispatcher:
     return Dispatcher(cast("JobStore", store), queue, "demo", clock=clock)
 
 
-def test_the_window_is_what_the_workers_hold(
+def test_the_window_is_half_of_what_the_workers_hold(
     dispatcher: Dispatcher, store: FakeStore, queue: FakeQueue
 ) -> None:
-    """All that the model's workers hold at once is queued, and each job gets one message."""
-    store.alive = [worker(), worker(lanes=8), worker(model="other", lanes=64)]
+    """Of those that serve the model; and each job gets one message."""
+    store.alive = [worker(), worker(concurrency=9), worker(model="other", concurrency=64)]
     assert dispatcher.tick()
-    assert queue.messages == store.queue == list(range(14))
+    assert queue.messages == store.queue == list(range(8))
     assert not dispatcher.tick()
-    assert len(queue.messages) == 14
+    assert len(queue.messages) == 8
 
 
 def test_a_fast_worker_gets_a_longer_window(dispatcher: Dispatcher, store: FakeStore) -> None:
