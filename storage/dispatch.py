@@ -65,7 +65,7 @@ class Dispatcher:
         return len(taken) * 2 > window
 
     def _window(self) -> int:
-        """How many jobs are to be queued: half of what live workers hold, or what they render in two ticks."""
+        """How many jobs are to be queued: half of what workers hold, or what they render in two ticks."""
         alive = [worker for worker in self._jobs.workers(alive_only=True) if worker.model == self._model]
         if not alive:
             return 0
