@@ -17,7 +17,9 @@ from storage.errors import BadInputError, StoreFullError, UnreachableError
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-RESERVE = 64 * 2**20  # bytes that stay free on a local disk: the database that lies there needs room, too
+# What stays free on a local disk, since the database that lies there needs room, too: bytes, or a hundredth of
+# a small disk.
+RESERVE, SHARE = 64 * 2**20, 100
 # Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
@@ -107,7 +109,7 @@ class FsspecImageStore:
         if not self._local:
             return None
         try:
-            return _free_below(Path(self._root)) - RESERVE
+            return _room_below(Path(self._root))
         except OSError as error:
             raise _translated(error, self.url, "say how much space is free") from error
 
@@ -158,7 +160,7 @@ class FsspecImageStore:
 
 def _write_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if _free_below(path.parent) < RESERVE + len(data):
+    if _room_below(path.parent) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
@@ -177,10 +179,11 @@ def _write_local(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def _free_below(folder: Path) -> int:
-    """Return the bytes that are free where a folder lies, or will lie."""
+def _room_below(folder: Path) -> int:
+    """Return the bytes that pictures may take where a folder lies, or will lie."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free
+    usage = shutil.disk_usage(there)
+    return usage.free - min(RESERVE, usage.total // SHARE)
 
 
 def _protocols(files: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -143,7 +144,7 @@ def test_an_old_schema_and_an_empty_database_are_named(farm: Farm, postgres: Pos
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 def test_a_disk_without_space_is_named(farm: Farm, tmp_path: Path) -> None:
-    """A file system of its own, as small as what is kept free."""
+    """A small file system of its own, filled but for less than what is kept free."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -153,6 +154,7 @@ def test_a_disk_without_space_is_named(farm: Farm, tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:
+        (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - 200_000))
         state, detail = examine(farm, PROMPTMILL_STORE_URL=str(folder))["picture store"]
     finally:
         subprocess.run(["umount", str(folder)], check=True)  # noqa: S607 - likewise

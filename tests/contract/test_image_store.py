@@ -271,7 +271,7 @@ def test_a_nearly_full_disk_is_full_before_it_is(tmp_path: Path, monkeypatch: py
     """The database that lies beside the pictures keeps room to say so."""
     store = FsspecImageStore(f"file://{tmp_path / 'images'}")
     used = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(free=RESERVE + 100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(total=2**40, free=RESERVE + 100))
     assert store.free_bytes() == 100
     store.write(KEY, b"x" * 100)
     with pytest.raises(StoreFullError, match="free some"):
