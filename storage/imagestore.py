@@ -17,8 +17,8 @@ from storage.errors import BadInputError, StoreFullError, UnreachableError
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What stays free on a local disk, since the database that lies there needs room, too: bytes, or a hundredth of
-# a small disk.
+# What stays free on a local disk, since the database that lies there needs room, too: bytes, or a hundredth
+# of a small disk.
 RESERVE, SHARE = 64 * 2**20, 100
 # Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
 _S3_OPTIONS: dict[str, Any] = {
