@@ -14,7 +14,8 @@ from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
 from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel
-from worker.stages import schedule
+from worker.stages.sampler import SamplerSettings
+from worker.stages.tables import Tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
@@ -55,12 +56,12 @@ CASES = {
 def rendered(render: Any) -> dict[str, RenderResult]:
     """Render all cases in one engine: what does not fit sits a step out."""
 
-    def some_tables(sampler: str, *arguments: Any) -> Any:
-        return None if sampler in ("pndm", "ddpm") else tables(sampler, *arguments)
+    def some_tables(tables: Tables, settings: SamplerSettings) -> Any:
+        return None if settings.sampler in ("pndm", "ddpm") else find(tables, settings)
 
-    tables = schedule.sampler_table
+    find = Tables.__getitem__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "sampler_table", some_tables)
+        patch.setattr(Tables, "__getitem__", some_tables)
         return dict(zip(CASES, render(CASES.values(), lanes=8), strict=True))
 
 

@@ -16,8 +16,8 @@ from storage.samplers import SAMPLERS
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel
-from worker.stages import schedule
 from worker.stages.picture import encode_png, pixel_sha256
+from worker.stages.tables import Tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
@@ -77,9 +77,11 @@ def test_bytes_do_not_depend_on_company(
 
     One sampler has lost its table, and keeps its scheduler.
     """
-    tables = schedule.sampler_table
+    find = Tables.__getitem__
     monkeypatch.setattr(
-        schedule, "sampler_table", lambda name, *rest: None if name == untabled else tables(name, *rest)
+        Tables,
+        "__getitem__",
+        lambda tables, settings: None if settings.sampler == untabled else find(tables, settings),
     )
     jobs = random_jobs(12)
     untabled = jobs[0].sampler
