@@ -48,5 +48,5 @@ def test_a_quick_training_makes_a_model(work: Path) -> None:
     weights = {str(path): path.read_bytes() for path in model.rglob("*.safetensors")}
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-2000:]
-    assert again.stdout.count(": done before") == 7
+    assert again.stdout.count(": done before") == 8
     assert {str(path): path.read_bytes() for path in model.rglob("*.safetensors")} == weights
