@@ -17,7 +17,9 @@ from tests.acceptance.farm import Farm, wait_until
 from tests.servers import S3, Postgres, RedisServer, running_redis
 
 JOBS = 200
-LEASE = 3.0
+LEASE = (
+    10.0  # seconds: on a busy machine a heart may miss a few beats, and who is only slow must not be expired
+)
 
 
 @pytest.fixture
@@ -88,7 +90,8 @@ def test_two_hundred_jobs_survive_a_kill_a_freeze_and_restarts_of_the_servers(
     redis_server.start()
 
     farm.wait_for(submission, JOBS)
-    jobs = farm.audit(submission, JOBS)
+    # A process that wakes after its lease ends at once, perhaps between a file and its row: `leftovers`.
+    jobs = farm.audit(submission, JOBS, leftovers=True)
     assert {job.failures for job in jobs} == {0}
     assert max(job.attempt for job in jobs) > 1, "nothing was running when it was taken away"
     assert [farm.stop(supervisor) for supervisor in supervisors] == [0, 0, 0]
