@@ -17,9 +17,8 @@ from tests.acceptance.farm import Farm, wait_until
 from tests.servers import S3, Postgres, RedisServer, running_redis
 
 JOBS = 200
-LEASE = (
-    10.0  # seconds: on a busy machine a heart may miss a few beats, and who is only slow must not be expired
-)
+# Seconds: on a busy machine hearts miss beats, and who is only slow must not be expired.
+LEASE = 10.0
 
 
 @pytest.fixture
