@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
+from storage.hints import hint
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -220,5 +221,6 @@ def _translated(error: Exception, url: str, what: str) -> UnreachableError:
         )
     said = " ".join(str(error).split())[:300]
     reason = getattr(error, "strerror", None) or said or type(error).__name__
-    hint = next((f"; {hint}" for pattern, hint in _HINTS if pattern.search(f"{what} {reason} {said}")), "")
-    return UnreachableError(f"The picture store {url} failed to {what}: {reason.rstrip('.')}{hint}.")
+    mend = hint(_HINTS, f"{what} {reason} {said}")
+    advice = f"; {mend}" if mend else ""
+    return UnreachableError(f"The picture store {url} failed to {what}: {reason.rstrip('.')}{advice}.")

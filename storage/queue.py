@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
@@ -20,11 +21,13 @@ from redis.retry import Retry
 
 from storage.embedded_redis import socket_path
 from storage.errors import BadInputError, UnreachableError
+from storage.hints import hint
 from storage.settings import Settings
 from storage.version import MESSAGE_VERSION
 
 TASK = "promptmill.render"
 QUEUE_PREFIX = "render."
+_HINTS = ((re.compile("password|auth", re.IGNORECASE), "check the password in PROMPTMILL_REDIS_URL"),)
 VISIBILITY_TIMEOUT = 3600  # seconds until Redis redelivers; the claim makes a redelivery harmless
 
 
@@ -89,9 +92,8 @@ def ping(settings: Settings) -> None:
 
 def _unreachable(url: str, what: str, error: Exception) -> UnreachableError:
     said = " ".join(str(error).split()).rstrip(".")
-    wrong = "password" in said.lower() or "auth" in said.lower()
-    mend = "check the password in" if wrong else "start it, or check"
-    return UnreachableError(f"Redis at {safe_url(url)} does not {what}: {said}; {mend} PROMPTMILL_REDIS_URL.")
+    mend = hint(_HINTS, said) or "start it, or check PROMPTMILL_REDIS_URL"
+    return UnreachableError(f"Redis at {safe_url(url)} does not {what}: {said}; {mend}.")
 
 
 def safe_url(url: str) -> str:
