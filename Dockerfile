@@ -13,13 +13,17 @@ ENV PROMPTMILL_HOME=/data/home HF_HOME=/data/models
 WORKDIR /opt/promptmill
 COPY constraints.txt ./
 
+# All that the wheel is made of.
+FROM scratch AS source
+COPY pyproject.toml README.md LICENSE /
+COPY models /models
+COPY migrations /migrations
+COPY producer /producer
+COPY storage /storage
+COPY worker /worker
+
 FROM base AS producer
-COPY pyproject.toml README.md LICENSE ./
-COPY models ./models
-COPY migrations ./migrations
-COPY producer ./producer
-COPY storage ./storage
-COPY worker ./worker
+COPY --from=source / ./
 RUN pip install -c constraints.txt '.[postgres,s3]'
 USER 1000
 WORKDIR /work
@@ -33,12 +37,7 @@ ARG TORCH=cuda
 RUN if [ "$TORCH" = cpu ]; \
     then pip install -c constraints.txt torch --index-url https://download.pytorch.org/whl/cpu; \
     else pip install -c constraints.txt torch; fi
-COPY pyproject.toml README.md LICENSE ./
-COPY models ./models
-COPY migrations ./migrations
-COPY producer ./producer
-COPY storage ./storage
-COPY worker ./worker
+COPY --from=source / ./
 RUN pip install -c constraints.txt '.[worker,postgres,s3]'
 USER 1000
 WORKDIR /work

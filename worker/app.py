@@ -26,6 +26,7 @@ from storage.models import ModelReference, configured_models
 from storage.queue import QUEUE_PREFIX, JobQueue, broker_url, make_app
 from storage.settings import Settings, load_settings
 from storage.worker_options import WorkerOptions
+from worker import celery_end
 from worker.exits import Exit
 from worker.logs import configure_logs
 from worker.nursery import ENVIRONMENT
@@ -68,7 +69,9 @@ class HandStarted:
             name=self._name,
         )
         self.process = process = WorkerProcess(order)
-        process.retirement = Retirement(self._retire, late=self._leave)
+        process.retirement = Retirement(
+            lambda: celery_end.finish(process, leave=self._leave), late=self._leave
+        )
         process.load()
         self._ticker = Ticker(
             process.jobs,
@@ -97,14 +100,6 @@ class HandStarted:
         if self._redis is not None:
             self._redis.release()
         self._queue.close()
-
-    def _retire(self) -> None:
-        """End as `worker drain` asks; one that still loads has nothing to finish."""
-        if self.process is None or not hasattr(self.process, "engine"):
-            self._leave()
-            return
-        self.process.drain()
-        state.should_stop = Exit.DONE
 
     def _leave(self) -> None:
         try:
@@ -168,9 +163,8 @@ def _model(options: dict[str, Any], settings: Settings) -> ModelReference:
 
 
 def _check_pool(options: dict[str, Any]) -> None:
-    pool = options.get("pool") or options.get(
-        "pool_cls"
-    )  # a class from the command line, else perhaps a name
+    # A class from the command line, perhaps a name from elsewhere.
+    pool = options.get("pool") or options.get("pool_cls")
     name = pool if isinstance(pool, str) else getattr(pool, "__module__", "another")
     if "thread" not in name:
         raise BadInputError(

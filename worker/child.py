@@ -14,6 +14,7 @@ from celery.worker import WorkController, state
 
 from storage.errors import PromptmillError, StaleWorkerError
 from storage.queue import broker_url, make_app, queue_name
+from worker import celery_end
 from worker.exits import Exit
 from worker.logs import configure_logs
 from worker.orders import DRAIN, STOP, parse_order, report
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
     if process.gave_up:
         report("failed", message=process.gave_up, exit_code=int(Exit.SURROUNDINGS))
         return Exit.SURROUNDINGS
-    return Exit.RETIRED if process.retirement.begun else Exit.DONE
+    return Exit.DONE
 
 
 def _consume(process: WorkerProcess) -> None:
@@ -86,7 +87,7 @@ def _obey(process: WorkerProcess) -> None:
         report("retiring")  # now: if it crashes on the way, it is not to be started again either
         _drain(process)
 
-    process.retirement = Retirement(on_drain, late=lambda: process.leave(Exit.RETIRED))
+    process.retirement = Retirement(on_drain, late=lambda: process.leave(Exit.DONE))
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(process,), name="orders", daemon=True).start()
@@ -103,11 +104,7 @@ def _listen(process: WorkerProcess) -> None:
 
 
 def _drain(process: WorkerProcess) -> None:
-    if not hasattr(process, "engine"):
-        # Still loading: there is nothing to finish.
-        process.leave(Exit.RETIRED if process.retirement.begun else Exit.DONE)
-    process.drain()
-    state.should_stop = Exit.DONE
+    celery_end.finish(process, leave=lambda: process.leave(Exit.DONE))
 
 
 if __name__ == "__main__":

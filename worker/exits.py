@@ -15,10 +15,9 @@ class Exit(IntEnum):
     STALE = 70  # declared dead while frozen; start again as another incarnation
     ENGINE = 71  # the engine or its device died; start again
     ORPHAN = 72  # the supervisor is gone
-    RETIRED = 73  # `worker drain` asked: not started again
 
 
 FINAL = frozenset({Exit.BAD_INPUT, Exit.SURROUNDINGS, Exit.MODEL})
 ORDERLY = frozenset(
-    {Exit.DONE, Exit.SURROUNDINGS, Exit.MODEL, Exit.BAD_INPUT, Exit.ORPHAN, Exit.RETIRED}
+    {Exit.DONE, Exit.SURROUNDINGS, Exit.MODEL, Exit.BAD_INPUT, Exit.ORPHAN}
 )  # nobody is suspect

@@ -18,7 +18,7 @@ from storage.devices import Device
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
 from storage.worker_options import WorkerOptions
-from worker.exits import FINAL, ORDERLY, Exit
+from worker.exits import FINAL, ORDERLY
 from worker.orders import STOP, ChildOrder
 
 log = structlog.get_logger()
@@ -44,7 +44,7 @@ class Child:
     Attributes:
         ready, was_ready: whether this incarnation, or any, has loaded its model.
         killed: whether this incarnation did not stop when told, and was killed.
-        retiring, retired: whether `worker drain` has asked this process to end for good, and it has.
+        retiring: whether `worker drain` has asked this process to end for good.
         message: what this incarnation said about its end.
     """
 
@@ -63,7 +63,7 @@ class Child:
         self.listening = False
         self.ready = False
         self.was_ready = False
-        self.retiring = self.retired = False
+        self.retiring = False
         self.killed = False
         self.message = ""
 
@@ -207,8 +207,8 @@ class Nursery:
     @property
     def over(self) -> bool:
         """Whether all children are gone and none will be started again."""
-        retired = all(child.retired for child in self._children)
-        return (self._leaving or retired) and not any(child.alive for child in self._children)
+        retiring = all(child.retiring for child in self._children)
+        return (self._leaving or retiring) and not any(child.alive for child in self._children)
 
     def tell(self, order: str) -> None:
         """Send an order to all; nobody is started again after it."""
@@ -224,15 +224,16 @@ class Nursery:
                 # One that we had to kill did not crash: its jobs are above suspicion.
                 self._unreleased[child.incarnation] = code not in ORDERLY and not child.killed
                 self._judge(child, code)
-            elif not (child.alive or child.retired or self._leaving) and time.monotonic() >= child.not_before:
+            elif (
+                not (child.alive or child.retiring or self._leaving) and time.monotonic() >= child.not_before
+            ):
                 self._start(child)
         self._release()
 
     def _judge(self, child: Child, code: int) -> None:
         if self._leaving:
             return
-        if child.retiring or code == Exit.RETIRED:
-            child.retired = True
+        if child.retiring:
             log.info("worker process drained", action="retire", incarnation=child.incarnation)
             return
         # One that was ready before and now cannot even load meets a passing fault, e.g. of the database.

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import structlog
 
@@ -21,17 +19,17 @@ from storage.errors import StaleWorkerError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
 from storage.models import parse_model
-from storage.records import Claim, Refusal, Worker, WorkerState
+from storage.records import Claim, Refusal, WorkerState
 from storage.settings import Settings, load_settings
 from storage.stores import open_image_store, open_job_store
-from storage.version import promptmill_version
 from worker.company import Company
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult, Ticket
 from worker.exits import Exit
 from worker.heartbeat import Heartbeat
+from worker.introduction import loaded_worker, ordered_worker
 from worker.loading import open_engine
-from worker.models.device import device_facts, dtype_name
+from worker.models.device import dtype_name
 from worker.models.load import LoadedModel
 from worker.orders import ChildOrder
 from worker.retirement import Retirement
@@ -52,13 +50,14 @@ class WorkerProcess:
         jobs, images: the stores.
         engine: set by `load`.
         company: lets suspects render alone.
-        retirement: what happens when `worker drain` asks.
+        retirement: what happens when `worker drain` asks; set by who started this process, ahead of `load`.
         surroundings: patience with stores.
         incarnation: id of this life.
     """
 
     engine: Engine
     model: LoadedModel
+    retirement: Retirement
 
     def __init__(self, order: ChildOrder) -> None:
         self._order = order
@@ -71,7 +70,6 @@ class WorkerProcess:
         self.stopping = threading.Event()
         self.surroundings = Surroundings(self.stopping, self._note)
         self.gave_up: str | None = None
-        self.retirement = Retirement(self.drain, late=lambda: self.leave(Exit.DONE))
         self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
         self._state = WorkerState.STARTING
         self._held: dict[int, Ticket | None] = {}
@@ -129,14 +127,16 @@ class WorkerProcess:
         if self._redis is not None:
             self._redis.acquire()
         options = self._order.options
-        self.jobs.add_worker(self._row(WorkerState.STARTING))
+        self.jobs.add_worker(ordered_worker(self._order))
         self._heartbeat.start()
         self.engine = open_engine(self._order, self._settings, tunings=self.jobs, on_death=self._engine_died)
         self.model = self.engine.model
         self.engine.start()
         if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile
             self._state = WorkerState.READY
-        self.jobs.add_worker(self._row(self._state, self.model))
+        self.jobs.add_worker(
+            loaded_worker(self._order, self.engine, state=self._state, concurrency=self.concurrency)
+        )
         log.info(
             "worker ready",
             action="ready",
@@ -273,30 +273,3 @@ class WorkerProcess:
             self.jobs.set_worker_state(self.incarnation, self._state, note=note)
         except UnreachableError as error:
             log.debug("note lost", action="note", reason=str(error))
-
-    def _row(self, state: WorkerState, model: LoadedModel | None = None) -> Worker:
-        facts: dict[str, Any] = (
-            device_facts(model.device) if model else {"name": self._order.device, "uuid": None}
-        )
-        now = datetime.now(UTC)
-        return Worker(
-            incarnation=self.incarnation,
-            name=self._order.name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            device=facts["name"],
-            device_uuid=facts["uuid"],
-            model=self._reference.name,
-            revision=model.revision if model else None,
-            family=model.family if model else None,
-            defaults=dict(model.defaults) if model else {},
-            mode=self._order.options.mode,
-            dtype=dtype_name(model.dtype) if model else self._order.options.dtype,
-            lanes=self.engine.lanes if model else self._order.options.lanes or 0,
-            concurrency=self.concurrency if model else 0,
-            version=promptmill_version(),
-            state=state,
-            beat=0,
-            beat_at=now,
-            started_at=now,
-        )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, or_, select, text, update
+from sqlalchemy import Connection, RowMapping, case, func, or_, select, text, update
 
 from storage.parameters import DEFAULT_STEPS
 from storage.records import JobStatus, SubmissionState
@@ -70,11 +70,6 @@ def _queued_count(connection: Connection, model: str) -> int:
     return connection.execute(query).scalar_one()
 
 
-def _held_count(connection: Connection, submission: str) -> int:
-    held = (JOBS.c.submission == submission, status_is(JobStatus.QUEUED, JobStatus.RUNNING))
-    return connection.execute(select(func.count()).select_from(JOBS).where(*held)).scalar_one()
-
-
 def _candidates(connection: Connection, model: str, moment: datetime) -> list[RowMapping]:
     ready = (
         select(JOBS.c.id)
@@ -82,15 +77,24 @@ def _candidates(connection: Connection, model: str, moment: datetime) -> list[Ro
         .correlate(SUBMISSIONS)
         .exists()
     )
+    # Of a limited submission; who is at its limit has nothing for this dispatch.
+    held = (
+        select(func.count())
+        .where(JOBS.c.submission == SUBMISSIONS.c.id, status_is(JobStatus.QUEUED, JobStatus.RUNNING))
+        .correlate(SUBMISSIONS)
+        .scalar_subquery()
+    )
+    limited = SUBMISSIONS.c.max_running.is_not(None)
     query = select(
         SUBMISSIONS.c.id,
         SUBMISSIONS.c.seq,
         SUBMISSIONS.c.priority,
         SUBMISSIONS.c.weight,
-        SUBMISSIONS.c.max_running,
         SUBMISSIONS.c["pass"],
+        case((limited, SUBMISSIONS.c.max_running - held)).label("left"),
     )
-    where = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, ready)
+    room = or_(~limited, held < SUBMISSIONS.c.max_running)
+    where = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, ready, room)
     return list(connection.execute(query.where(*where)).mappings())
 
 
@@ -103,11 +107,7 @@ def _picks(connection: Connection, model: str, moment: datetime, room: int) -> I
     candidates = _candidates(connection, model, moment)
     heap = [(-row["priority"], row["pass"], row["seq"], row["id"], row["weight"]) for row in candidates]
     heapq.heapify(heap)
-    left = {
-        row["id"]: row["max_running"] - _held_count(connection, row["id"])
-        for row in candidates
-        if row["max_running"] is not None
-    }
+    left = {row["id"]: row["left"] for row in candidates if row["left"] is not None}
     jobs: dict[str, Iterator[RowMapping]] = {}
     passes: dict[str, float] = {}
     while heap and room > 0:

@@ -6,14 +6,14 @@ numbers; the number of tensor operations does not depend on how many requests th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 
 from worker.engine.forward import predict_noise
 from worker.engine.request import Request
-from worker.engine.shared_step import Shared, Stepped, graphed_step
+from worker.engine.shared_step import Shared, graphed_step
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.stages.guidance import rescale_guided
@@ -81,11 +81,20 @@ class Batch:
             if own is None:
                 return None
             scaled[row] = own
-        stepped = self._forward(scaled)
-        if not self.without_table and not self._rescaled:
-            return stepped.history
-        output = self._rescale(stepped.output, stepped.noise_pred)
-        history = self._shared.after(self.history, self._evaluations, output, self._noise())
+        history, noise = self.history, self._noise()
+        for row, own in scaled.items():
+            history = history.with_latents(row, own)  # their input scale is 1
+        if self._graphed:
+            stepped = graphed_step(self._model, self._shared, history, self._evaluations, noise)
+            if not self.without_table and not self._rescaled:
+                return stepped.history
+            noise_pred, output = stepped.noise_pred, stepped.output
+        else:
+            lanes = self._shared.lanes(history, self._evaluations)
+            noise_pred = predict_noise(self._model, lanes, width=self._width)
+            output = self._shared.guided(noise_pred)
+        output = self._rescale(output, noise_pred)
+        history = self._shared.after(self.history, self._evaluations, output, noise)
         for row in self.without_table:
             request = self.requests[row]
             arguments = (output[row : row + 1], request.evaluation, request.latents)
@@ -93,19 +102,6 @@ class Batch:
             if own is not None:
                 history = history.with_latents(row, own)
         return history
-
-    def _forward(self, scaled: Mapping[int, torch.Tensor]) -> Stepped:
-        """Run UNet, guidance and update for all; `scaled` has the UNet's input of rows without a table."""
-        history, noise = self.history, self._noise()
-        for row, own in scaled.items():
-            history = history.with_latents(row, own)  # their input scale is 1
-        if self._graphed:
-            return graphed_step(self._model, self._shared, history, self._evaluations, noise)
-        lanes = self._shared.lanes(history, self._evaluations)
-        noise_pred = predict_noise(self._model, lanes, width=self._width)
-        output = self._shared.guided(noise_pred)
-        following = self._shared.after(history, self._evaluations, output, noise)
-        return Stepped(noise_pred=noise_pred, output=output, history=following)
 
     def _rescale(self, output: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
         for row, rescale in self._rescaled:

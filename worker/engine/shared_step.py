@@ -125,7 +125,7 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stepped:
-    """What a shared step computed.
+    """What a captured step computed.
 
     Attributes:
         noise_pred: of every lane, (lanes, channels, h, w) float32.
@@ -172,16 +172,7 @@ def graphed_step(
 
 
 def predict(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tensor:
-    """Run the UNet once over `lanes`, by the very graph that steps are run with, where there are graphs.
-
-    Args:
-        model: whose UNet runs.
-        lanes: at least one, all of one latent shape.
-        width: R, the rows of the forward pass; at least `len(lanes)`.
-
-    Returns:
-        noise_pred, (len(lanes), channels, h, w) float32.
-    """
+    """Do what `predict_noise` does, by the very graph that steps are run with, where there are graphs."""
     if not isinstance(model.unet, GraphedUnet):
         return predict_noise(model, lanes, width=width)
     # Requests of one lane each, whose samples are taken as they are.

@@ -91,10 +91,11 @@ class _Reader:
         if self._path is None or answer is None:
             return
         written = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-        packed = {"sha256": _digest(answer.to_json()), "table": answer.to_json()}
+        content = answer.to_json()
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            written.write_text(json.dumps(packed), encoding="utf-8")
+            packed = json.dumps({"sha256": _digest(content), "table": content})
+            written.write_text(packed, encoding="utf-8")
             written.replace(self._path)
         except OSError as error:  # a full disk: the next process reads it again
             log.warning("a table of a sampler cannot be kept", file=str(self._path), error=str(error))
@@ -134,11 +135,12 @@ def _key(settings: SamplerSettings) -> str:
     )
 
 
-def _surroundings() -> list[str]:
-    """Return what else a table's last bits depend on: who reads it, out of what, on which instructions."""
+def _surroundings() -> str:
+    """Hash what else a table's last bits depend on: who reads it, out of what, on which instructions."""
     readers = [inspect.getsource(module) for module in (sampler, table, history)]
     versions = [module.__version__ for module in (torch, diffusers, np, scipy)]
-    return [*readers, *versions, device_name(torch.device("cpu")), torch.backends.cpu.get_cpu_capability()]
+    cpu = [device_name(torch.device("cpu")), torch.backends.cpu.get_cpu_capability()]
+    return _digest([*readers, *versions, *cpu])
 
 
 # Of what is loaded, so taken now: the files may be another version's by the time of the first job.

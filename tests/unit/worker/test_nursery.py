@@ -284,3 +284,14 @@ def test_an_order_to_one_that_is_gone_is_no_error(family: Family) -> None:
     family.look_until(lambda: nursery.over)
     child.tell(STOP)
     assert child.ended() is None
+
+
+@pytest.mark.parametrize("code", [0, 71, Exit.STALE])
+def test_one_that_was_asked_to_end_is_not_started_again(family: Family, code: int) -> None:
+    """However it ends on the way; without it the supervisor has nothing to do."""
+    retiring = f"{READY}print(json.dumps({{'event': 'retiring'}}), flush=True)\nsys.exit({int(code)})\n"
+    nursery = family.start(retiring)
+    family.look_until(lambda: nursery.over)
+    assert nursery.failure is None
+    assert len(family.started) == 1
+    assert family.store.released == {family.started[0].incarnation: code != 0}

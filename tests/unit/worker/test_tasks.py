@@ -36,10 +36,11 @@ from storage.version import MESSAGE_VERSION
 from storage.worker_options import WorkerOptions
 from worker import heartbeat, surroundings
 from worker import process as process_module
+from worker.engine.engine import Engine
 from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
 from worker.engine.request import RenderResult
 from worker.exits import Exit
-from worker.models.load import LoadedModel
+from worker.introduction import loaded_worker, ordered_worker
 from worker.orders import ChildOrder
 from worker.process import WorkerProcess
 from worker.tasks import add_render_task, render_job
@@ -584,8 +585,10 @@ def test_a_ready_worker_publishes_what_its_model_recommends(mill: Mill) -> None:
     model = SimpleNamespace(
         revision="0" * 64, family="sd", defaults=defaults, dtype="torch.float32", device=torch.device("cpu")
     )
-    assert mill.process._row(WorkerState.READY, cast("LoadedModel", model)).defaults == defaults
-    assert mill.process._row(WorkerState.STARTING).defaults == {}
+    order, engine = mill.process._order, cast("Engine", SimpleNamespace(model=model, lanes=4))
+    ready = loaded_worker(order, engine, state=WorkerState.READY, concurrency=6)
+    assert ready.defaults == defaults
+    assert ordered_worker(order).defaults == {}
 
 
 @pytest.mark.parametrize(

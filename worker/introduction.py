@@ -1,0 +1,60 @@
+"""What a worker process writes of itself into its row: what was ordered, and what it is once loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from datetime import UTC, datetime
+
+from storage.models import parse_model
+from storage.records import Worker, WorkerState
+from storage.version import promptmill_version
+from worker.engine.engine import Engine
+from worker.models.device import device_facts, dtype_name
+from worker.orders import ChildOrder
+
+
+def ordered_worker(order: ChildOrder) -> Worker:
+    """Return the row of a process that has not loaded its model."""
+    now = datetime.now(UTC)
+    options = order.options
+    return Worker(
+        incarnation=order.incarnation,
+        name=order.name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=order.device,
+        device_uuid=None,
+        model=parse_model(options.model).name,
+        revision=None,
+        family=None,
+        defaults={},
+        mode=options.mode,
+        dtype=options.dtype,
+        lanes=options.lanes or 0,
+        concurrency=0,
+        version=promptmill_version(),
+        state=WorkerState.STARTING,
+        beat=0,
+        beat_at=now,
+        started_at=now,
+    )
+
+
+def loaded_worker(order: ChildOrder, engine: Engine, *, state: WorkerState, concurrency: int) -> Worker:
+    """Return the row of a process whose model is loaded."""
+    model = engine.model
+    device = device_facts(model.device)
+    return dataclasses.replace(
+        ordered_worker(order),
+        device=device["name"],
+        device_uuid=device["uuid"],
+        revision=model.revision,
+        family=model.family,
+        defaults=dict(model.defaults),
+        dtype=dtype_name(model.dtype),
+        lanes=engine.lanes,
+        concurrency=concurrency,
+        state=state,
+    )
