@@ -7,26 +7,24 @@ and their indices take after a VACUUM.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from report import arguments, show
 from sqlalchemy import event, text
 
 from storage.database import upgrade
 from storage.parameters import JobParameters
-from storage.records import Claim, Image, Worker, WorkerState
+from storage.records import Claim, Image
 from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore
 from storage.stores import open_job_store
+from tests.records import worker_record
 from tests.servers import running_postgres
 
 THREADS = 12  # lanes / 2 + look-ahead + saving, for 16 lanes
@@ -45,15 +43,7 @@ def opened(settings: Settings) -> Iterator[SqlJobStore]:
 
 def submit(store: SqlJobStore, count: int) -> list[int]:
     """Submit jobs, and queue them all."""
-    moment = datetime.now(UTC)
-    store.add_worker(
-        Worker(
-            incarnation=NOBODY, name="demo@host", host="host", pid=1, device="cpu", device_uuid=None,
-            model="demo", revision=None, family=None, defaults=DEFAULTS, mode="exact", dtype="float32",
-            lanes=16, concurrency=THREADS, version="0.1.0", state=WorkerState.READY, beat=0,
-            beat_at=moment, started_at=moment,
-        )
-    )  # fmt: skip
+    store.add_worker(worker_record(NOBODY, lanes=16, concurrency=THREADS))
     submission, _ = store.add_submission(model="demo", source="benchmark")
     prompt = "a watercolor painting of an otter that holds a lantern, in the rain"
     store.add_jobs(submission.id, (JobParameters(prompt=prompt, seed=seed) for seed in range(count)))

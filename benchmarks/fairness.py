@@ -29,10 +29,11 @@ from storage import dispatch
 from storage.database import upgrade
 from storage.dispatch import TICK, Dispatcher
 from storage.parameters import JobParameters
-from storage.records import Claim, Image, Worker, WorkerState
+from storage.records import Claim, Image
 from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore, base, claiming, dispatching, liveness, reading, submitting
 from storage.stores import open_job_store
+from tests.records import worker_record
 from worker.process import LOOK_AHEAD, SAVING
 from worker.ticking import FAST_TICK
 
@@ -94,7 +95,7 @@ class Farm:
         self.done: Counter[str] = Counter()
         self.late = 0
         for name in self._claims:
-            store.add_worker(_worker(name))
+            store.add_worker(worker_record(name, lanes=2 * PLACES, concurrency=PLACES + AHEAD))
         self.large = self._arrive(large)
         self._at(0.0, self._tick)
         for moment in arrivals:
@@ -191,16 +192,6 @@ def ideal(arrivals: list[float], large: int, seconds: float) -> list[float]:
         # As `open_submission` has it: in step with the one that is furthest behind.
         passes[name] = min(passes[other] for other, count in left.items() if count or running[other])
         arrived[name], left[name] = moment, SMALL
-
-
-def _worker(name: str) -> Worker:
-    moment = Clock.now()
-    return Worker(
-        incarnation=name, name=name, host="host", pid=1, device="cpu", device_uuid=None, model="demo",
-        revision=None, family=None, defaults={}, mode="exact", dtype="float32", lanes=2 * PLACES,
-        concurrency=PLACES + AHEAD, version="0.1.0", state=WorkerState.READY, beat=0, beat_at=moment,
-        started_at=moment,
-    )  # fmt: skip
 
 
 def _image(claim: Claim) -> Image:

@@ -30,10 +30,10 @@ from storage.records import (
     Refusal,
     Submission,
     SubmissionState,
-    Worker,
     WorkerState,
 )
 from storage.settings import Settings
+from tests.records import worker_record
 
 MODEL = "demo"
 DEFAULTS = {"width": 64, "height": 64}
@@ -74,30 +74,7 @@ def add_worker(
     name: str = f"{MODEL}@host",
 ) -> str:
     """Make a worker."""
-    moment = datetime.now(UTC)
-    store.add_worker(
-        Worker(
-            incarnation=incarnation,
-            name=name,
-            host="host",
-            pid=1,
-            device="cpu",
-            device_uuid=None,
-            model=MODEL,
-            revision=None,
-            family=None,
-            defaults=dict(DEFAULTS),
-            mode="exact",
-            dtype="float32",
-            lanes=4,
-            concurrency=6,
-            version="0.1.0",
-            state=state,
-            beat=0,
-            beat_at=moment,
-            started_at=moment,
-        )
-    )
+    store.add_worker(worker_record(incarnation, state=state, name=name))
     return incarnation
 
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -17,11 +16,12 @@ from sqlalchemy import event
 from storage.database import CONNECTIONS, HEAD, current_revision, open_database, upgrade
 from storage.errors import BadInputError, SchemaError, UnreachableError
 from storage.parameters import JobParameters
-from storage.records import Claim, Worker, WorkerState
+from storage.records import Claim
 from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore
 from storage.sqljobstore.dispatching import DISPATCH_LOCK
 from storage.stores import open_job_store
+from tests.records import worker_record
 from tests.servers import Postgres
 
 
@@ -44,15 +44,7 @@ def store(settings: Settings) -> Iterator[SqlJobStore]:
 
 def fill(store: SqlJobStore, jobs: int) -> str:
     """Submit jobs, and be a worker; return the submission."""
-    moment = datetime.now(UTC)
-    store.add_worker(
-        Worker(
-            incarnation="w1", name="demo@host", host="host", pid=1, device="cpu", device_uuid=None,
-            model="demo", revision=None, family=None, defaults={}, mode="exact", dtype="float32", lanes=4,
-            concurrency=6, version="0.1.0", state=WorkerState.READY, beat=0, beat_at=moment,
-            started_at=moment,
-        )
-    )  # fmt: skip
+    store.add_worker(worker_record(defaults={}))
     submission, _ = store.add_submission(model="demo", source="test")
     store.add_jobs(submission.id, (JobParameters(prompt="a fox", seed=seed) for seed in range(jobs)))
     return store.open_submission(submission.id).id
