@@ -84,11 +84,11 @@ class Farm:
             check=False,
         )
 
-    def submit(self, count: int, *options: str) -> str:
+    def submit(self, count: int, *options: str, model: str = "demo") -> str:
         """Submit `count` small jobs and return the submission's id."""
         prompts = "".join(f"A watercolor painting of an otter, number {number}\n" for number in range(count))
         result = self.run(
-            *("submit", "-", "--model", "demo", "--size", "64x64", "--schedule", "karras"),
+            *("submit", "-", "--model", model, "--size", "64x64", "--schedule", "karras"),
             *options,
             given=prompts,
         )
@@ -121,10 +121,12 @@ class Farm:
         """Return what a started process has written so far."""
         return (self.home.parent / f"process-{self._started.index(process)}.log").read_text()
 
-    def start_worker(self, *options: str, **environment: str) -> subprocess.Popen[str]:
-        """Start `promptmill worker start` for the demo model and wait until it is ready."""
+    def start_worker(
+        self, *options: str, model: str = "demo", **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start `promptmill worker start` for a model and wait until it is ready."""
         before = {worker.incarnation for worker in self.workers()}
-        process = self.start("worker", "start", "--model", "demo", *options, **environment)
+        process = self.start("worker", "start", "--model", model, *options, **environment)
         self.wait_until_ready(process, before)
         return process
 

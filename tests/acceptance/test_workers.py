@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from storage.records import JobStatus
+from storage.models import builtin_model_path
+from storage.records import JobStatus, no_live_worker
 from tests.acceptance.farm import PATIENCE, Farm, wait_until
 
 ENDED = (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
@@ -72,3 +73,21 @@ def test_a_second_signal_stops_at_once_and_gives_running_jobs_back(farm: Farm) -
     assert {job.failures for job in farm.jobs(submission)} == {0}
     assert not any(job.suspect for job in farm.jobs(submission))
     assert farm.processes() == {}
+
+
+def test_two_models_have_a_queue_each_and_a_worker_serves_one(farm: Farm) -> None:
+    """A worker never takes the other model's jobs; what nobody serves waits and says so."""
+    farm.environment["PROMPTMILL_MODELS"] = f"other={builtin_model_path()}"
+    others = farm.submit(6, "--steps", "4", model="other")
+    supervisor = farm.start_worker()
+    ours = farm.submit(6, "--steps", "4")
+    farm.wait_for(ours, 6)
+    assert farm.count(others, JobStatus.RUNNING, *ENDED) == 0
+    assert farm.status(others)["submission"]["waiting_because"] == no_live_worker("other")
+    second = farm.start_worker(model="other")
+    farm.wait_for(others, 6)
+    models = {worker.incarnation: worker.model for worker in farm.workers()}
+    for submission, model in ((ours, "demo"), (others, "other")):
+        served = {models[job.incarnation] for job in farm.audit(submission, 6) if job.incarnation}
+        assert served == {model}
+    assert [farm.stop(supervisor), farm.stop(second)] == [0, 0]
