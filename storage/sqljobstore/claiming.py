@@ -10,7 +10,20 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, insert, literal, literal_column, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from storage.jobstore import MAX_FAILURES
 from storage.model_defaults import GENERAL_DEFAULTS
@@ -42,52 +55,26 @@ class Claiming(SqlBase):
     ) -> Claim | Refusal:
         """See `JobStore.claim`."""
         known = {**GENERAL_DEFAULTS, **ASSUMED_SIZE, **defaults}
-        grant = (
-            update(JOBS)
-            .where(
-                JOBS.c.id == job,
-                status_is(JobStatus.QUEUED),
-                JOBS.c.suspect == alone,
-                _open(),
-                _may_claim(incarnation),
-            )
-            .values({name: func.coalesce(JOBS.c[name], _recommended(name, known)) for name in CHOSEN_LATER})
-            .values(
-                status=JobStatus.RUNNING.value,
-                attempt=JOBS.c.attempt + 1,
-                incarnation=incarnation,
-                started_at=now(),
-            )
-            .returning(JOBS)
-        )
-        if alone:
-            grant = grant.where(~_runs_something(incarnation))
+        asked = {"asked_job": job, "asked_by": incarnation, "asked_at": now()}
+        asked |= {f"known_{name}": known[name] for name in CHOSEN_LATER}
         with self.database.write() as connection:
-            row = connection.execute(grant).mappings().one_or_none()
+            row = connection.execute(_GRANT_ALONE if alone else _GRANT, asked).mappings().one_or_none()
             if row is None:
                 return _refuse(connection, job, alone=alone)
-            model = connection.execute(
-                select(SUBMISSIONS.c.model).filter_by(id=row["submission"])
-            ).scalar_one()
+            fields = ("submission", "index", "attempt", "failures", "model")
             return Claim(
-                job=row["id"],
-                **{name: row[name] for name in ("submission", "index", "attempt", "failures", "incarnation")},
-                model=model,
+                job=job,
+                incarnation=incarnation,
+                **{name: row[name] for name in fields},
                 parameters=to_parameters(row),
             )
 
     def finish(self, claim: Claim, image: Image, *, warnings: Sequence[str] = ()) -> Finish:
         """See `JobStore.finish`."""
-        done = {
-            "status": JobStatus.SUCCEEDED.value,
-            "finished_at": now(),
-            "warnings": list(warnings),
-            "suspect": False,
-        }
+        done = {"done_at": now(), "done_warnings": list(warnings)}
         with self.database.write() as connection:
-            cleared = {"error_type": None, "error_message": None, "traceback": None, "not_before": None}
-            if connection.execute(update(JOBS).where(*_held(claim)).values({**done, **cleared})).rowcount:
-                connection.execute(insert(IMAGES).values(job=claim.job, created_at=now(), **asdict(image)))
+            if connection.execute(_FINISH, {**_token(claim), **done}).rowcount:
+                connection.execute(_ADD_IMAGE, {"job": claim.job, "created_at": now(), **asdict(image)})
                 return Finish.SAVED
             found = connection.execute(select(JOBS.c.status, JOBS.c.attempt).filter_by(id=claim.job))
             ours = found.one_or_none() == (JobStatus.SUCCEEDED, claim.attempt)
@@ -118,29 +105,21 @@ class Claiming(SqlBase):
             **(ended if ends else again),
         }
         with self.database.write() as connection:
-            if not connection.execute(update(JOBS).where(*_held(claim)).values(values)).rowcount:
+            if not connection.execute(update(JOBS).where(*_HELD).values(values), _token(claim)).rowcount:
                 return Failure.LOST
         return Failure.FAILED if ends else Failure.WAITING
 
     def release(self, claim: Claim) -> bool:
         """See `JobStore.release`."""
         with self.database.write() as connection:
-            return bool(connection.execute(update(JOBS).where(*_held(claim)).values(given_back())).rowcount)
+            back = update(JOBS).where(*_HELD).values(given_back())
+            return bool(connection.execute(back, _token(claim)).rowcount)
 
     def release_stray(self, job: int, incarnation: str) -> bool:
         """See `JobStore.release_stray`."""
         mine = (JOBS.c.id == job, status_is(JobStatus.RUNNING), JOBS.c.incarnation == incarnation)
         with self.database.write() as connection:
             return bool(connection.execute(update(JOBS).where(*mine).values(given_back())).rowcount)
-
-
-def _recommended(name: str, known: Mapping[str, Any]) -> ColumnElement[Any]:
-    """What a job gets that leaves `name` open; a schedule only with its sampler, as in `fill_defaults`."""
-    value = literal(known[name], JOBS.c[name].type)
-    if name != "schedule":
-        return value
-    as_recommended = func.coalesce(JOBS.c.sampler, known["sampler"]) == known["sampler"]
-    return case((as_recommended, value), else_=literal(DEFAULT_SCHEDULE, JOBS.c.schedule.type))
 
 
 def given_back() -> dict[str, Any]:
@@ -153,13 +132,9 @@ def given_back() -> dict[str, Any]:
     }
 
 
-def _held(claim: Claim) -> tuple[ColumnElement[bool], ...]:
-    return (
-        JOBS.c.id == claim.job,
-        status_is(JobStatus.RUNNING),
-        JOBS.c.attempt == claim.attempt,
-        JOBS.c.incarnation == claim.incarnation,
-    )
+def _token(claim: Claim) -> dict[str, Any]:
+    """The fencing token, as `_HELD` compares it."""
+    return {"held_job": claim.job, "held_attempt": claim.attempt, "held_by": claim.incarnation}
 
 
 def in_state(state: SubmissionState) -> ColumnElement[bool]:
@@ -170,31 +145,8 @@ def in_state(state: SubmissionState) -> ColumnElement[bool]:
     return query.correlate(JOBS).exists()
 
 
-def _open() -> ColumnElement[bool]:
-    return in_state(SubmissionState.OPEN)
-
-
-def _may_claim(incarnation: str) -> ColumnElement[bool]:
-    """Only a ready worker claims: what an expired one claimed would never be released again.
-
-    One that was asked to drain does not, even before it has heard of it.
-    """
-    query = select(WORKERS.c.incarnation).where(
-        WORKERS.c.incarnation == incarnation,
-        WORKERS.c.state == WorkerState.READY,
-        WORKERS.c.drain_timeout.is_(None),
-    )
-    return query.exists()
-
-
-def _runs_something(incarnation: str) -> ColumnElement[bool]:
-    other = JOBS.alias("other")
-    running = other.c.status == literal_column(f"'{JobStatus.RUNNING.value}'")  # as in status_is
-    return select(other.c.id).where(other.c.incarnation == incarnation, running).exists()
-
-
 def _refuse(connection: Connection, job: int, *, alone: bool) -> Refusal:
-    query = select(JOBS.c.status, JOBS.c.suspect, _open().label("open")).where(JOBS.c.id == job)
+    query = select(JOBS.c.status, JOBS.c.suspect, _OPEN.label("open")).where(JOBS.c.id == job)
     row = connection.execute(query).one_or_none()
     if row is None or row.status != JobStatus.QUEUED:
         return Refusal.GONE
@@ -206,3 +158,73 @@ def _refuse(connection: Connection, job: int, *, alone: bool) -> Refusal:
         back.values(status=JobStatus.WAITING.value, queued_at=None, not_before=now() + NOT_AT_ONCE)
     )
     return Refusal.COMPANY if alone else Refusal.GONE
+
+
+def _asked(column: ColumnElement[Any], name: str) -> BindParameter[Any]:
+    return bindparam(f"asked_{name}", type_=column.type)
+
+
+def _recommended(name: str) -> ColumnElement[Any]:
+    """What a job gets that leaves `name` open; a schedule only with its sampler, as in `fill_defaults`."""
+    known: BindParameter[Any] = bindparam(f"known_{name}", type_=JOBS.c[name].type)
+    if name != "schedule":
+        return known
+    sampler: BindParameter[Any] = bindparam("known_sampler", type_=JOBS.c.sampler.type)
+    default = literal(DEFAULT_SCHEDULE, JOBS.c.schedule.type)
+    return case((func.coalesce(JOBS.c.sampler, sampler) == sampler, known), else_=default)
+
+
+def _grant(*, alone: bool) -> ReturningUpdate[Any]:
+    """Only a ready worker claims: what an expired one claimed would never be released again.
+
+    One that was asked to drain does not, even before it has heard of it.
+    """
+    asking = _asked(WORKERS.c.incarnation, "by")
+    may = select(WORKERS.c.incarnation).where(
+        WORKERS.c.incarnation == asking,
+        WORKERS.c.state == WorkerState.READY.value,
+        WORKERS.c.drain_timeout.is_(None),
+    )
+    grant = update(JOBS).where(
+        JOBS.c.id == _asked(JOBS.c.id, "job"),
+        status_is(JobStatus.QUEUED),
+        JOBS.c.suspect == alone,
+        _OPEN,
+        may.exists(),
+    )
+    if alone:
+        other = JOBS.alias("other")
+        running = other.c.status == literal_column(f"'{JobStatus.RUNNING.value}'")  # as in status_is
+        grant = grant.where(~select(other.c.id).where(other.c.incarnation == asking, running).exists())
+    chosen = {name: func.coalesce(JOBS.c[name], _recommended(name)) for name in CHOSEN_LATER}
+    model = select(SUBMISSIONS.c.model).where(SUBMISSIONS.c.id == JOBS.c.submission).correlate(JOBS)
+    return grant.values(
+        status=JobStatus.RUNNING.value,
+        attempt=JOBS.c.attempt + 1,
+        incarnation=asking,
+        started_at=_asked(JOBS.c.started_at, "at"),
+        **chosen,
+    ).returning(JOBS, model.scalar_subquery().label("model"))
+
+
+# Every job runs these, so they are put together once: that took as long as the database did to answer them.
+_OPEN = in_state(SubmissionState.OPEN)
+_GRANT, _GRANT_ALONE = _grant(alone=False), _grant(alone=True)
+_HELD = (
+    JOBS.c.id == bindparam("held_job"),
+    status_is(JobStatus.RUNNING),
+    JOBS.c.attempt == bindparam("held_attempt"),
+    JOBS.c.incarnation == bindparam("held_by"),
+)
+_FINISH = (
+    update(JOBS)
+    .where(*_HELD)
+    .values(
+        status=JobStatus.SUCCEEDED.value,
+        finished_at=bindparam("done_at", type_=JOBS.c.finished_at.type),
+        warnings=bindparam("done_warnings", type_=JOBS.c.warnings.type),
+        suspect=False,
+        **dict.fromkeys(("error_type", "error_message", "traceback", "not_before")),
+    )
+)
+_ADD_IMAGE = insert(IMAGES).inline()
