@@ -166,14 +166,14 @@ def diffusion_loss(
 
 
 def draw_noisy(
-    latents: torch.Tensor, schedule: Any, rng: np.random.Generator
+    latents: torch.Tensor, schedule: Any, rng: np.random.Generator, *, high_noise: float = HIGH_NOISE
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw a timestep and noise for each of the latents; return them noisy, the timesteps, the noise."""
     shape = tuple(latents.shape)
     noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     offset = torch.from_numpy(rng.standard_normal((*shape[:2], 1, 1), dtype=np.float32))
     noise = noise + OFFSET_NOISE * offset
-    high = rng.random(shape[0]) < HIGH_NOISE
+    high = rng.random(shape[0]) < high_noise
     timesteps = torch.from_numpy(
         np.where(high, rng.integers(500, 1000, shape[0]), rng.integers(0, 1000, shape[0]))
     )
