@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from producer.prompts import Line
+from producer.lines import Line
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
-from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt, draw_seed
+from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt, check_seed, draw_seed
 from storage.samplers import resolve_sampler
 
 MAX_IMAGES = 100_000
@@ -172,14 +172,48 @@ def build_jobs(
     rest stays None.
     """
     for number, line in enumerate(lines):
-        first = None
-        if options.seed is not None:
-            first = options.seed + (number if options.seed_per_prompt else 0)
-        for image in range(options.images):
-            job = options.parameters(line.prompt, draw_seed() if first is None else first + image)
-            if line.settings or line.extra:
-                job = dataclasses.replace(job, **line.settings, extra=line.extra)
-            yield fill_defaults(job, defaults)
+        for seed in _seeds(line, number, options):
+            yield fill_defaults(_parameters(line, options, seed), defaults)
+
+
+def count_jobs(wanted: Mapping[tuple[int, int | None], int], options: JobOptions) -> int:
+    """How many jobs `build_jobs` makes of prompts that want these seeds and images (`PromptList.wanted`)."""
+    return sum(
+        prompts * max(1, seeds) * (images or options.images) for (seeds, images), prompts in wanted.items()
+    )
+
+
+def check_line(line: Line, options: JobOptions) -> None:
+    """Check a line together with the flags; BadInputError about the first thing that does not go."""
+    check_prompt(line.prompt)
+    if line.images is not None and not 1 <= line.images <= MAX_IMAGES:
+        raise BadInputError(f"{line.images} images are out of range; choose 1 to {MAX_IMAGES:,}.")
+    for seed in line.seeds:
+        last = check_seed(seed) + (line.images or options.images) - 1
+        if last > MAX_SEED:
+            raise BadInputError(f"The last picture's seed would be {last}, past {MAX_SEED}; take a smaller.")
+    if line.settings:  # the flags alone were checked once
+        check_job(_parameters(line, options, 0))
+
+
+def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
+    job = options.parameters(line.prompt, seed)
+    if not line.settings and not line.extra:
+        return job
+    own = {**line.settings, "options": {**options.options, **line.settings.get("options", {})}}
+    return dataclasses.replace(job, **own, extra=line.extra)
+
+
+def _seeds(line: Line, number: int, options: JobOptions) -> Iterator[int]:
+    """Yield the seed of each picture of a line, which is prompt `number` of the list."""
+    images = line.images or options.images
+    firsts = line.seeds
+    if not firsts and options.seed is not None:
+        firsts = (options.seed + (number if options.seed_per_prompt else 0),)
+    if not firsts:
+        yield from (draw_seed() for _ in range(images))
+    for first in firsts:
+        yield from range(first, first + images)
 
 
 def settings_of(parameters: JobParameters) -> dict[str, Any]:

@@ -7,62 +7,28 @@ be read only once, and a file may change meanwhile.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 import click
 
+from producer.jobs import JobOptions, check_line
+from producer.lines import Line, Problem, Reader
 from producer.textfile import check_options, read_text
 from storage.errors import BadInputError
-from storage.parameters import check_prompt
 
 STDIN = "-"
 SHOWN_PROBLEMS = 20
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """One prompt as a reader found it.
-
-    Attributes:
-        file, line: where it stands, for messages; line counts from 1; 0 is a text without lines.
-        prompt: the text, white space stripped.
-        settings: job parameters that the line sets itself, by their name in `JobParameters`.
-        extra: unknown columns, kept with the job.
-    """
-
-    file: str
-    line: int
-    prompt: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """Why something cannot be used, and where it stands; line and column count from 1."""
-
-    file: str
-    reason: str
-    line: int | None = None
-    column: int | None = None
-
-    def __str__(self) -> str:
-        """Write it the way compilers do, so that editors can jump there."""
-        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
-        return f"{place}: {self.reason}"
-
-
-# A reader yields what it found in an open binary file, named as given: lines, and problems in between.
-Reader = Callable[[BinaryIO, str], Iterator[Line | Problem]]
+_FIELDS = tuple(field.name for field in dataclasses.fields(Line))
 
 
 def _read_text(file: BinaryIO, name: str) -> Iterator[Line | Problem]:
@@ -82,11 +48,15 @@ class PromptList:
     Attributes:
         count: how many prompts.
         source: where they came from, in a few words.
+        model: that the lines name; None if none does.
+        wanted: how many prompts say that they want so many seeds (0: they do not say) and images of each.
     """
 
     def __init__(self, *, source: str) -> None:
         self.count = 0
         self.source = source
+        self.model: str | None = None
+        self.wanted: Counter[tuple[int, int | None]] = Counter()
         self._spool: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (lives as long as the list)
             SPOOL_IN_MEMORY, "w+", encoding="utf-8", newline="\n"
         )
@@ -94,19 +64,27 @@ class PromptList:
 
     def append(self, line: Line) -> None:
         """Add a line at the end."""
-        json.dump([line.file, line.line, line.prompt, line.settings, line.extra], self._spool)
-        self._spool.write("\n")
+        self._spool.write(json.dumps([getattr(line, name) for name in _FIELDS]) + "\n")
         self.count += 1
+        self.model = self.model or line.model
+        self.wanted[len(line.seeds), line.images] += 1
 
     def __iter__(self) -> Iterator[Line]:
         self._spool.seek(0)
         for text in self._spool:
-            file, number, prompt, settings, extra = json.loads(text)
-            yield Line(file=file, line=number, prompt=prompt, settings=settings, extra=extra)
+            fields = dict(zip(_FIELDS, json.loads(text), strict=True))
+            yield Line(**{**fields, "seeds": tuple(fields["seeds"])})
 
 
-def read_prompts(files: Sequence[str], texts: Sequence[str]) -> PromptList:
+def read_prompts(
+    files: Sequence[str], texts: Sequence[str], *, options: JobOptions | None = None
+) -> PromptList:
     """Read and check all prompts: the files in their order, then the texts of `--prompt`.
+
+    Args:
+        files: names, `-` for standard input.
+        texts: prompts.
+        options: the command's flags, which have to go with what the lines say.
 
     Raises:
         BadInputError: listing every line that cannot be used, or saying that there is none at all.
@@ -117,7 +95,7 @@ def read_prompts(files: Sequence[str], texts: Sequence[str]) -> PromptList:
     problems: list[Problem] = []
     count = 0
     for found in _all(files, texts):
-        checked = _checked(found)
+        checked = _checked(found, options or JobOptions(), prompts)
         if isinstance(checked, Line):
             if not count:
                 prompts.append(checked)
@@ -178,14 +156,24 @@ def _stdin() -> Iterator[Line | Problem]:
     yield from _read_text(sys.stdin.buffer, "stdin")
 
 
-def _checked(found: Line | Problem) -> Line | Problem:
+def _checked(found: Line | Problem, options: JobOptions, before: PromptList) -> Line | Problem:
+    """Check a line by itself, with the flags and with the lines before it."""
     if isinstance(found, Problem):
         return found
     try:
-        check_prompt(found.prompt)
+        check_line(found, options)
+        _check_one_model(found.model, before.model)
     except BadInputError as error:
         return Problem(file=found.file, line=found.line or None, reason=str(error))
     return found
+
+
+def _check_one_model(model: str | None, before: str | None) -> None:
+    if model is not None and before not in (None, model):
+        raise BadInputError(
+            f"This line is for model {model!r} and an earlier one for {before!r}; a submission has one "
+            f"model: split the list."
+        )
 
 
 def _explain(problems: Sequence[Problem], count: int) -> str:

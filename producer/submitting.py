@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from producer.jobs import JobOptions, build_jobs
+from producer.jobs import JobOptions, build_jobs, count_jobs
 from producer.output import count_of, remark
 from producer.prompts import PromptList
 from storage.errors import BadInputError
@@ -35,7 +35,7 @@ class Order:
     @property
     def total(self) -> int:
         """How many jobs it has."""
-        return self.prompts.count * self.options.images
+        return count_jobs(self.prompts.wanted, self.options)
 
 
 def submit_order(

@@ -123,7 +123,7 @@ def _submitted(
     """Check everything, then submit; BadInputError before anything is written."""
     check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
     options = job_options(**flags)
-    prompts = read_prompts(files, texts)
+    prompts = read_prompts(files, texts, options=options)
     check_seeds(options, prompts.count)
     if out or name:
         check_folder(out or OUT / str(name), key=key)

@@ -59,7 +59,7 @@ def submit(
     """
     check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
     options = job_options(**flags)
-    prompts = read_prompts(files, texts)
+    prompts = read_prompts(files, texts, options=options)
     check_seeds(options, prompts.count)
     chosen = known_model(session, model)
     defaults = chosen.defaults()

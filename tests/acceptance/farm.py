@@ -121,9 +121,7 @@ class Farm:
         """Return what a started process has written so far."""
         return (self.home.parent / f"process-{self._started.index(process)}.log").read_text()
 
-    def start_worker(
-        self, *options: str, model: str = "demo", **environment: str
-    ) -> subprocess.Popen[str]:
+    def start_worker(self, *options: str, model: str = "demo", **environment: str) -> subprocess.Popen[str]:
         """Start `promptmill worker start` for a model and wait until it is ready."""
         before = {worker.incarnation for worker in self.workers()}
         process = self.start("worker", "start", "--model", model, *options, **environment)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from producer.jobs import build_jobs, check_seeds, job_options
-from producer.prompts import Line
+from producer.lines import Line
 from storage.errors import BadInputError
 from storage.parameters import MAX_SEED
 
