@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from producer.lines import Line
+from producer.sweeps import Setting, combine, names_of, parse_axis, parse_interval, parse_seeds, parse_size
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt, check_seed, draw_seed
 from storage.samplers import resolve_sampler
 
 MAX_IMAGES = 100_000
-_SIZE = re.compile(r"(\d{1,6})\s*[xX×]\s*(\d{1,6})")  # noqa: RUF001  (people do type the multiplication sign)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,15 +22,16 @@ class JobOptions:
     """What the flags say about every job of a submission; a setting that is None is left to the model.
 
     Attributes:
-        seed: of the first image of each prompt; None draws one for every job.
-        seed_per_prompt: whether the prompt's number, from 0, is added to the seed.
-        images: pictures of each prompt; image i has seed + i.
+        seeds: each prompt is rendered with each of them; empty draws one for every picture of a prompt.
+        seed_per_prompt: whether the prompt's number, from 0, is added to the seeds.
+        images: pictures of each seed; image i has seed + i.
+        sweep: what each combination of the sweeps sets; a prompt is rendered with each, on the same seeds.
         width, height: pixels.
         options: see `JobParameters.options`.
     """
 
     negative_prompt: str = ""
-    seed: int | None = None
+    seeds: tuple[int, ...] = ()
     seed_per_prompt: bool = False
     images: int = 1
     num_inference_steps: int | None = None
@@ -41,9 +41,10 @@ class JobOptions:
     width: int | None = None
     height: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    sweep: tuple[Setting, ...] = ({},)
 
     def parameters(self, prompt: str, seed: int) -> JobParameters:
-        """Return the parameters of one job."""
+        """Return the parameters of one job, as far as the flags say them, sweeps apart."""
         return JobParameters(
             prompt=prompt,
             negative_prompt=self.negative_prompt,
@@ -61,7 +62,7 @@ class JobOptions:
 def job_options(
     *,
     negative: str,
-    seed: int | None,
+    seed: str | None,
     seed_per_prompt: bool,
     images: int,
     steps: int | None,
@@ -74,6 +75,8 @@ def job_options(
     eta: float | None,
     guidance_rescale: float | None,
     guidance_interval: str | None,
+    sweep: Sequence[str] = (),
+    zipped: bool = False,
 ) -> JobOptions:
     """Check the flags, one by one and together.
 
@@ -82,7 +85,7 @@ def job_options(
     """
     if not 1 <= images <= MAX_IMAGES:
         raise BadInputError(f"--images {images} is out of range; choose 1 to {MAX_IMAGES:,}.")
-    if seed_per_prompt and seed is None:
+    if seed_per_prompt and not (seed is not None and parse_seeds(seed)):
         raise BadInputError("--seed-per-prompt adds to --seed; give --seed as well.")
     if size is not None:
         if width is not None or height is not None:
@@ -94,9 +97,11 @@ def job_options(
             f"The sampler's name asks for the {named_schedule} schedule and --schedule for {schedule}; "
             f"leave one out."
         )
+    if zipped and not sweep:
+        raise BadInputError("--zip pairs the values of several --sweep; give them as well.")
     options = JobOptions(
         negative_prompt=check_prompt(negative, what="negative prompt"),
-        seed=seed,
+        seeds=parse_seeds(seed) if seed is not None else (),
         seed_per_prompt=seed_per_prompt,
         images=images,
         num_inference_steps=steps,
@@ -106,28 +111,40 @@ def job_options(
         width=width,
         height=height,
         options=_seldom(eta=eta, guidance_rescale=guidance_rescale, guidance_interval=guidance_interval),
+        sweep=combine([parse_axis(text) for text in sweep], zipped=zipped),
     )
-    check_job(options.parameters("any", options.seed or 0))
+    _check_sweep(options)
     return options
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read `512x768` as width and height in pixels, or raise BadInputError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise BadInputError(f"--size {text!r} is no size; write WIDTHxHEIGHT, for example 512x512.")
-    return int(match[1]), int(match[2])
+def _check_sweep(options: JobOptions) -> None:
+    """Check the flags with each combination of the sweeps; BadInputError about the first that does not go."""
+    flags = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
+    flags |= {**options.options, "seed": options.seeds}
+    given = {name for name, value in flags.items() if value is not None and value not in ("", (), {})}
+    swept = {name for setting in options.sweep for name in names_of(setting)}
+    if both := sorted(given & swept):
+        raise BadInputError(f"A --sweep sets {', '.join(both)}, and so does a flag; leave one of them out.")
+    for setting in options.sweep:
+        try:
+            check_job(_swept(options.parameters("any", 0), setting))
+        except BadInputError as error:
+            raise _in_combination(error, setting) from error
 
 
-def parse_interval(text: str) -> list[float]:
-    """Read `0.2:0.8` as two fractions, or raise BadInputError."""
-    try:
-        first, last = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise BadInputError(
-            f"--guidance-interval {text!r} is no interval; write A:B, for example 0.2:0.8."
-        ) from None
-    return [first, last]
+def _in_combination(error: BadInputError, setting: Setting) -> BadInputError:
+    if not setting:
+        return error
+    shown = ", ".join(f"{name} {value}" for name, value in setting.items())
+    return BadInputError(f"With {shown} of --sweep: {error}")
+
+
+def _swept(job: JobParameters, setting: Setting) -> JobParameters:
+    """Return the job with what one combination of the sweeps sets, its seed apart."""
+    own = {name: value for name, value in setting.items() if name != "seed"}
+    if "options" in own:
+        own["options"] = {**job.options, **own["options"]}
+    return dataclasses.replace(job, **own) if own else job
 
 
 def _seldom(
@@ -143,43 +160,51 @@ def _seldom(
 
 def check_seeds(options: JobOptions, prompts: int) -> None:
     """Raise BadInputError if the last job's seed would leave the range."""
-    if options.seed is None:
-        return
-    last = options.seed + (prompts - 1 if options.seed_per_prompt else 0) + options.images - 1
+    swept = [setting["seed"] for setting in options.sweep if "seed" in setting]
+    last = max((*options.seeds, *swept), default=0) + options.images - 1
+    if options.seed_per_prompt:
+        last += prompts - 1
     if last > MAX_SEED:
         raise BadInputError(f"The last job's seed would be {last}, past {MAX_SEED}; choose a smaller --seed.")
 
 
 def check_filled(options: JobOptions, defaults: Mapping[str, Any], *, model: str) -> None:
     """Raise BadInputError if what the flags say does not go with what the model's `defaults` fill in."""
-    own = options.parameters("any", options.seed or 0)
-    try:
-        # Sizes go with everything, and each was checked where it came from.
-        check_job(dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height))
-    except BadInputError as error:
-        sampler = defaults.get("sampler") if own.sampler is None else own.sampler
-        raise BadInputError(
-            f"With sampler {sampler} and the other settings that model {model} recommends: {error}"
-        ) from error
+    for setting in options.sweep:
+        own = _swept(options.parameters("any", 0), setting)
+        try:
+            # Sizes go with everything, and each was checked where it came from.
+            check_job(dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height))
+        except BadInputError as error:
+            sampler = defaults.get("sampler") if own.sampler is None else own.sampler
+            raise BadInputError(
+                f"With sampler {sampler} and the other settings that model {model} recommends: {error}"
+            ) from error
 
 
 def build_jobs(
     lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any]
 ) -> Iterator[JobParameters]:
-    """Yield the jobs, all images of a prompt before the next prompt's; memory stays flat.
+    """Yield the jobs, all pictures of a prompt before the next prompt's; memory stays flat.
+
+    Within a prompt the combinations of the sweeps follow each other, in each the seeds, for each the images.
 
     What neither a line nor the flags say comes from the model's `defaults`, as far as they are known; the
     rest stays None.
     """
     for number, line in enumerate(lines):
-        for seed in _seeds(line, number, options):
-            yield fill_defaults(_parameters(line, options, seed), defaults)
+        seeds = _seeds(line, number, options)
+        for setting in options.sweep:
+            for seed in _swept_seeds(setting, line, options) or seeds:
+                yield fill_defaults(_swept(_parameters(line, options, seed), setting), defaults)
 
 
 def count_jobs(wanted: Mapping[tuple[int, int | None], int], options: JobOptions) -> int:
     """How many jobs `build_jobs` makes of prompts that want these seeds and images (`PromptList.wanted`)."""
-    return sum(
-        prompts * max(1, seeds) * (images or options.images) for (seeds, images), prompts in wanted.items()
+    firsts = 1 if "seed" in options.sweep[0] else max(1, len(options.seeds))
+    return len(options.sweep) * sum(
+        prompts * (seeds or firsts) * (images or options.images)
+        for (seeds, images), prompts in wanted.items()
     )
 
 
@@ -192,8 +217,18 @@ def check_line(line: Line, options: JobOptions) -> None:
         last = check_seed(seed) + (line.images or options.images) - 1
         if last > MAX_SEED:
             raise BadInputError(f"The last picture's seed would be {last}, past {MAX_SEED}; take a smaller.")
+    swept = names_of(options.sweep[0])
+    own = names_of(line.settings) | ({"seed"} if line.seeds else set())
+    if both := sorted(own & swept):
+        raise BadInputError(
+            f"This line sets {', '.join(both)}, and so does a --sweep; leave one of them out."
+        )
     if line.settings:  # the flags alone were checked once
-        check_job(_parameters(line, options, 0))
+        for setting in options.sweep:
+            try:
+                check_job(_swept(_parameters(line, options, 0), setting))
+            except BadInputError as error:
+                raise _in_combination(error, setting) from error
 
 
 def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
@@ -204,16 +239,20 @@ def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
     return dataclasses.replace(job, **own, extra=line.extra)
 
 
-def _seeds(line: Line, number: int, options: JobOptions) -> Iterator[int]:
-    """Yield the seed of each picture of a line, which is prompt `number` of the list."""
+def _seeds(line: Line, number: int, options: JobOptions) -> list[int]:
+    """Return the seed of each picture of a line, which is prompt `number` of the list, sweeps apart."""
     images = line.images or options.images
-    firsts = line.seeds
-    if not firsts and options.seed is not None:
-        firsts = (options.seed + (number if options.seed_per_prompt else 0),)
+    added = number if options.seed_per_prompt else 0
+    firsts = line.seeds or [seed + added for seed in options.seeds]
     if not firsts:
-        yield from (draw_seed() for _ in range(images))
-    for first in firsts:
-        yield from range(first, first + images)
+        return [draw_seed() for _ in range(images)]
+    return [first + image for first in firsts for image in range(images)]
+
+
+def _swept_seeds(setting: Setting, line: Line, options: JobOptions) -> range:
+    """Return the seeds of a combination that sets one; none where it does not."""
+    first = setting.get("seed")
+    return range(0) if first is None else range(first, first + (line.images or options.images))
 
 
 def settings_of(parameters: JobParameters) -> dict[str, Any]:

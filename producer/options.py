@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from producer.session import Session
+from producer.sweeps import SHOWN_NAMES
 from storage.devices import list_devices, nvidia_gpus
 from storage.errors import BadInputError, PromptmillError
 from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
@@ -77,15 +78,33 @@ prompt_options = _stacked(
 job_flags = _stacked(
     click.option("--negative", default="", metavar="TEXT", help="Negative prompt of every job."),
     click.option(
-        "--images", type=int, default=1, show_default=True, metavar="N", help="Pictures of each prompt."
+        "--images",
+        type=int,
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Pictures of each prompt, or of each of its seeds.",
     ),
     click.option(
         "--seed",
-        type=int,
-        metavar="N",
-        help="Seed of each prompt's first picture; each next one adds 1. Default: drawn.",
+        metavar="N|1,2,3|1..8|random",
+        help="Seed of each prompt's first picture; each next one adds 1. Several: each prompt with each. "
+        "Default: random, drawn for each picture and kept with it.",
     ),
     click.option("--seed-per-prompt", is_flag=True, help="Add the prompt's number, from 0, to --seed."),
+    click.option(
+        "--sweep",
+        multiple=True,
+        metavar="NAME=VALUES",
+        help="Render each prompt with each of these values, on the same seeds: guidance=3,5,7.5 or "
+        "steps=10..50:10. Repeatable: all combinations. NAME: " + ", ".join(SHOWN_NAMES) + ".",
+    ),
+    click.option(
+        "--zip",
+        "zipped",
+        is_flag=True,
+        help="Pair the first values of all --sweep, the second ones and so on, instead of all with all.",
+    ),
     click.option(
         "--steps", type=int, metavar="N", help=f"1 to 1000. Default: the model's, else {DEFAULT_STEPS}."
     ),

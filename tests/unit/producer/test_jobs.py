@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from producer.jobs import build_jobs, check_seeds, job_options
+from producer.jobs import build_jobs, check_line, check_seeds, count_jobs, job_options
 from producer.lines import Line
 from storage.errors import BadInputError
 from storage.parameters import MAX_SEED
@@ -14,7 +17,7 @@ from storage.parameters import MAX_SEED
 FLAGS: dict[str, Any] = {
     "negative": "", "seed": None, "seed_per_prompt": False, "images": 1, "steps": None,
     "guidance": None, "sampler": None, "schedule": None, "size": None, "width": None, "height": None,
-    "eta": None, "guidance_rescale": None, "guidance_interval": None,
+    "eta": None, "guidance_rescale": None, "guidance_interval": None, "sweep": (), "zipped": False,
 }  # fmt: skip
 LINES = [Line(file="f", line=1, prompt="an otter"), Line(file="f", line=2, prompt="a fox")]
 
@@ -32,12 +35,81 @@ def test_jobs_are_prompt_major() -> None:
 
 def test_seed_starts_every_prompt_and_grows_by_image() -> None:
     """Image i of a prompt has seed + i."""
-    assert seeds(seed=42, images=2) == [42, 43, 42, 43]
+    assert seeds(seed="42", images=2) == [42, 43, 42, 43]
 
 
 def test_seed_per_prompt_adds_the_prompts_number() -> None:
     """With the flag, prompts differ too."""
-    assert seeds(seed=42, images=2, seed_per_prompt=True) == [42, 43, 43, 44]
+    assert seeds(seed="42", images=2, seed_per_prompt=True) == [42, 43, 43, 44]
+
+
+def test_several_seeds_render_each_prompt_with_each() -> None:
+    """Lists and ranges; image i of a seed has seed + i."""
+    assert seeds(seed="7,1..3") == [7, 1, 2, 3] * 2
+    assert seeds(seed="10,20", images=2, seed_per_prompt=True) == [10, 11, 20, 21, 11, 12, 21, 22]
+
+
+def test_a_lines_own_seeds_and_images_win() -> None:
+    """As kohya's --d and a table's columns say them."""
+    line = Line(file="f", line=1, prompt="an otter", seeds=(5, 9), images=2)
+    options = job_options(**FLAGS | {"seed": "1"})
+    assert [job.seed for job in build_jobs([line], options, {})] == [5, 6, 9, 10]
+
+
+def test_a_sweep_renders_each_prompt_with_each_combination_on_the_same_seeds() -> None:
+    """Only so do two pictures of one prompt show what the setting does."""
+    options = job_options(**FLAGS | {"sweep": ["guidance=3,7.5", "steps=10..30:10"], "images": 2})
+    jobs = list(build_jobs(LINES, options, {}))
+    assert len(jobs) == 2 * 6 * 2
+    first = jobs[:12]
+    assert {job.prompt for job in first} == {"an otter"}
+    assert [(job.guidance_scale, job.num_inference_steps) for job in first[::2]] == [
+        (guidance, steps) for guidance in (3.0, 7.5) for steps in (10, 20, 30)
+    ]
+    assert [job.seed for job in first] == [first[0].seed, first[1].seed] * 6
+    assert jobs[12].seed != first[0].seed
+
+
+def test_a_swept_seed_is_the_first_of_its_images() -> None:
+    """As --seed is."""
+    options = job_options(**FLAGS | {"sweep": ["seed=1,100"], "images": 2})
+    assert [job.seed for job in build_jobs(LINES[:1], options, {})] == [1, 2, 100, 101]
+
+
+@given(
+    wanted=st.lists(st.tuples(st.integers(0, 3), st.none() | st.integers(1, 3)), min_size=1, max_size=4),
+    images=st.integers(1, 3),
+    seed=st.sampled_from([None, "4", "1..3"]),
+    sweep=st.sampled_from([(), ("steps=1..3",), ("seed=7,70", "guidance=1,2")]),
+)
+def test_jobs_are_counted_without_making_them(
+    wanted: list[tuple[int, int | None]], images: int, seed: str | None, sweep: tuple[str, ...]
+) -> None:
+    """Whatever lines and flags say."""
+    swept = bool(sweep) and "seed" in sweep[0]
+    lines = [
+        Line(file="f", line=1, prompt="x", seeds=() if swept else tuple(range(n)), images=own)
+        for n, own in wanted
+    ]
+    flags = {"images": images, "seed": None if swept else seed, "sweep": sweep}
+    options = job_options(**FLAGS | flags)
+    counted = count_jobs(Counter((len(line.seeds), line.images) for line in lines), options)
+    assert counted == len(list(build_jobs(lines, options, {})))
+
+
+def test_a_line_and_a_sweep_cannot_both_say_it() -> None:
+    """Which of them would win is a guess."""
+    options = job_options(**FLAGS | {"sweep": ["steps=5,10"]})
+    check_line(Line(file="f", line=1, prompt="x", settings={"sampler": "ddim"}), options)
+    with pytest.raises(BadInputError, match="sets num_inference_steps, and so does a --sweep"):
+        check_line(Line(file="f", line=1, prompt="x", settings={"num_inference_steps": 7}), options)
+
+
+def test_a_line_is_checked_with_every_combination() -> None:
+    """Its sampler may not go with one of them."""
+    options = job_options(**FLAGS | {"sweep": ["schedule=default,karras"]})
+    with pytest.raises(BadInputError, match=r"With schedule karras of --sweep: .*has no karras"):
+        check_line(Line(file="f", line=1, prompt="x", settings={"sampler": "ddim"}), options)
 
 
 def test_without_a_seed_each_job_draws_its_own() -> None:
@@ -93,8 +165,11 @@ def test_what_is_not_said_comes_from_the_model_line_by_line() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"seed": -1}, "Seed -1 is out of range"),
-        ({"seed": MAX_SEED + 1}, "out of range"),
+        ({"seed": "-2"}, "Seed -2 is out of range"),
+        ({"seed": str(MAX_SEED + 1)}, "out of range"),
+        ({"seed": "an otter"}, "no whole number"),
+        ({"seed": "4,4"}, "names a seed twice"),
+        ({"seed": "random", "seed_per_prompt": True}, "give --seed as well"),
         ({"width": 513}, "Width 513 is not a multiple of 8"),
         ({"size": "512"}, "write WIDTHxHEIGHT"),
         ({"size": "512x512", "width": 512}, "leave --width and --height out"),
@@ -109,6 +184,11 @@ def test_what_is_not_said_comes_from_the_model_line_by_line() -> None:
         ({"guidance_interval": "0.5"}, "write A:B, for example 0.2:0.8"),
         ({"guidance_interval": "a:b"}, "write A:B"),
         ({"guidance_interval": "0.8:0.2"}, "the smaller one first"),
+        ({"sweep": ["steps=0,10"]}, "With num_inference_steps 0 of --sweep: 0 steps are out of range"),
+        ({"sweep": ["steps=5,10"], "steps": 7}, "sets num_inference_steps, and so does a flag"),
+        ({"sweep": ["eta=0,1"], "eta": 0.5, "sampler": "ddim"}, "sets eta, and so does a flag"),
+        ({"sweep": ["seed=1,2"], "seed": "3"}, "sets seed, and so does a flag"),
+        ({"zipped": True}, "give them as well"),
         ({"images": 0}, "--images 0 is out of range"),
         ({"seed_per_prompt": True}, "give --seed as well"),
         ({"negative": "x" * 10_001}, "A negative prompt has 10,001 characters"),
@@ -122,9 +202,9 @@ def test_flag_that_cannot_be_used_gets_one_sentence(flags: dict[str, Any], said:
 
 def test_last_seed_must_stay_in_range() -> None:
     """A list may not run past the largest seed."""
-    options = job_options(**FLAGS | {"seed": MAX_SEED - 1, "images": 2})
+    options = job_options(**FLAGS | {"seed": str(MAX_SEED - 1), "images": 2})
     check_seeds(options, 10)
-    options = job_options(**FLAGS | {"seed": MAX_SEED - 1, "seed_per_prompt": True})
+    options = job_options(**FLAGS | {"seed": str(MAX_SEED - 1), "seed_per_prompt": True})
     check_seeds(options, 2)
     with pytest.raises(BadInputError, match="last job's seed"):
         check_seeds(options, 3)
