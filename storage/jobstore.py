@@ -229,6 +229,13 @@ class JobStore(Protocol):
         """All incarnations, newest first; `alive_only` leaves out stopped and expired ones."""
         ...
 
+    def speed(self, model: str) -> float | None:
+        """What the model's workers got through lately, in `estimate_cost` units/s; None if nothing is known.
+
+        Measured from picture to picture over the latest ones, breaks left out.
+        """
+        ...
+
     def rates(self, *, over: float) -> dict[str, float]:
         """Images/s of each incarnation in the last `over` seconds; who finished none is left out."""
         ...

@@ -8,6 +8,7 @@ the claim does (`storage.model_defaults`).
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ MAX_SEED = 2**63 - 1
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
 MIN_STEPS, MAX_STEPS = 1, 1000
 MAX_GUIDANCE = 100.0
+_UNIT_PIXELS = 512 * 512  # also assumed where a size is not known yet
 MAX_DISTILLED_STEPS = 50  # LCM and TCD: their schedulers know 50 original steps
 
 
@@ -57,6 +59,17 @@ class JobParameters:
     schedule: str | None = DEFAULT_SCHEDULE
     options: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def estimate_cost(job: Mapping[Any, Any]) -> float:
+    """Estimate what a job costs: UNet evaluations x pixels, in units of one 512 x 512 evaluation.
+
+    Args:
+        job: has `num_inference_steps`, `guidance_scale`, `width` and `height`, each of which may be None.
+    """
+    lanes = 2 if job["guidance_scale"] is None or job["guidance_scale"] > 1 else 1
+    pixels = job["width"] * job["height"] if job["width"] and job["height"] else _UNIT_PIXELS
+    return float(lanes * (job["num_inference_steps"] or DEFAULT_STEPS) * pixels / _UNIT_PIXELS)
 
 
 def draw_seed() -> int:

@@ -12,6 +12,7 @@ from producer.jobs import check_filled, check_seeds, job_options
 from producer.models import KnownModel, choose_model, known_models
 from producer.options import check_submission_flags, job_flags, prompt_options, submission_flags
 from producer.output import count_of, remark
+from producer.preview import preview
 from producer.prompts import read_prompts
 from producer.session import Session, pass_session
 from producer.submitting import Order, submit_order
@@ -24,6 +25,7 @@ Examples:
   promptmill submit prompts.txt
   promptmill submit -p "A watercolor painting of an otter" --images 4 --seed 42
   promptmill submit prompts.txt --sampler "DPM++ 2M Karras" --steps 20 --cfg 5 --size 512x768
+  promptmill submit prompts.txt --sweep guidance=3,5,7.5 --sweep steps=10..50:10 --dry-run
   grep otter prompts.txt | promptmill submit - --name otters --wait
   id=$(promptmill submit prompts.txt --key nightly-2026-01-31)
 """
@@ -32,6 +34,9 @@ Examples:
 @click.option("--model", metavar="NAME", help="Default: the only known one; see `promptmill models`.")
 @job_flags
 @submission_flags
+@click.option(
+    "--dry-run", is_flag=True, help="Show how many jobs it makes, some of them, and how long they may take."
+)
 @click.option("--wait", is_flag=True, help="Wait until all pictures are there.")
 @pass_session
 def submit(
@@ -46,6 +51,7 @@ def submit(
     weight: float,
     max_running: int | None,
     key: str | None,
+    dry_run: bool,
     wait: bool,
     **flags: Any,
 ) -> None:
@@ -75,6 +81,9 @@ def submit(
         max_running=max_running,
         key=key,
     )
+    if dry_run:
+        preview(session.jobs, order, live_workers=chosen.live_workers)
+        return
     submission, added = submit_order(session.jobs, order, committed=_print_id)
     # Workers look for new jobs twice a second, so nobody has to be told.
     if added:

@@ -13,12 +13,11 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, case, func, or_, select, text, update
 
-from storage.parameters import DEFAULT_STEPS
+from storage.parameters import estimate_cost
 from storage.records import JobStatus, SubmissionState
 from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, now, status_is
 
 DISPATCH_LOCK = 0x70726F6D  # PostgreSQL's advisory lock for dispatch: "prom"
-_NATIVE_PIXELS = 512 * 512  # for a job whose size its worker will choose
 
 
 class Dispatching(SqlBase):
@@ -123,7 +122,7 @@ def _picks(connection: Connection, model: str, moment: datetime, room: int) -> I
         room -= 1
         if submission in left:
             left[submission] -= 1
-        passes[submission] = position + _cost(job) / weight
+        passes[submission] = position + estimate_cost(job) / weight
         heapq.heappush(heap, (priority, passes[submission], seq, submission, weight))
     for submission, position in passes.items():
         connection.execute(
@@ -142,10 +141,3 @@ def _next_jobs(connection: Connection, submission: str, moment: datetime, limit:
         .with_for_update(skip_locked=True)
     )
     return iter(connection.execute(query).mappings().all())
-
-
-def _cost(job: RowMapping) -> float:
-    """Estimate a job's cost: UNet evaluations x pixels, in units of one 512 x 512 evaluation."""
-    lanes = 2 if job["guidance_scale"] is None or job["guidance_scale"] > 1 else 1
-    pixels = job["width"] * job["height"] if job["width"] and job["height"] else _NATIVE_PIXELS
-    return float(lanes * (job["num_inference_steps"] or DEFAULT_STEPS) * pixels / _NATIVE_PIXELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, select
 
 from storage.errors import BadInputError
+from storage.parameters import estimate_cost
 from storage.records import (
     UNFINISHED,
     Image,
@@ -39,6 +41,8 @@ from storage.sqljobstore.base import (
 PAGE = 1_000
 MAX_DIGITS = 10
 RATE_WINDOW = 30.0  # seconds over which images/s is measured
+LATEST = 400  # pictures over which a model's speed is measured
+LULL = 60.0  # seconds without a picture, after which nobody is thought to have been rendering
 ALIVE = (WorkerState.STARTING.value, WorkerState.READY.value, WorkerState.DRAINING.value)
 
 
@@ -127,6 +131,26 @@ class Reading(SqlBase):
         )  # fmt: skip
         with self.database.read() as connection:
             return connection.execute(query).scalar_one()
+
+    def speed(self, model: str) -> float | None:
+        """See `JobStore.speed`."""
+        columns = (JOBS.c.num_inference_steps, JOBS.c.guidance_scale, JOBS.c.width, JOBS.c.height)
+        query = (
+            select(IMAGES.c.created_at, *columns)
+            .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
+            .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+            .where(SUBMISSIONS.c.model == model)
+            .order_by(IMAGES.c.created_at.desc())
+            .limit(LATEST)
+        )
+        with self.database.read() as connection:
+            rows = list(connection.execute(query).mappings())
+        seconds = cost = 0.0
+        for later, earlier in itertools.pairwise(rows):
+            gap = (later["created_at"] - earlier["created_at"]).total_seconds()
+            if gap < LULL:
+                seconds, cost = seconds + gap, cost + estimate_cost(later)
+        return cost / seconds if seconds else None
 
     def rates(self, *, over: float) -> dict[str, float]:
         """See `JobStore.rates`."""

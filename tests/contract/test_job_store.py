@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from storage.errors import BadInputError, StaleWorkerError
 from storage.jobstore import ADD_CHUNK, MAX_FAILURES, JobStore
 from storage.model_defaults import fill_defaults
-from storage.parameters import JobParameters
+from storage.parameters import JobParameters, estimate_cost
 from storage.records import (
     Claim,
     Failure,
@@ -1152,6 +1153,23 @@ class TestJobStore:
         claimed = take_and_claim(job_store, "w2")
         job_store.finish(claimed, image(claimed))
         assert job_store.rates(over=10.0) == {"w2": 0.1}
+
+    def test_speed_is_what_was_rendered_while_somebody_rendered(
+        self, job_store: JobStore, advance: Advance
+    ) -> None:
+        """In units of one evaluation of 512 x 512; a night without work is left out."""
+        add_worker(job_store)
+        submit(job_store, 6)
+        assert job_store.speed(MODEL) is None
+        for pause in (4, 4, 100_000, 4):
+            claimed = take_and_claim(job_store)
+            job_store.finish(claimed, image(claimed))
+            cost = estimate_cost(asdict(claimed.parameters))
+            advance(pause)
+        claimed = take_and_claim(job_store)
+        job_store.finish(claimed, image(claimed))
+        assert job_store.speed(MODEL) == pytest.approx(cost / 4, rel=0.05)
+        assert job_store.speed("another") is None
 
     # -- many at once
 

@@ -156,7 +156,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ([], "No prompts were given"),
     (["-p", "an otter", "--sampler", "magic"], "There is no sampler 'magic'"),
     (["-p", "an otter", "--width", "513"], "Width 513"),
-    (["-p", "an otter", "--seed", "-1"], "Seed -1"),
+    (["-p", "an otter", "--seed", "-2"], "Seed -2"),
     (["-p", "an otter", "--cfg", "nan"], "Guidance nan"),
     (["-p", "an otter", "--steps", "x"], "'x' is not a valid integer"),
     (["-p", "an otter", "--model", "nosuch"], "There is no model 'nosuch' (known: demo)"),
@@ -263,3 +263,27 @@ def test_unreadable_file_is_named(invoke: Invoke) -> None:
     Path("secret.txt").write_text("an otter")
     Path("secret.txt").chmod(0)
     assert "Permission denied" in invoke("submit", "secret.txt").stderr
+
+
+def test_a_dry_run_counts_and_shows_jobs_and_writes_nothing(invoke: Invoke, store: JobStore) -> None:
+    """Its table is the first thing a person looks at before 10,000 pictures are rendered."""
+    flags = ("--sweep", "guidance=3,5", "--sweep", "steps=10..30:10", "--size", "64x64")
+    done = invoke("submit", "-p", "an otter", "-p", "a fox", *flags, "--dry-run", "--seed", "7")
+    assert done.exit_code == 0, done.stderr
+    *table, summary = done.stdout.splitlines()
+    assert summary == "12 jobs of 2 prompts for demo"
+    assert len(table) == 13
+    assert table[0].split()[:3] == ["index", "prompt", "seed"]
+    assert table[-1].split() == ["11", "a", "fox", "7", "lms", "default", "30", "5", "64x64"]
+    assert "no worker has rendered with this model yet" in done.stderr
+    assert "drawn" not in done.stderr
+    assert store.submissions() == []
+
+
+def test_a_dry_run_of_many_jobs_shows_some_from_first_to_last(invoke: Invoke, store: JobStore) -> None:
+    """Spread over the list."""
+    done = invoke("submit", "-p", "an otter", "--images", "1000", "--dry-run")
+    shown = [int(line.split()[0]) for line in done.stdout.splitlines()[1:-1]]
+    assert (len(shown), shown[0], shown[-1]) == (12, 0, 999)
+    assert "Seeds that are not given are drawn anew" in done.stderr
+    assert store.submissions() == []
