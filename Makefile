@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## render examples/prompts.txt end to end into out/demo
 	@rm -rf $(DEMO_OUT)
 	@PROMPTMILL_HOME=$(CURDIR)/out/home $(BIN)/promptmill render examples/prompts.txt \
-		--model demo --seed 32 --out $(DEMO_OUT)
+		--model demo --seed 32 --again --out $(DEMO_OUT)
 
 test: $(VENV)/.installed  ## run the whole test suite
 	$(BIN)/python -m pytest

@@ -166,6 +166,11 @@ submission_flags = _stacked(
     click.option(
         "--key", metavar="TEXT", help="Idempotency key: a second submit resumes or returns the first."
     ),
+    click.option(
+        "--again",
+        is_flag=True,
+        help="Render anew what an earlier submission has already: the same jobs with the same seeds.",
+    ),
 )
 
 worker_flags = _stacked(

@@ -29,7 +29,7 @@ def preview(store: JobStore, order: Order, *, live_workers: int) -> None:
     print_table(TITLES, rows)
     click.echo(f"{count_of(total, 'job')} of {count_of(order.prompts.count, 'prompt')} for {order.model}")
     remark(_how_long(cost, store.speed(order.model), live_workers))
-    if _draws(order):
+    if order.draws_seeds:
         remark("Seeds that are not given are drawn anew when the jobs are submitted.")
     remark("Nothing was submitted: --dry-run.")
 
@@ -53,9 +53,3 @@ def _how_long(cost: float, speed: float | None, live_workers: int) -> str:
         return "How long it takes is not known: no worker has rendered with this model yet."
     workers = f"{count_of(live_workers, 'worker')} now" if live_workers else "no worker is running now"
     return f"About {duration(cost / speed)} at the speed of the model's latest pictures; {workers}."
-
-
-def _draws(order: Order) -> bool:
-    """Whether some seeds are drawn."""
-    given = order.options.seeds or "seed" in order.options.sweep[0]
-    return not given and any(not seeds for seeds, _ in order.prompts.wanted)

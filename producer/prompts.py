@@ -8,6 +8,7 @@ be read only once, and a file may change meanwhile.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import sys
@@ -28,7 +29,7 @@ from storage.errors import BadInputError
 STDIN = "-"
 SHOWN_PROBLEMS = 20
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
-_FIELDS = tuple(field.name for field in dataclasses.fields(Line))
+_ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
 
 
 def _read_text(file: BinaryIO, name: str) -> Iterator[Line | Problem]:
@@ -56,6 +57,7 @@ class PromptList:
         self.count = 0
         self.source = source
         self.model: str | None = None
+        self._digest = hashlib.sha256()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
         self._spool: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (lives as long as the list)
             SPOOL_IN_MEMORY, "w+", encoding="utf-8", newline="\n"
@@ -64,16 +66,28 @@ class PromptList:
 
     def append(self, line: Line) -> None:
         """Add a line at the end."""
-        self._spool.write(json.dumps([getattr(line, name) for name in _FIELDS]) + "\n")
+        # File and line say where it stood, not what it asks for.
+        place, asked = (
+            json.dumps([line.file, line.line]),
+            json.dumps([getattr(line, name) for name in _ASKED]),
+        )
+        self._digest.update(asked.encode())
+        self._spool.write(f"[{place},{asked}]\n")
         self.count += 1
         self.model = self.model or line.model
         self.wanted[len(line.seeds), line.images] += 1
 
+    @property
+    def digest(self) -> str:
+        """Sha256 of what the prompts ask for, wherever they stood."""
+        return self._digest.hexdigest()
+
     def __iter__(self) -> Iterator[Line]:
         self._spool.seek(0)
         for text in self._spool:
-            fields = dict(zip(_FIELDS, json.loads(text), strict=True))
-            yield Line(**{**fields, "seeds": tuple(fields["seeds"])})
+            (file, number), asked = json.loads(text)
+            fields = dict(zip(_ASKED, asked, strict=True))
+            yield Line(**{**fields, "file": file, "line": number, "seeds": tuple(fields["seeds"])})
 
 
 def read_prompts(

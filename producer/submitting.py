@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from producer.jobs import JobOptions, build_jobs, count_jobs
-from producer.output import count_of, remark
+from producer.output import count_of, remark, timestamp
 from producer.prompts import PromptList
 from storage.errors import BadInputError
 from storage.jobstore import JobStore
-from storage.records import Submission, SubmissionState
+from storage.records import JobStatus, Submission, SubmissionState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,28 +23,46 @@ class Order:
 
     Attributes:
         defaults: what the model recommends, as far as it is known; the claim fills in the rest.
+        revision: of the model, where it is known.
+        again: render what an earlier submission has already.
     """
 
     prompts: PromptList
     options: JobOptions
     model: str
     defaults: Mapping[str, Any]
+    revision: str | None = None
     name: str | None
     priority: int
     weight: float
     max_running: int | None
     key: str | None
+    again: bool = False
 
     @property
     def total(self) -> int:
         """How many jobs it has."""
         return count_jobs(self.prompts.wanted, self.options)
 
+    @property
+    def draws_seeds(self) -> bool:
+        """Whether some of its seeds are drawn, so that submitting it again makes other pictures."""
+        given = self.options.seeds or "seed" in self.options.sweep[0]
+        return not given and any(not seeds for seeds, _ in self.prompts.wanted)
+
+    @property
+    def content_hash(self) -> str:
+        """Sha256 of what it asks for: the model, the prompts and the settings, drawn seeds apart."""
+        asked = [self.model, self.prompts.digest, dataclasses.asdict(self.options), dict(self.defaults)]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
 
 def submit_order(
     store: JobStore, order: Order, *, committed: Callable[[Submission], None]
 ) -> tuple[Submission, bool]:
     """Insert the submission and its jobs, and open it; with a known key, finish or return the first.
+
+    Without a key, an earlier submission of the very same jobs, seeds included, is returned.
 
     Args:
         store: the job store.
@@ -54,6 +75,9 @@ def submit_order(
     Raises:
         BadInputError: when the key belongs to a submission of another model.
     """
+    if not order.again and order.key is None and (earlier := _earlier(store, order)):
+        committed(earlier)
+        return earlier, False
     submission, new = store.add_submission(
         model=order.model,
         source=order.prompts.source,
@@ -62,6 +86,7 @@ def submit_order(
         priority=order.priority,
         weight=order.weight,
         max_running=order.max_running,
+        content_hash=order.content_hash,
     )
     if submission.model != order.model:
         raise BadInputError(
@@ -83,6 +108,28 @@ def submit_order(
             f"{order.total:,}: its key was used with another list before."
         )
     return store.open_submission(submission.id), True
+
+
+def _earlier(store: JobStore, order: Order) -> Submission | None:
+    """Return an earlier submission that makes the very same pictures; say so where it only may."""
+    earlier = store.find_content(order.content_hash)
+    if earlier is None:
+        return None
+    when = timestamp(earlier.created_at)
+    if order.draws_seeds:
+        remark(f"The same list was submitted before, as {earlier.id} at {when}; this one draws new seeds.")
+        return None
+    done = next(store.jobs(earlier.id, statuses=(JobStatus.SUCCEEDED,), limit=1), None)
+    if done and done.image and order.revision not in (None, done.image.numerics.get("model_revision")):
+        return None  # the model has changed since
+    if order.name not in (None, earlier.name):
+        remark(f"Submission {earlier.id} of {when} has the same jobs; rendering them again as {order.name}.")
+        return None
+    remark(
+        f"Submission {earlier.id} of {when} has the very same jobs, so nothing was added; --again renders "
+        f"them once more."
+    )
+    return earlier
 
 
 def _remark_repeated(submission: Submission, order: Order) -> None:

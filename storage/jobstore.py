@@ -49,10 +49,12 @@ class JobStore(Protocol):
         priority: int = 0,
         weight: float = 1.0,
         max_running: int | None = None,
+        content_hash: str | None = None,
     ) -> tuple[Submission, bool]:
         """Insert a submission in state `loading` and commit; return it and whether it is new.
 
-        With a key that exists already the existing submission is returned, in whatever state it is.
+        With a key that exists already the existing submission is returned, in whatever state it is. By its
+        `content_hash`, a hash of all that is asked for, `find_content` finds it again.
         """
         ...
 
@@ -74,6 +76,10 @@ class JobStore(Protocol):
 
     def find_submission(self, reference: str) -> Submission:
         """Find by id, unique id prefix, name (the newest) or `@last`; BadInputError if none or several."""
+        ...
+
+    def find_content(self, content_hash: str) -> Submission | None:
+        """Find the newest submission with this hash that is open or paused."""
         ...
 
     def submissions(self, *, limit: int = 50) -> list[Submission]:

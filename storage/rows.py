@@ -98,6 +98,7 @@ class SubmissionRow(Base):
     max_running: Mapped[int | None]
     total: Mapped[int]
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    content_hash: Mapped[str | None] = mapped_column(String(64), index=True)
     note: Mapped[str | None]
 
     __table_args__ = (Index("ix_submissions_model_state", "model", "state"),)

@@ -118,6 +118,7 @@ def _submitted(
     weight: float,
     max_running: int | None,
     key: str | None,
+    again: bool,
     **flags: Any,
 ) -> Submission:
     """Check everything, then submit; BadInputError before anything is written."""
@@ -132,18 +133,21 @@ def _submitted(
     workers = session.jobs.workers()
     if not serving(workers, model.name, lease=session.settings.lease):
         check_worker_extra()
-    defaults = known_models(session.settings, workers, model)[model.name].defaults()
+    known = known_models(session.settings, workers, model)[model.name]
+    defaults = known.defaults()
     check_filled(options, defaults, model=model.name)
     order = Order(
         prompts=prompts,
         options=options,
         model=model.name,
         defaults=defaults,
+        revision=known.revision,
         name=name,
         priority=priority,
         weight=weight,
         max_running=max_running,
         key=key,
+        again=again,
     )
     if fallback:
         remark(f"No --model is given and none configured; taking {model.name}, which comes with promptmill.")

@@ -51,6 +51,7 @@ def submit(
     weight: float,
     max_running: int | None,
     key: str | None,
+    again: bool,
     dry_run: bool,
     wait: bool,
     **flags: Any,
@@ -75,11 +76,13 @@ def submit(
         options=options,
         model=chosen.name,
         defaults=defaults,
+        revision=chosen.revision,
         name=name,
         priority=priority,
         weight=weight,
         max_running=max_running,
         key=key,
+        again=again,
     )
     if dry_run:
         preview(session.jobs, order, live_workers=chosen.live_workers)

@@ -54,6 +54,14 @@ class Reading(SqlBase):
         with self.database.read() as connection:
             return to_submission(_find(connection, reference))
 
+    def find_content(self, content_hash: str) -> Submission | None:
+        """See `JobStore.find_content`."""
+        usable = SUBMISSIONS.c.state.in_((SubmissionState.OPEN, SubmissionState.PAUSED))
+        query = select(SUBMISSIONS).where(SUBMISSIONS.c.content_hash == content_hash, usable)
+        with self.database.read() as connection:
+            row = connection.execute(query.order_by(SUBMISSIONS.c.seq.desc()).limit(1)).mappings().first()
+        return None if row is None else to_submission(row)
+
     def submissions(self, *, limit: int = 50) -> list[Submission]:
         """See `JobStore.submissions`."""
         with self.database.read() as connection:

@@ -50,6 +50,7 @@ class Submitting(SqlBase):
         priority: int = 0,
         weight: float = 1.0,
         max_running: int | None = None,
+        content_hash: str | None = None,
     ) -> tuple[Submission, bool]:
         """See `JobStore.add_submission`."""
         if not 0 < weight < math.inf:  # false for NaN as well
@@ -59,7 +60,7 @@ class Submitting(SqlBase):
             "source": storable(source), "model": model, "state": SubmissionState.LOADING.value,
             "priority": priority, "weight": weight, "pass": 0.0, "max_running": max_running,
             "total": 0,
-            "idempotency_key": idempotency_key, "note": None,
+            "idempotency_key": idempotency_key, "content_hash": content_hash, "note": None,
         }  # fmt: skip
         try:
             with self.database.write(durable=True) as connection:

@@ -1124,6 +1124,21 @@ class TestJobStore:
         (job,) = job_store.take_for_dispatch(MODEL, window=1)
         assert job_store.claim(job, "w1", defaults=DEFAULTS) is Refusal.GONE
 
+    def test_content_finds_the_newest_submission_that_can_be_used(self, job_store: JobStore) -> None:
+        """Not one that is still loading, not one that was cancelled."""
+        ids = []
+        for _ in range(3):
+            made, _new = job_store.add_submission(model=MODEL, source="test", content_hash="c" * 64)
+            ids.append(made.id)
+        assert job_store.find_content("c" * 64) is None
+        for submission in ids:
+            job_store.open_submission(submission)
+        job_store.cancel(ids[2])
+        found = job_store.find_content("c" * 64)
+        assert found is not None
+        assert found.id == ids[1]
+        assert job_store.find_content("d" * 64) is None
+
     def test_draining_nobody_is_bad_input(self, job_store: JobStore) -> None:
         """A name that no live worker has; `%` is a letter like others."""
         add_worker(job_store, "w1", name="farm@a")

@@ -287,3 +287,34 @@ def test_a_dry_run_of_many_jobs_shows_some_from_first_to_last(invoke: Invoke, st
     assert (len(shown), shown[0], shown[-1]) == (12, 0, 999)
     assert "Seeds that are not given are drawn anew" in done.stderr
     assert store.submissions() == []
+
+
+def test_the_very_same_jobs_are_not_rendered_twice(invoke: Invoke, store: JobStore) -> None:
+    """The earlier submission is the answer, unless --again, another name or another setting is given."""
+    first = invoke("submit", "-p", "an otter", "--seed", "1", "--name", "pets")
+    again = invoke("submit", "-p", "an otter", "--seed", "1")
+    assert again.stdout == first.stdout
+    assert "has the very same jobs, so nothing was added" in again.stderr
+    assert len(store.submissions()) == 1
+    others = (["--again"], ["--name", "new"], ["--steps", "9"], ["--key", "k"], ["--images", "2"])
+    for number, flags in enumerate(others, 2):
+        other = invoke("submit", "-p", "an otter", "--seed", "1", *flags)
+        assert other.exit_code == 0
+        assert len(store.submissions()) == number, flags
+
+
+def test_where_the_prompts_stood_does_not_matter(invoke: Invoke, store: JobStore, tmp_path: Path) -> None:
+    """A file that was moved, or got a comment, makes the same pictures."""
+    for name, content in (("a.txt", "an otter\na fox\n"), ("b.txt", "# pets\n\nan otter\na fox\n")):
+        (tmp_path / name).write_text(content)
+        invoke("submit", str(tmp_path / name), "--seed", "1..3")
+    assert len(store.submissions()) == 1
+
+
+def test_drawn_seeds_make_other_pictures(invoke: Invoke, store: JobStore) -> None:
+    """So they are submitted, and the earlier list is named."""
+    first = invoke("submit", "-p", "an otter")
+    second = invoke("submit", "-p", "an otter")
+    assert second.stdout != first.stdout
+    assert f"submitted before, as {first.stdout.strip()}" in second.stderr
+    assert len(store.submissions()) == 2
