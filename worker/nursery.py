@@ -250,11 +250,21 @@ class Nursery:
         log.error("worker process died", action="restart", code=code, reason=child.message, seconds=pause)
         self._on_event({"event": "restarting", "exit_code": code, "seconds": pause})
 
+    def _retire_if_asked(self, incarnation: str) -> None:
+        """Do not start one again that `worker drain` has asked to end and that died before it heard of it."""
+        asked = any(
+            worker.incarnation == incarnation and worker.drain_timeout is not None
+            for worker in self._jobs.workers()
+        )
+        for child in self._children:
+            child.retiring |= asked and child.incarnation == incarnation
+
     def _release(self) -> None:
         """Free the jobs of the dead; what the database cannot take now, the next look or a reaper does."""
         for incarnation, crashed in list(self._unreleased.items()):
             try:
                 freed = self._jobs.release_incarnation(incarnation, crashed=crashed)
+                self._retire_if_asked(incarnation)
             except UnreachableError as error:
                 log.warning(
                     "cannot release jobs yet", action="release", incarnation=incarnation, reason=str(error)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,9 @@ import pytest
 from storage.devices import Device
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
+from storage.records import Worker
 from storage.worker_options import WorkerOptions
+from tests.records import worker_record
 from worker import nursery as nursery_module
 from worker.exits import Exit
 from worker.nursery import Nursery
@@ -40,6 +43,7 @@ class FakeStore:
     def __init__(self) -> None:
         self.released: dict[str, bool] = {}
         self.failures = 0
+        self.draining = False
 
     def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:
         """Free what it held."""
@@ -49,6 +53,11 @@ class FakeStore:
         assert incarnation not in self.released
         self.released[incarnation] = crashed
         return 1
+
+    def workers(self) -> list[Worker]:
+        """Return rows of those that were released."""
+        timeout = 60.0 if self.draining else None
+        return [replace(worker_record(one), drain_timeout=timeout) for one in self.released]
 
 
 class Family:
@@ -295,3 +304,12 @@ def test_one_that_was_asked_to_end_is_not_started_again(family: Family, code: in
     assert nursery.failure is None
     assert len(family.started) == 1
     assert family.store.released == {family.started[0].incarnation: code != 0}
+
+
+def test_one_that_died_before_it_heard_of_its_end_is_not_started_again(family: Family) -> None:
+    """`worker drain` wrote it into the row; the crash came before the next heartbeat."""
+    family.store.draining = True
+    nursery = family.start(READY + "sys.exit(71)")
+    family.look_until(lambda: nursery.over)
+    assert nursery.failure is None
+    assert len(family.started) == 1
