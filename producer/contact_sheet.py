@@ -19,7 +19,7 @@ CAPTION_LINES = 3
 PER_PAGE = 200
 MAX_PAGES = 5
 MAX_COLUMNS = 10
-_INK, _FAINT, _PAPER, _MISSING = (30, 30, 30), (130, 130, 130), (255, 255, 255), (225, 225, 225)
+INK, FAINT, PAPER, MISSING = (30, 30, 30), (130, 130, 130), (255, 255, 255), (225, 225, 225)
 _LAST_OF_DEFAULT_FONT = 0x24F  # Pillow's own font draws Latin; the rest needs a font of the system
 _WIDER_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf")
 
@@ -53,11 +53,11 @@ def draw_sheet(pictures: list[Picture]) -> Image.Image:
     columns = min(MAX_COLUMNS, math.ceil(math.sqrt(len(pictures))))
     rows = math.ceil(len(pictures) / columns)
     across, down = CELL + GAP, CELL + (CAPTION_LINES + 1) * LINE_HEIGHT + GAP
-    sheet = Image.new("RGB", (GAP + columns * across, GAP + rows * down), _PAPER)
+    sheet = Image.new("RGB", (GAP + columns * across, GAP + rows * down), PAPER)
     draw = ImageDraw.Draw(sheet)
     for at, picture in enumerate(pictures):
         left, top = GAP + at % columns * across, GAP + at // columns * down
-        small = _fitted(picture.path)
+        small = fitted(picture.path)
         sheet.paste(small, (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2))
         _write_caption(draw, picture, left, top + CELL + 4)
     return sheet
@@ -65,11 +65,11 @@ def draw_sheet(pictures: list[Picture]) -> Image.Image:
 
 def _write_caption(draw: ImageDraw.ImageDraw, picture: Picture, left: int, top: int) -> None:
     prompt = " ".join(picture.job.parameters.prompt.split())
-    font = _font_for(prompt)
+    font = font_for(prompt)
     for number, line in enumerate(wrap(prompt, font)):
-        draw.text((left, top + number * LINE_HEIGHT), line, fill=_INK, font=font)
+        draw.text((left, top + number * LINE_HEIGHT), line, fill=INK, font=font)
     below = f"{picture.job.index:06d}   seed {picture.job.parameters.seed}"
-    draw.text((left, top + CAPTION_LINES * LINE_HEIGHT), below, fill=_FAINT, font=_font_for(""))
+    draw.text((left, top + CAPTION_LINES * LINE_HEIGHT), below, fill=FAINT, font=font_for(""))
 
 
 def wrap(text: str, font: Font, *, width: int = CELL, lines: int = CAPTION_LINES) -> list[str]:
@@ -103,13 +103,13 @@ def _broken(text: str, font: Font, width: int) -> Iterator[str]:
         yield line
 
 
-def _fitted(path: Path) -> Image.Image:
+def fitted(path: Path) -> Image.Image:
     """Return a picture scaled into a cell: small ones by a whole factor, so that their pixels stay true."""
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except OSError:
-        return Image.new("RGB", (CELL, CELL), _MISSING)
+        return Image.new("RGB", (CELL, CELL), MISSING)
     factor = CELL // max(picture.size)
     if factor >= 1:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -117,7 +117,8 @@ def _fitted(path: Path) -> Image.Image:
     return picture
 
 
-def _font_for(text: str) -> Font:
+def font_for(text: str) -> Font:
+    """Return a font that can draw a text: Pillow's own, or one of the system for other scripts."""
     if any(ord(character) > _LAST_OF_DEFAULT_FONT for character in text):
         for name in _WIDER_FONTS:
             try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from producer.grid import write_grid
 from producer.options import submission_argument
 from producer.output import count_of, remark
 from producer.pictures import HIDDEN_MARKER, check_folder, claim_folder, write_pictures
@@ -16,6 +17,7 @@ from producer.session import Session, pass_session
     epilog="""\b
 Examples:
   promptmill export otters --to pictures
+  promptmill export @last --format grid --to sweep
   promptmill export @last --format imagefolder --to dataset && python -c \\
     'import datasets; print(datasets.load_dataset("imagefolder", data_dir="dataset"))'
 """
@@ -24,10 +26,11 @@ Examples:
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["imagefolder"]),
+    type=click.Choice(["imagefolder", "grid"]),
     default="imagefolder",
     show_default=True,
-    help="imagefolder: pictures and metadata.jsonl.",
+    help="imagefolder: pictures and metadata.jsonl. grid: also grid.png, which lays a sweep out as labelled "
+    "rows and columns.",
 )
 @click.option(
     "--to", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where to."
@@ -39,10 +42,12 @@ def export(session: Session, *, submission: str, layout: str, folder: Path) -> N
     Jobs without a picture are left out. The folder must be missing, empty, or from an earlier export of the
     same submission: then only what is missing is written.
     """
-    del layout  # there is one so far
     found = session.jobs.find_submission(submission)
     check_folder(folder, submission=found.id, marker=HIDDEN_MARKER)
     claim_folder(folder, found, marker=HIDDEN_MARKER)
-    written = sum(1 for _ in write_pictures(session.jobs, session.images, found, folder))
+    pictures = write_pictures(session.jobs, session.images, found, folder)
+    paths = {picture.job.index: picture.path for picture in pictures}
+    if layout == "grid":
+        write_grid(list(session.jobs.jobs(found.id)), paths, folder)
     click.echo(folder)
-    remark(f"Exported {count_of(written, 'picture')} of {count_of(found.total, 'job')}.")
+    remark(f"Exported {count_of(len(paths), 'picture')} of {count_of(found.total, 'job')}.")
