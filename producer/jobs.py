@@ -15,6 +15,9 @@ from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt,
 from storage.samplers import resolve_sampler
 
 MAX_IMAGES = 100_000
+_SHARED = tuple(
+    item.name for item in dataclasses.fields(JobParameters) if item.name not in {"prompt", "seed"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,11 +195,15 @@ def build_jobs(
     What neither a line nor the flags say comes from the model's `defaults`, as far as they are known; the
     rest stays None.
     """
+    # A line that sets nothing itself differs from the next in prompt and seed alone.
+    plain = [_settings(options.parameters("", 0), setting, defaults) for setting in options.sweep]
     for number, line in enumerate(lines):
         seeds = _seeds(line, number, options)
-        for setting in options.sweep:
+        own = _parameters(line, options, 0) if line.settings or line.extra else None
+        for setting, same in zip(options.sweep, plain, strict=True):
+            settings = same if own is None else _settings(own, setting, defaults)
             for seed in _swept_seeds(setting, line, options) or seeds:
-                yield fill_defaults(_swept(_parameters(line, options, seed), setting), defaults)
+                yield JobParameters(prompt=line.prompt, seed=seed, **settings)
 
 
 def count_jobs(wanted: Mapping[tuple[int, int | None], int], options: JobOptions) -> int:
@@ -229,6 +236,12 @@ def check_line(line: Line, options: JobOptions) -> None:
                 check_job(_swept(_parameters(line, options, 0), setting))
             except BadInputError as error:
                 raise _in_combination(error, setting) from error
+
+
+def _settings(job: JobParameters, setting: Setting, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that jobs have in common but prompt and seed."""
+    filled = fill_defaults(_swept(job, setting), defaults)
+    return {name: getattr(filled, name) for name in _SHARED}
 
 
 def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:

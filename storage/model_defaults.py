@@ -52,9 +52,7 @@ def fill_defaults(parameters: JobParameters, defaults: Mapping[str, Any]) -> Job
     default schedule. (`claim` in `storage.sqljobstore.claiming` says the same in SQL.)
     """
     missing = {
-        field.name: defaults[field.name]
-        for field in dataclasses.fields(parameters)
-        if field.name in defaults and getattr(parameters, field.name) is None
+        name: defaults[name] for name in _KINDS if name in defaults and getattr(parameters, name) is None
     }
     if "schedule" in missing and parameters.sampler not in (None, defaults.get("sampler")):
         missing["schedule"] = DEFAULT_SCHEDULE

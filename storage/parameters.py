@@ -7,6 +7,7 @@ the claim does (`storage.model_defaults`).
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ DEFAULT_STEPS = 30
 DEFAULT_GUIDANCE = 7.5
 
 MAX_PROMPT_LENGTH = 10_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_SEED = 2**63 - 1
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
 MIN_STEPS, MAX_STEPS = 1, 1000
@@ -88,7 +90,7 @@ def check_prompt(text: str, *, what: str = "prompt") -> str:
         )
     if "\0" in stripped:
         raise BadInputError(f"A {what} holds a NUL character; remove it.")
-    if any("\ud800" <= character <= "\udfff" for character in stripped):
+    if _SURROGATE.search(stripped):
         raise BadInputError(f"A {what} holds half of a surrogate pair; save it as UTF-8.")
     return stripped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,10 @@ from storage.sqljobstore.base import (
 # Crockford's base32: no i, l, o, u, so that an id can be read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIELDS = tuple(field.name for field in fields(JobParameters))
+_JSON = tuple(_FIELDS.index(name) for name in ("options", "extra"))
+_COLUMNS = (
+    "submission", "index", "status", *_FIELDS, "attempt", "failures", "suspect", "created_at", "warnings",
+)  # fmt: skip
 
 
 def new_submission_id() -> str:
@@ -99,11 +104,27 @@ class Submitting(SqlBase):
                         )
                     ).scalars()
                 )
-                rows = [row for row in _job_rows(submission, chunk) if row["index"] not in there]
-                if rows:
-                    connection.execute(insert(JOBS), rows)
+                missing = [(index, job) for index, job in chunk if index not in there]
+                self._insert_jobs(connection, submission, missing)
         with self.database.read() as connection:
             return _job_count(connection, submission)
+
+    def _insert_jobs(
+        self, connection: Connection, submission: str, jobs: list[tuple[int, JobParameters]]
+    ) -> None:
+        """Insert rows with the driver's own bulk call: SQLAlchemy's takes three times as long for a row."""
+        dialect = self.database.db_engine.dialect
+        as_stored = JOBS.c.created_at.type.dialect_impl(dialect).bind_processor(dialect)
+        rows = _job_rows(submission, jobs, as_stored(now()) if as_stored else now())
+        columns = ", ".join(f'"{name}"' for name in _COLUMNS)
+        if self.database.is_sqlite:
+            places = ", ".join("?" * len(_COLUMNS))
+            connection.exec_driver_sql(f"INSERT INTO jobs ({columns}) VALUES ({places})", list(rows))  # noqa: S608 - our own names
+            return
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(f"COPY jobs ({columns}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
 
     def open_submission(self, submission: str) -> Submission:
         """See `JobStore.open_submission`."""
@@ -162,11 +183,12 @@ def _job_count(connection: Connection, submission: str) -> int:
     ).scalar_one()
 
 
-def _job_rows(submission: str, chunk: list[tuple[int, JobParameters]]) -> Iterator[dict[str, Any]]:
-    created_at = now()
-    for index, job in chunk:
-        yield {
-            "submission": submission, "index": index, "status": JobStatus.WAITING.value,
-            **{name: getattr(job, name) for name in _FIELDS},
-            "attempt": 0, "failures": 0, "suspect": False, "created_at": created_at, "warnings": [],
-        }  # fmt: skip
+def _job_rows(
+    submission: str, jobs: list[tuple[int, JobParameters]], created_at: Any
+) -> Iterator[tuple[Any, ...]]:
+    """Yield rows in the order of `_COLUMNS`."""
+    for index, job in jobs:
+        values = [getattr(job, name) for name in _FIELDS]
+        for at in _JSON:
+            values[at] = json.dumps(values[at]) if values[at] else "{}"
+        yield (submission, index, JobStatus.WAITING.value, *values, 0, 0, False, created_at, "[]")
