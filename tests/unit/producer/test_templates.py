@@ -402,3 +402,16 @@ def test_any_text_expands_or_is_a_bad_input(shared: Templates, template: str, se
         return
     assert prompt == prompt.strip() != ""
     assert len(some) == min(number, 200)
+
+
+def test_page_of_the_docs_says_what_is_so(tmp_path: Path) -> None:
+    """The examples of docs/templates.md are read as they stand there."""
+    page = (Path(__file__).parents[3] / "docs" / "templates.md").read_text()
+    (tmp_path / "animals").mkdir()
+    (tmp_path / "animals" / "cats.txt").write_text("tabby\n")
+    (tmp_path / "animal.txt").write_text(page.split("```")[1].strip("\n"))
+    assert all_of("__animal__", tmp_path) == ["otter", "red fox", "arctic fox", "tabby", "cat no. #1"]
+    rows = [row.split("` | ")[0].removeprefix("| `") for row in page.split("## Wildcards")[0].splitlines()]
+    shown = [row.replace(r"\|", "|") for row in rows if row.startswith("{")]
+    assert len(shown) == 7
+    assert all(NO_FILES.count(f"x{template}") > 1 for template in shown)
