@@ -129,6 +129,8 @@ def _selections(counts: Sequence[int], low: int, high: int) -> int:
     """
     if (low, high) == (1, 1):
         return sum(counts)
+    if math.perm(len(counts), high) >= MAX_COUNT:  # each option has at least one: no need to be exact
+        return MAX_COUNT
     polynomial = [1] + [0] * high
     for count, times in Counter(counts).items():
         power = [math.comb(times, k) * count**k for k in range(min(times, high) + 1)]

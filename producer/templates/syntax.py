@@ -63,6 +63,8 @@ class Parser:
 
     def option(self) -> tuple[float, Node]:
         """Read it as one option: its weight and what it is."""
+        if ":" not in self._text and _PLAIN.fullmatch(self._text, self._at):  # most lines of long files
+            return 1.0, make_text(self._text[self._at :])
         return self._weight(), self.template()
 
     def _fail(self, at: int, reason: str) -> TemplateError:

@@ -14,8 +14,8 @@ from producer.templates.syntax import MAX_DEPTH, Parser
 from storage.errors import BadInputError
 
 MAX_FILE = 4 * 2**20  # bytes
-MAX_LINES = 100_000  # of one file
-MAX_ALL_LINES = 1_000_000  # of all that one command reads
+MAX_LINES = 100_000  # and opening braces, of one file: both take memory and time
+MAX_ALL_LINES = 500_000  # of all that one command reads
 MAX_FILES = 100_000  # in the folder
 SUFFIX = ".txt"
 
@@ -120,10 +120,11 @@ class Wildcards:
 
     def _parse(self, name: str, text: str, depth: int) -> _Lines:
         rows = _NEWLINE.split(text)
-        self._lines += len(rows)
-        if len(rows) > MAX_LINES or self._lines > MAX_ALL_LINES:
+        size = len(rows) + text.count("{")
+        self._lines += size
+        if size > MAX_LINES or self._lines > MAX_ALL_LINES:
             raise TemplateError(
-                f"wildcard file {name}{SUFFIX} is too long; a file may have {MAX_LINES:,} lines, and "
+                f"wildcard file {name}{SUFFIX} is too long; a file may have {MAX_LINES:,} lines and choices, "
                 f"all that are read {MAX_ALL_LINES:,}."
             )
         lines: _Lines = {}

@@ -198,12 +198,23 @@ def test_huge_templates_are_counted_and_begun_at_once() -> None:
     assert next(NO_FILES.expand_all("{a|b}" * 5000)) == "a" * 5000
 
 
+def test_deepest_nesting_expands(tmp_path: Path) -> None:
+    """Fifty choices within each other, through a file, are within what Python's stack bears."""
+    (tmp_path / "a.txt").write_text("{" * 24 + "__b__" + "|x}" * 24)
+    (tmp_path / "b.txt").write_text("{" * 23 + "y" + "|x}" * 23)
+    templates = Templates(tmp_path)
+    assert templates.count("{__a__}") == len(list(templates.expand_all("{__a__}"))) == 48
+    assert templates.expand_random("{__a__}", template_rng(1, 0, 0)) in ("x", "y")
+    assert "nested more than 50 deep" in refused("{{__a__}}", tmp_path)
+
+
 def test_long_file_is_fast_enough(tmp_path: Path) -> None:
     """100 of 20,000 lines are counted and drawn."""
     (tmp_path / "a.txt").write_text("".join(f"line {n}\n" for n in range(20_000)))
     templates = Templates(tmp_path)
     assert templates.count("__a__ __a__") == 20_000**2
     assert templates.count("{100$$__a__}") == MAX_COUNT
+    assert templates.count("{4$$__a__}") == 20_000 * 19_999 * 19_998 * 19_997
     taken = templates.expand_random("{100$$__a__}", template_rng(1, 0, 0)).split(",")
     assert len(set(taken)) == 100
 
@@ -296,6 +307,7 @@ def test_expansion_that_is_no_prompt_names_its_template(prompt: str) -> None:
         ("latin", "wildcard file latin.txt, line 2, is not UTF-8; save it as UTF-8."),
         ("huge", "wildcard file huge.txt has over 4 MiB; split it."),
         ("long", "wildcard file long.txt is too long; a file may have 100,000 lines"),
+        ("braces", "wildcard file braces.txt is too long"),
         ("none", "wildcard __none__ has no lines to choose from"),
         ("off", "wildcard __off__ has no lines to choose from"),
         ("wrong", "wrong.txt, line 2, column 5: { is not closed"),
@@ -318,7 +330,7 @@ def test_wildcard_that_cannot_be_used_is_an_error_at_its_column(name: str, said:
     files = {
         "none": "# only\n\n", "off": "0::a\n", "wrong": "fine\nnot {fine\n", "names_wrong": "a __wrong__\n",
         "a": "x\n__b__\n", "b": "__a__\n", "self": "__se*__\n", ".hidden": "x\n", "laughs0": "{|}\n",
-        "long": "x\n" * 100_001,
+        "long": "x\n" * 100_001, "braces": "{a|b}" * 100_000,
     }  # fmt: skip
     files |= {f"laughs{n + 1}": f"__laughs{n}__" * 10 for n in range(9)}
     files |= {f"chain{n}": "{" * 5 + f"__chain{n + 1}__" + "}" * 5 for n in range(30)} | {"chain30": "end"}
