@@ -12,6 +12,7 @@ from producer.lines import Line
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt, check_seed, draw_seed
+from storage.prompt_syntax import PLAIN
 from storage.samplers import resolve_sampler
 
 MAX_IMAGES = 100_000
@@ -74,6 +75,7 @@ def job_options(
     eta: float | None,
     guidance_rescale: float | None,
     guidance_interval: str | None,
+    prompt_syntax: str | None,
 ) -> JobOptions:
     """Check the flags, one by one and together.
 
@@ -105,7 +107,12 @@ def job_options(
         schedule=schedule or named_schedule,
         width=width,
         height=height,
-        options=_seldom(eta=eta, guidance_rescale=guidance_rescale, guidance_interval=guidance_interval),
+        options=_seldom(
+            eta=eta,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            prompt_syntax=prompt_syntax,
+        ),
     )
     check_job(options.parameters("any", options.seed or 0))
     return options
@@ -131,13 +138,19 @@ def parse_interval(text: str) -> list[float]:
 
 
 def _seldom(
-    *, eta: float | None, guidance_rescale: float | None, guidance_interval: str | None
+    *,
+    eta: float | None,
+    guidance_rescale: float | None,
+    guidance_interval: str | None,
+    prompt_syntax: str | None,
 ) -> dict[str, Any]:
     """Return the options that were given; a default leaves no trace, so that equal jobs are equal."""
     given: dict[str, Any] = {"eta": eta, "guidance_rescale": guidance_rescale}
     given = {name: value for name, value in given.items() if value}
     if guidance_interval is not None and (interval := parse_interval(guidance_interval)) != [0.0, 1.0]:
         given["guidance_interval"] = interval
+    if prompt_syntax not in (None, PLAIN):
+        given["prompt_syntax"] = prompt_syntax
     return given
 
 
@@ -192,7 +205,8 @@ def check_line(line: Line, options: JobOptions) -> None:
         last = check_seed(seed) + (line.images or options.images) - 1
         if last > MAX_SEED:
             raise BadInputError(f"The last picture's seed would be {last}, past {MAX_SEED}; take a smaller.")
-    if line.settings:  # the flags alone were checked once
+    # The flags alone were checked once, but not together with the grammar of this prompt.
+    if line.settings or options.options.get("prompt_syntax", PLAIN) != PLAIN:
         check_job(_parameters(line, options, 0))
 
 
@@ -200,8 +214,10 @@ def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
     job = options.parameters(line.prompt, seed)
     if not line.settings and not line.extra:
         return job
-    own = {**line.settings, "options": {**options.options, **line.settings.get("options", {})}}
-    return dataclasses.replace(job, **own, extra=line.extra)
+    seldom = {**options.options, **line.settings.get("options", {})}
+    if seldom.get("prompt_syntax") == PLAIN:
+        del seldom["prompt_syntax"]  # a line may take the flag back; a default leaves no trace
+    return dataclasses.replace(job, **{**line.settings, "options": seldom}, extra=line.extra)
 
 
 def _seeds(line: Line, number: int, options: JobOptions) -> Iterator[int]:
