@@ -12,6 +12,7 @@ from producer.sweeps import Setting, combine, names_of, parse_axis, parse_interv
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt, check_seed, draw_seed
+from storage.prompt_syntax import PLAIN
 from storage.samplers import resolve_sampler
 
 MAX_IMAGES = 100_000
@@ -78,6 +79,7 @@ def job_options(
     eta: float | None,
     guidance_rescale: float | None,
     guidance_interval: str | None,
+    prompt_syntax: str | None,
     sweep: Sequence[str] = (),
     zipped: bool = False,
 ) -> JobOptions:
@@ -113,7 +115,12 @@ def job_options(
         schedule=schedule or named_schedule,
         width=width,
         height=height,
-        options=_seldom(eta=eta, guidance_rescale=guidance_rescale, guidance_interval=guidance_interval),
+        options=_seldom(
+            eta=eta,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            prompt_syntax=prompt_syntax,
+        ),
         sweep=combine([parse_axis(text) for text in sweep], zipped=zipped),
     )
     _check_sweep(options)
@@ -151,13 +158,19 @@ def _swept(job: JobParameters, setting: Setting) -> JobParameters:
 
 
 def _seldom(
-    *, eta: float | None, guidance_rescale: float | None, guidance_interval: str | None
+    *,
+    eta: float | None,
+    guidance_rescale: float | None,
+    guidance_interval: str | None,
+    prompt_syntax: str | None,
 ) -> dict[str, Any]:
     """Return the options that were given; a default leaves no trace, so that equal jobs are equal."""
     given: dict[str, Any] = {"eta": eta, "guidance_rescale": guidance_rescale}
     given = {name: value for name, value in given.items() if value}
     if guidance_interval is not None and (interval := parse_interval(guidance_interval)) != [0.0, 1.0]:
         given["guidance_interval"] = interval
+    if prompt_syntax not in (None, PLAIN):
+        given["prompt_syntax"] = prompt_syntax
     return given
 
 
@@ -230,7 +243,8 @@ def check_line(line: Line, options: JobOptions) -> None:
         raise BadInputError(
             f"This line sets {', '.join(both)}, and so does a --sweep; leave one of them out."
         )
-    if line.settings:  # the flags alone were checked once
+    # The flags alone were checked once, but not together with the grammar of this prompt.
+    if line.settings or options.options.get("prompt_syntax", PLAIN) != PLAIN:
         for setting in options.sweep:
             try:
                 check_job(_swept(_parameters(line, options, 0), setting))
@@ -248,8 +262,10 @@ def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
     job = options.parameters(line.prompt, seed)
     if not line.settings and not line.extra:
         return job
-    own = {**line.settings, "options": {**options.options, **line.settings.get("options", {})}}
-    return dataclasses.replace(job, **own, extra=line.extra)
+    seldom = {**options.options, **line.settings.get("options", {})}
+    if seldom.get("prompt_syntax") == PLAIN:
+        del seldom["prompt_syntax"]  # a line may take the flag back; a default leaves no trace
+    return dataclasses.replace(job, **{**line.settings, "options": seldom}, extra=line.extra)
 
 
 def _seeds(line: Line, number: int, options: JobOptions) -> list[int]:

@@ -15,6 +15,7 @@ from producer.sweeps import SHOWN_NAMES
 from storage.devices import list_devices, nvidia_gpus
 from storage.errors import BadInputError, PromptmillError
 from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
+from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SAMPLERS, SCHEDULES
 from storage.worker_options import (
     DEVICES,
@@ -144,6 +145,11 @@ job_flags = _stacked(
         metavar="A:B",
         help="Guide only between two fractions of the steps, as 0.2:0.8; elsewhere a picture takes one lane "
         "instead of two. Default: 0:1.",
+    ),
+    click.option(
+        "--prompt-syntax",
+        type=click.Choice(PROMPT_SYNTAXES),
+        help="weighted: A1111's (word:1.3), [word], BREAK, and prompts of any length. Default: plain.",
     ),
 )
 

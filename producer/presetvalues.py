@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from producer.jobs import parse_interval, parse_size
+from producer.sweeps import parse_interval, parse_size
 from storage.errors import BadInputError
 from storage.parameters import JobParameters, check_guidance, check_job, check_size, check_steps
 from storage.samplers import SCHEDULES, resolve_sampler

@@ -17,6 +17,7 @@ from typing import Any
 
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
+from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SAMPLERS, SCHEDULES, resolve_sampler
 
 _NEGATIVE = "Negative prompt:"
@@ -29,6 +30,7 @@ _OPTIONS = {
     "Eta DDIM": "eta",  # A1111's name; its "Eta" belongs to ancestral samplers
     "Guidance rescale": "guidance_rescale",
     "Guidance interval": "guidance_interval",
+    "Prompt syntax": "prompt_syntax",
 }
 _OPTION_LABELS = {name: label for label, name in _OPTIONS.items()}
 _TEXTS = {"Model": "model", "Model hash": "model_hash", "Version": "version"}
@@ -98,7 +100,7 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
     for key, value in pairs.items():
         try:
             if key in _OPTIONS:
-                option = json.loads(value)
+                option = value if value in PROMPT_SYNTAXES else json.loads(value)
                 fields.setdefault("options", {})[_OPTIONS[key]] = option
                 continue
             fields |= _field(key, value)

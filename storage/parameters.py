@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.prompt_syntax import PROMPT_SYNTAXES, WEIGHTED, parse_weighted
 from storage.samplers import SAMPLERS, check_schedule
 
 DEFAULT_SAMPLER = "lms"
@@ -46,7 +47,8 @@ class JobParameters:
         options: settings that few jobs have; only those that are not the default: `eta` (0..1), noise that
             DDIM and TCD add; `guidance_rescale` (0..1, https://arxiv.org/abs/2305.08891, section 3.4);
             `guidance_interval` ([A, B], 0 <= A < B <= 1), the fractions of the forward passes between which
-            guidance runs (https://arxiv.org/abs/2404.07724), as diffusers' guiders count them.
+            guidance runs (https://arxiv.org/abs/2404.07724), as diffusers' guiders count them;
+            `prompt_syntax` (`weighted`: both prompts are in the grammar of `storage.prompt_syntax`).
         extra: unknown columns of the prompt file, kept for exports and filters.
     """
 
@@ -131,7 +133,8 @@ def check_options(job: JobParameters) -> None:
     """Check `job.options`, as far as the job's sampler is known.
 
     Raises:
-        BadInputError: for an unknown option, a value out of range, or `eta` with a sampler that has none.
+        BadInputError: for an unknown option, a value out of range, `eta` with a sampler that has none, or a
+            prompt that is none in the job's syntax.
     """
     for name, value in job.options.items():
         if name in ("eta", "guidance_rescale"):
@@ -148,13 +151,20 @@ def check_options(job: JobParameters) -> None:
                     f"guidance_interval {value} is no interval; give two fractions of the schedule, 0 to 1, "
                     f"the smaller one first."
                 )
+        elif name == "prompt_syntax":
+            if value not in PROMPT_SYNTAXES:
+                raise BadInputError(f"There is no prompt syntax {value!r}; choose plain or weighted.")
         else:
             raise BadInputError(
-                f"There is no option {name!r}; choose eta, guidance_rescale, guidance_interval."
+                f"There is no option {name!r}; choose eta, guidance_rescale, guidance_interval, "
+                f"prompt_syntax."
             )
     if job.options.get("eta") and job.sampler is not None and not SAMPLERS[job.sampler].takes_eta:
         takers = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
         raise BadInputError(f"Sampler {job.sampler} has no eta; leave it out, or take {takers}.")
+    if job.options.get("prompt_syntax") == WEIGHTED:
+        parse_weighted(job.prompt)
+        parse_weighted(job.negative_prompt, what="negative prompt")
 
 
 def _is_fraction(value: Any) -> bool:

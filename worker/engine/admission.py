@@ -1,19 +1,31 @@
 """Admission: which requests get the lanes of the next step. Free of tensors, to be read and tested alone.
 
-Requests whose latents have one shape can share a forward pass. Shapes take turns step by step, the one
-that waited longest first. Within a shape, priority goes first, then who has started; among those who wait,
-who has most forward passes before it, since a long job that starts last leaves lanes idle at the end (Graham
-1969, longest processing time first). Each step of waiting counts as one pass more, so that a stream of long
-jobs cannot hold a short one back for good.
+Requests whose latents have one shape and whose prompts have one length can share a forward pass: they are a
+group. Groups take turns step by step, the one that waited longest first. Within a group, priority goes first,
+then who has started; among those who wait, who has most forward passes before it, since a long job that
+starts last leaves lanes idle at the end (Graham 1969, longest processing time first). Each step of waiting
+counts as one pass more, so that a stream of long jobs cannot hold a short one back for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 LatentShape = tuple[int, int, int]
+
+
+class Group(NamedTuple):
+    """What requests that share a forward pass have in common.
+
+    Attributes:
+        shape: (channels, h, w) of their latents.
+        tokens: the length of their prompt_embeds, the model's own or a multiple of it.
+    """
+
+    shape: LatentShape
+    tokens: int
 
 
 class Candidate(Protocol):
@@ -28,8 +40,8 @@ class Candidate(Protocol):
         """Higher goes first."""
 
     @property
-    def shape(self) -> LatentShape:
-        """(channels, h, w) of the latents."""
+    def group(self) -> Group:
+        """Whom it can share a forward pass with."""
 
     @property
     def lanes(self) -> int:
@@ -49,10 +61,10 @@ C = TypeVar("C", bound=Candidate)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanePlan:
-    """How one latent shape is run.
+    """How one group is run.
 
     Attributes:
-        lanes: R, the lanes of a forward pass of this shape.
+        lanes: R, the lanes of a forward pass of this group.
         alone: one request at a time, from its first step to its last.
     """
 
@@ -63,31 +75,31 @@ class LanePlan:
 class Admission:
     """The policy: call `choose` once a step with every request that could take part."""
 
-    def __init__(self, plan: Callable[[LatentShape], LanePlan]) -> None:
-        """Remember `plan`, which tells how a latent shape is run."""
+    def __init__(self, plan: Callable[[Group], LanePlan]) -> None:
+        """Remember `plan`, which tells how a group is run."""
         self._plan = plan
         self._turn = 0
-        self._last_turn: dict[LatentShape, int] = {}
+        self._last_turn: dict[Group, int] = {}
         self._seen: dict[int, int] = {}  # the turn in which a waiting request was first here, by arrival
 
     def choose(self, candidates: Sequence[C]) -> tuple[list[C], LanePlan | None]:
-        """Pick the requests of the next step, all of one shape, in the order in which they take lanes.
+        """Pick the requests of the next step, all of one group, in the order in which they take lanes.
 
         Returns:
-            The chosen requests and their shape's plan; an empty list and None when there is no candidate.
+            The chosen requests and their group's plan; an empty list and None when there is no candidate.
         """
         if not candidates:
             self._last_turn.clear()
             self._seen.clear()
             return [], None
         self._seen = {c.arrival: self._seen.get(c.arrival, self._turn) for c in candidates if not c.started}
-        shape = self._next_shape(candidates)
-        plan = self._plan(shape)
-        group = sorted((c for c in candidates if c.shape == shape), key=self._rank)
+        group = self._next_group(candidates)
+        plan = self._plan(group)
+        members = sorted((c for c in candidates if c.group == group), key=self._rank)
         if plan.alone:
             # One that started is finished first: two half-rendered requests would help nobody.
-            return [min(group, key=lambda c: not c.started)], plan
-        return _fill(group, plan.lanes), plan
+            return [min(members, key=lambda c: not c.started)], plan
+        return _fill(members, plan.lanes), plan
 
     def _rank(self, candidate: Candidate) -> tuple[int, bool, int, int]:
         """Smaller goes first."""
@@ -96,25 +108,25 @@ class Admission:
             urgency = candidate.evaluations_left + self._turn - self._seen[candidate.arrival]
         return (-candidate.priority, not candidate.started, -urgency, candidate.arrival)
 
-    def _next_shape(self, candidates: Sequence[C]) -> LatentShape:
-        """Name the shape whose last turn is longest ago; among new ones, that of the oldest request."""
-        oldest = {c.shape: c for c in sorted(candidates, key=_oldest_first, reverse=True)}
-        # Forget shapes that left, so that a worker that meets many sizes does not grow.
-        self._last_turn = {s: turn for s, turn in self._last_turn.items() if s in oldest}
-        shape = min(oldest, key=lambda s: (self._last_turn.get(s, -1), _oldest_first(oldest[s])))
+    def _next_group(self, candidates: Sequence[C]) -> Group:
+        """Name the group whose last turn is longest ago; among new ones, that of the oldest request."""
+        oldest = {c.group: c for c in sorted(candidates, key=_oldest_first, reverse=True)}
+        # Forget groups that left, so that a worker that meets many sizes does not grow.
+        self._last_turn = {g: turn for g, turn in self._last_turn.items() if g in oldest}
+        group = min(oldest, key=lambda g: (self._last_turn.get(g, -1), _oldest_first(oldest[g])))
         self._turn += 1
-        self._last_turn[shape] = self._turn
-        return shape
+        self._last_turn[group] = self._turn
+        return group
 
 
 def _oldest_first(candidate: Candidate) -> tuple[int, int]:
     return (-candidate.priority, candidate.arrival)
 
 
-def _fill(group: Sequence[C], lanes: int) -> list[C]:
+def _fill(members: Sequence[C], lanes: int) -> list[C]:
     """Take requests in order while their lanes fit; one that does not fit sits this step out."""
     chosen: list[C] = []
-    for candidate in group:
+    for candidate in members:
         if candidate.lanes <= lanes:
             chosen.append(candidate)
             lanes -= candidate.lanes

@@ -35,7 +35,7 @@ class Batch:
         """Bring requests together.
 
         Args:
-            requests: admitted, at least one, all of one latent shape.
+            requests: admitted, at least one, all of one group.
             model: whose UNet will run.
             lanes: R: the rows of a forward pass; at least those of the requests.
         """

@@ -17,7 +17,7 @@ import torch
 
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
-from worker.engine.admission import Admission, LanePlan, LatentShape
+from worker.engine.admission import Admission, Group, LanePlan
 from worker.engine.batch import Batch
 from worker.engine.errors import Cancelled
 from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite, too_late
@@ -101,7 +101,7 @@ class Engine:
         self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
         self._admission = Admission(self._plans.__getitem__)
         self._roster = Roster()
-        self._batches: dict[LatentShape, Batch] = {}
+        self._batches: dict[Group, Batch] = {}
         self._verdict: Verdict | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -217,13 +217,13 @@ class Engine:
 
     def _admit(self) -> tuple[list[Request], LanePlan | None]:
         """Choose who runs this step, and encode the prompts of those who join."""
-        self._plan_new_shapes()
+        self._plan_new_groups()
         chosen: list[Request] = []
         plan: LanePlan | None = None
 
         def choose(requests: list[Request]) -> list[Request]:
             nonlocal chosen, plan
-            candidates = [r for r in requests if not r.denoised and r.shape in self._plans]
+            candidates = [r for r in requests if not r.denoised and r.group in self._plans]
             chosen, plan = self._admission.choose(candidates)
             return chosen
 
@@ -231,20 +231,17 @@ class Engine:
         refused = [r for r in joining if not self._attempt(r, "encoding its prompt", self._encode, r)]
         return [request for request in chosen if request not in refused], plan
 
-    def _plan_new_shapes(self) -> None:
-        """Find out, once per latent shape, whether it is exact at R lanes."""
+    def _plan_new_groups(self) -> None:
+        """Find out, once per latent shape and prompt length, whether it is exact at R lanes."""
         for request in self._roster.snapshot():
-            if request.shape not in self._plans:
-                self._attempt(request, "trying out its size", self._plans.add, request.shape)
+            if request.group not in self._plans:
+                self._attempt(request, "trying out its size", self._plans.add, request.group)
 
     def _encode(self, request: Request) -> bool:
         """Bring a joining request onto the device: its prompts and its noise."""
         self._watchdog.beat()
         began = time.perf_counter()
-        texts = {"prompt": request.parameters.prompt}
-        if len(request.guided):
-            texts = {"negative prompt": request.parameters.negative_prompt, **texts}
-        for what, text in texts.items():
+        for what, text in request.texts.items():
             embeds, warning = self._text(text, what=what)
             request.embeds.append(embeds)
             request.warnings += [warning] if warning else []
@@ -278,16 +275,16 @@ class Engine:
 
         A picture has one R in exact mode, so those who have begun start again.
         """
-        shape = chosen[0].shape
+        group = chosen[0].group
         self._batches.clear()
-        old = self._plans[shape]
-        plan = self._plans.shrink(shape)
+        old = self._plans[group]
+        plan = self._plans.shrink(group)
         if plan is None:
             for request in chosen:
                 self._fail(request, error, stage="denoising")
             return
         for request in self._roster.snapshot():
-            if request.shape == shape and request.started and not request.denoised:
+            if request.group == group and request.started and not request.denoised:
                 request.shrunk = (
                     f"The device ran out of memory with {old.lanes} lanes; rendered with {plan.lanes}."
                 )
@@ -296,17 +293,17 @@ class Engine:
                     self._attempt(request, "starting again", request.restart, self.model, self._tables)
 
     def _batch_of(self, chosen: list[Request], plan: LanePlan) -> Batch:
-        """Return the batch of these requests: the last one of their shape, unless the company has changed."""
-        left = {request.shape for request in self._roster.snapshot()}
-        self._batches = {shape: batch for shape, batch in self._batches.items() if shape in left}
-        batch = self._batches.get(chosen[0].shape)
+        """Return the batch of these requests: the last one of their group, unless the company has changed."""
+        left = {request.group for request in self._roster.snapshot()}
+        self._batches = {group: batch for group, batch in self._batches.items() if group in left}
+        batch = self._batches.get(chosen[0].group)
         if batch is None or not batch.fits(chosen):
             # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company; and
             # what is compiled or captured is so for one shape.
             padded = self.mode == "exact" or self.model.launch != "eager"
             lanes = plan.lanes if padded else sum(request.lanes for request in chosen)
             batch = Batch(chosen, self.model, lanes=lanes)
-            self._batches[chosen[0].shape] = batch
+            self._batches[chosen[0].group] = batch
         return batch
 
     def _accept(self, batch: Batch, history: History, plan: LanePlan) -> None:
@@ -375,7 +372,7 @@ class Engine:
         if is_out_of_memory(error) and self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         self._roster.settle(
-            request, explain(request, error, stage=stage, lanes=self._plans.lanes(request.shape))
+            request, explain(request, error, stage=stage, lanes=self._plans.lanes(request.group))
         )
 
     def _die(self, error: BaseException) -> None:

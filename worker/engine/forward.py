@@ -48,7 +48,7 @@ def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tens
 
     Args:
         model: whose UNet runs.
-        lanes: at least one, all of one latent shape.
+        lanes: at least one, all of one latent shape and prompt length.
         width: R, the rows of the forward pass; at least `len(lanes)`.
 
     Returns:

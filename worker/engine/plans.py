@@ -1,4 +1,4 @@
-"""How each latent shape is run: found out when it is first met, and anew when it runs out of memory."""
+"""How each group is run: found out when it is first met, and anew when it runs out of memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import structlog
 import torch
 
 from storage.worker_options import FEWEST_LANES
-from worker.engine.admission import LanePlan, LatentShape
-from worker.engine.trial import Beat, native_shape
+from worker.engine.admission import Group, LanePlan
+from worker.engine.trial import Beat, native_group
 from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory
 from worker.models.load import LoadedModel
 
@@ -15,60 +15,63 @@ log = structlog.get_logger()
 
 
 class Plans:
-    """The lane plans of one engine, by latent shape."""
+    """The lane plans of one engine, by group: latent shape and prompt length."""
 
     def __init__(self, model: LoadedModel, *, mode: str, lanes: int, beat: Beat) -> None:
-        """Begin with the native shape, which `lanes` were chosen for; `beat` precedes each trial pass."""
+        """Begin with the native group, which `lanes` were chosen for; `beat` precedes each trial pass."""
         self._model, self._mode, self._lanes, self._beat = model, mode, lanes, beat
-        self._plans = {native_shape(model): LanePlan(lanes=lanes, alone=mode == "reference")}
+        self._plans = {native_group(model): LanePlan(lanes=lanes, alone=mode == "reference")}
 
-    def __contains__(self, shape: LatentShape) -> bool:
-        """Tell whether a shape has a plan."""
-        return shape in self._plans
+    def __contains__(self, group: Group) -> bool:
+        """Tell whether a group has a plan."""
+        return group in self._plans
 
-    def __getitem__(self, shape: LatentShape) -> LanePlan:
-        """Return a shape's plan."""
-        return self._plans[shape]
+    def __getitem__(self, group: Group) -> LanePlan:
+        """Return a group's plan."""
+        return self._plans[group]
 
-    def lanes(self, shape: LatentShape) -> int:
-        """Return R of a shape; of one that has no plan, what it was tried with."""
-        return self._plans[shape].lanes if shape in self._plans else self._lanes
+    def lanes(self, group: Group) -> int:
+        """Return R of a group; of one that has no plan, what it was tried with."""
+        return self._plans[group].lanes if group in self._plans else self._lanes
 
-    def add(self, shape: LatentShape) -> None:
-        """Find out how a new shape is run; it takes a few forward passes.
+    def add(self, group: Group) -> None:
+        """Find out how a new group is run; it takes a few forward passes.
 
         Raises:
             torch.OutOfMemoryError: when not even two lanes of it fit.
         """
         if self._mode == "reference":
-            self._plans[shape] = LanePlan(lanes=self._lanes, alone=True)
+            self._plans[group] = LanePlan(lanes=self._lanes, alone=True)
             return
-        plan = self._fitting(shape, self._lanes)
+        plan = self._fitting(group, self._lanes)
         if plan is None:
             raise torch.OutOfMemoryError(f"out of memory with {FEWEST_LANES} lanes")
-        self._plans[shape] = plan
+        self._plans[group] = plan
         if plan.alone:
             log.warning(
-                "size is rendered one job at a time", action="plan_shape", shape=shape, lanes=self._lanes
+                "size is rendered one job at a time",
+                action="plan_shape",
+                lanes=self._lanes,
+                **group._asdict(),
             )
         elif plan.lanes < self._lanes:
-            _warn_of_memory(shape, plan, before=self._lanes)
+            _warn_of_memory(group, plan, before=self._lanes)
 
-    def shrink(self, shape: LatentShape) -> LanePlan | None:
-        """Plan a shape that ran out of memory anew, with fewer lanes; None when not even two fit."""
+    def shrink(self, group: Group) -> LanePlan | None:
+        """Plan a group that ran out of memory anew, with fewer lanes; None when not even two fit."""
         if self._mode == "reference":
             return None
         free_memory(self._model)
-        before = self._plans[shape].lanes
-        plan = self._fitting(shape, fewer_lanes(before))
+        before = self._plans[group].lanes
+        plan = self._fitting(group, fewer_lanes(before))
         if plan is not None:
-            _warn_of_memory(shape, plan, before=before)
-            self._plans[shape] = plan
+            _warn_of_memory(group, plan, before=before)
+            self._plans[group] = plan
         return plan
 
-    def _fitting(self, shape: LatentShape, lanes: int) -> LanePlan | None:
-        return fitting_plan(self._model, shape, lanes, exact=self._mode == "exact", beat=self._beat)
+    def _fitting(self, group: Group, lanes: int) -> LanePlan | None:
+        return fitting_plan(self._model, group, lanes, exact=self._mode == "exact", beat=self._beat)
 
 
-def _warn_of_memory(shape: LatentShape, plan: LanePlan, *, before: int) -> None:
-    log.warning("out of memory", action="shrink", shape=shape, lanes=plan.lanes, before=before)
+def _warn_of_memory(group: Group, plan: LanePlan, *, before: int) -> None:
+    log.warning("out of memory", action="shrink", lanes=plan.lanes, before=before, **group._asdict())

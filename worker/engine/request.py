@@ -15,7 +15,8 @@ import torch
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
-from worker.engine.admission import LatentShape
+from storage.prompt_syntax import PLAIN
+from worker.engine.admission import Group
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
@@ -24,6 +25,8 @@ from worker.stages.noise import initial_noise, job_generator
 from worker.stages.sampler import SamplerSettings
 from worker.stages.schedule import NoiseSchedule
 from worker.stages.tables import Tables
+from worker.stages.text import Text
+from worker.stages.weighting import level, split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +56,8 @@ class Request:
     Attributes:
         parameters: with no field None.
         arrival: its place in the order of submits; higher `priority` goes before it.
-        shape: (channels, h, w) of its latents; requests of one shape share a forward pass.
+        group: the shape of its latents and the length of its prompts; requests of one group share a pass.
+        texts: what is encoded for it, `negative prompt` (where it is guided) and `prompt`, in this order.
         guided: the forward passes in which classifier-free guidance runs, so that it needs two lanes.
         schedule: its sampler's table, or its noise scheduler.
         place: where its latents and what its sampler looks back at are: a history, and its row there. Until
@@ -69,7 +73,8 @@ class Request:
 
     parameters: JobParameters
     priority: int
-    shape: LatentShape
+    group: Group
+    texts: dict[str, Text]
     guided: range
     schedule: NoiseSchedule
     place: tuple[History, int]
@@ -207,10 +212,12 @@ def prepare_request(
     guided = range(0)
     if is_guided(guidance_scale, cond_width):
         guided = guided_evaluations(job.options.get("guidance_interval"), len(schedule))
+    texts, tokens = _texts(model, job, guided=len(guided) > 0)
     return Request(
         parameters=job,
         priority=priority,
-        shape=shape,
+        group=Group(shape=shape, tokens=tokens),
+        texts=texts,
         guided=guided,
         schedule=schedule,
         place=(History.start(noise), 0),
@@ -218,6 +225,16 @@ def prepare_request(
         keep_latents=keep_latents,
         on_progress=on_progress,
     )
+
+
+def _texts(model: LoadedModel, job: JobParameters, *, guided: bool) -> tuple[dict[str, Text], int]:
+    """Return what is to be encoded for a job, and the length that each will have in tokens."""
+    prompts = {"negative prompt": job.negative_prompt} if guided else {}
+    prompts["prompt"] = job.prompt
+    if job.options.get("prompt_syntax", PLAIN) == PLAIN:
+        return dict(prompts), model.max_length
+    chunks = level([split(model.tokenizer, text, what=what) for what, text in prompts.items()])
+    return dict(zip(prompts, chunks, strict=True)), model.max_length * len(chunks[0])
 
 
 class Ticket:

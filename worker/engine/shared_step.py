@@ -145,7 +145,7 @@ def graphed_step(
 
     Args:
         model: whose UNet is a GraphedUnet.
-        shared: padded, so that every call of a shape and R replays the same graph.
+        shared: padded, so that every call of a group and R replays the same graph.
         history: of the requests, padded.
         evaluations: how many forward passes each has had, (requests,) int64.
         noise: what each draws, (requests, channels, h, w).

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import torch
 
-from worker.engine.admission import LatentShape
+from worker.engine.admission import Group
 from worker.engine.forward import Lanes
 from worker.engine.shared_step import predict
 from worker.models.load import LoadedModel
@@ -33,7 +33,7 @@ class Trial:
         lanes: R.
         exact: whether a lane's result was bitwise the same at every position and among two sets of mates.
         lanes_per_second: of the fastest pass.
-        noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a shape
+        noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a group
             and R, (channels, h, w) float32 on the CPU.
     """
 
@@ -43,17 +43,16 @@ class Trial:
     noise_pred: torch.Tensor
 
 
-def native_shape(model: LoadedModel) -> LatentShape:
-    """Return the (channels, h, w) of latents at the model's native size."""
+def native_group(model: LoadedModel) -> Group:
+    """Return the group of plain prompts at the model's native size."""
     width, height = model.native_size
     factor = model.vae_scale_factor
-    return (model.unet.config.in_channels, height // factor, width // factor)
+    shape = (model.unet.config.in_channels, height // factor, width // factor)
+    return Group(shape=shape, tokens=model.max_length)
 
 
 @torch.no_grad()
-def try_lanes(
-    model: LoadedModel, lanes: int, *, shape: LatentShape | None = None, beat: Beat = nothing
-) -> Trial:
+def try_lanes(model: LoadedModel, lanes: int, *, group: Group | None = None, beat: Beat = nothing) -> Trial:
     """Run four forward passes of R lanes that show whether R is exact.
 
     The probe at every even, then at every odd position, among random mates at other timesteps, then among
@@ -62,13 +61,13 @@ def try_lanes(
     Args:
         model: on its device.
         lanes: R.
-        shape: of the latents; None for the native one.
+        group: its latent shape and prompt length; None for the native ones.
         beat: called ahead of every forward pass.
 
     Raises:
         torch.OutOfMemoryError: when that many lanes do not fit.
     """
-    rows = _random_lanes(model, lanes + 1, shape or native_shape(model))
+    rows = _random_lanes(model, lanes + 1, group or native_group(model))
     probe, busy = rows[0], rows[1:]
     idle = [_idle(probe) for _ in busy]
     results: list[torch.Tensor] = []
@@ -100,7 +99,7 @@ def _idle(lane: Lanes) -> Lanes:
     )
 
 
-def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[Lanes]:
+def _random_lanes(model: LoadedModel, count: int, group: Group) -> list[Lanes]:
     """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device."""
     generator = torch.Generator().manual_seed(0)
     config = model.unet.config
@@ -111,9 +110,9 @@ def _random_lanes(model: LoadedModel, count: int, shape: LatentShape) -> list[La
 
     return [
         Lanes(
-            sample=draw(*shape),
+            sample=draw(*group.shape),
             timesteps=torch.tensor([float((i + 1) * 999 // count)], device=model.device),
-            prompt_embeds=draw(model.max_length, config.cross_attention_dim),
+            prompt_embeds=draw(group.tokens, config.cross_attention_dim),
             timestep_cond=None if cond is None else draw(cond),
         )
         for i in range(count)

@@ -18,9 +18,9 @@ import torch
 from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
-from worker.engine.admission import LanePlan, LatentShape
+from worker.engine.admission import Group, LanePlan
 from worker.engine.faults import is_device_fault, is_out_of_memory
-from worker.engine.trial import Beat, Trial, native_shape, nothing, try_lanes
+from worker.engine.trial import Beat, Trial, native_group, nothing, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as, variants
 
@@ -100,7 +100,7 @@ def tune(
         facts = {
             **facts,
             "cores": usable_cores(),
-            "shape": list(native_shape(model)),
+            "shape": list(native_group(model).shape),
             "variants": [asdict(variant) for variant in found],
             "lanes": wishes.lanes,
         }
@@ -117,10 +117,10 @@ def tune(
     return model, lanes
 
 
-def plan_shape(
-    model: LoadedModel, shape: LatentShape, lanes: int, *, exact: bool, beat: Beat = nothing
+def plan_group(
+    model: LoadedModel, group: Group, lanes: int, *, exact: bool, beat: Beat = nothing
 ) -> LanePlan:
-    """Plan how a latent shape is run: at `lanes`, or, where that would not be exact, one request at a time.
+    """Plan how a group is run: at `lanes`, or, where that would not be exact, one request at a time.
 
     A request alone in two lanes has no company that could change it, so it is exact by construction. What is
     compiled or captured is so here, before any request is in it.
@@ -131,25 +131,25 @@ def plan_shape(
     eager = model.launch == "eager"
     if not exact and eager:
         return LanePlan(lanes=lanes)
-    if try_lanes(model, lanes, shape=shape, beat=beat).exact or not exact:
+    if try_lanes(model, lanes, group=group, beat=beat).exact or not exact:
         return LanePlan(lanes=lanes)
     if not eager:
-        try_lanes(model, FEWEST_LANES, shape=shape, beat=beat)
+        try_lanes(model, FEWEST_LANES, group=group, beat=beat)
     return LanePlan(lanes=FEWEST_LANES, alone=True)
 
 
 def fitting_plan(
-    model: LoadedModel, shape: LatentShape, lanes: int, *, exact: bool, beat: Beat = nothing
+    model: LoadedModel, group: Group, lanes: int, *, exact: bool, beat: Beat = nothing
 ) -> LanePlan | None:
-    """Plan a latent shape at `lanes`, or else at half as many, and so on.
+    """Plan a group at `lanes`, or else at half as many, and so on.
 
     Returns:
         A plan that fits the memory, as far as it was tried out; None when not even two lanes do.
     """
-    again = model.launch == "cuda_graphs"  # once without the memory that graphs of other shapes hold
+    again = model.launch == "cuda_graphs"  # once without the memory that graphs of other groups hold
     while lanes >= FEWEST_LANES:
         try:
-            return plan_shape(model, shape, lanes, exact=exact, beat=beat)
+            return plan_group(model, group, lanes, exact=exact, beat=beat)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

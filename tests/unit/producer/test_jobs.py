@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -17,7 +18,8 @@ from storage.parameters import MAX_SEED
 FLAGS: dict[str, Any] = {
     "negative": "", "seed": None, "seed_per_prompt": False, "images": 1, "steps": None,
     "guidance": None, "sampler": None, "schedule": None, "size": None, "width": None, "height": None,
-    "eta": None, "guidance_rescale": None, "guidance_interval": None, "sweep": (), "zipped": False,
+    "eta": None, "guidance_rescale": None, "guidance_interval": None, "prompt_syntax": None, "sweep": (),
+    "zipped": False,
 }  # fmt: skip
 LINES = [Line(file="f", line=1, prompt="an otter"), Line(file="f", line=2, prompt="a fox")]
 
@@ -128,9 +130,12 @@ def test_a1111_name_brings_its_schedule() -> None:
 def test_seldom_options_are_kept_only_where_they_say_something() -> None:
     """A default that was typed makes the same job as one that was not."""
     typed = {"eta": 0.3, "sampler": "ddim", "guidance_rescale": 0.7, "guidance_interval": "0.25:1"}
+    typed["prompt_syntax"] = "weighted"
     (job,) = build_jobs(LINES[:1], job_options(**FLAGS | typed), {})
-    assert job.options == {"eta": 0.3, "guidance_rescale": 0.7, "guidance_interval": [0.25, 1.0]}
-    defaults = {"eta": 0.0, "guidance_rescale": 0.0, "guidance_interval": "0:1"}
+    assert job.options == {
+        "eta": 0.3, "guidance_rescale": 0.7, "guidance_interval": [0.25, 1.0], "prompt_syntax": "weighted",
+    }  # fmt: skip
+    defaults = {"eta": 0.0, "guidance_rescale": 0.0, "guidance_interval": "0:1", "prompt_syntax": "plain"}
     (job,) = build_jobs(LINES[:1], job_options(**FLAGS | defaults), {})
     assert job.options == {}
 
@@ -148,6 +153,21 @@ def test_settings_of_a_line_win_over_flags() -> None:
     )
     (job,) = build_jobs([line], job_options(**FLAGS | {"steps": 7}), {"num_inference_steps": 9})
     assert (job.num_inference_steps, job.extra) == (5, {"challenge": "x"})
+
+
+def test_weighted_prompts_are_checked_line_by_line() -> None:
+    """Whether the flag or the line asks for the grammar; a line may also take the flag back."""
+    heavy = Line(file="f", line=1, prompt="an (otter:11)")
+    plain, weighted = ({"options": {"prompt_syntax": syntax}} for syntax in ("plain", "weighted"))
+    by_flag = job_options(**FLAGS | {"prompt_syntax": "weighted"})
+    check_line(heavy, job_options(**FLAGS))
+    with pytest.raises(BadInputError, match="The prompt gives 'otter' the weight 11"):
+        check_line(heavy, by_flag)
+    with pytest.raises(BadInputError, match="weight 11"):
+        check_line(dataclasses.replace(heavy, settings=weighted), job_options(**FLAGS))
+    back = dataclasses.replace(heavy, settings=plain)
+    check_line(back, by_flag)
+    assert [job.options for job in build_jobs([back], by_flag, {})] == [{}]
 
 
 def test_what_is_not_said_comes_from_the_model_line_by_line() -> None:
@@ -189,6 +209,7 @@ def test_what_is_not_said_comes_from_the_model_line_by_line() -> None:
         ({"sweep": ["eta=0,1"], "eta": 0.5, "sampler": "ddim"}, "sets eta, and so does a flag"),
         ({"sweep": ["seed=1,2"], "seed": "3"}, "sets seed, and so does a flag"),
         ({"zipped": True}, "give them as well"),
+        ({"prompt_syntax": "weighted", "negative": "(a:11)"}, "The negative prompt gives 'a' the weight 11"),
         ({"images": 0}, "--images 0 is out of range"),
         ({"seed_per_prompt": True}, "give --seed as well"),
         ({"negative": "x" * 10_001}, "A negative prompt has 10,001 characters"),

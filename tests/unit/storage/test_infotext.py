@@ -113,10 +113,16 @@ def test_text_without_parameters_is_all_prompt() -> None:
 
 def test_seldom_options_are_read_back() -> None:
     """Under A1111's name for DDIM's eta; its "Eta" is another thing, and stays where it was."""
-    options = {"eta": 0.3, "guidance_rescale": 0.7, "guidance_interval": [0.2, 0.8]}
+    options = {
+        "eta": 0.3,
+        "guidance_rescale": 0.7,
+        "guidance_interval": [0.2, 0.8],
+        "prompt_syntax": "weighted",
+    }
     job = JobParameters(prompt="an otter", seed=1, sampler="ddim", options=options)
     text = write_infotext(job, model="demo", model_hash=None, version="1")
     assert "Eta DDIM: 0.3" in text
+    assert "Prompt syntax: weighted" in text
     assert read_infotext(text)["options"] == options
     other = read_infotext("an otter\nSteps: 5, Sampler: Euler a, Seed: 1, Eta: 0.67, Eta DDIM: much")
     assert "options" not in other or other["options"] == {}

@@ -81,6 +81,9 @@ def test_white_space_around_a_prompt_goes_and_a_negative_prompt_may_be_empty() -
         {"options": {"guidance_interval": [0.5, float("nan")]}},
         {"options": {"guidance_interval": 0.5}},
         {"options": {"clip_skip": 2}},
+        {"options": {"prompt_syntax": "compel"}},
+        {"options": {"prompt_syntax": "weighted"}, "prompt": "(an otter:11)"},
+        {"options": {"prompt_syntax": "weighted"}, "negative_prompt": "(blue:-1)"},
     ],
 )
 def test_a_job_is_checked_in_every_field(change: dict[str, Any]) -> None:
@@ -105,6 +108,8 @@ def test_what_is_left_open_passes() -> None:
         {"guidance_rescale": 0.7},
         {"guidance_interval": [0, 1.0]},
         {"guidance_interval": (0.2, 0.8)},
+        {"prompt_syntax": "plain"},
+        {"prompt_syntax": "weighted"},
     ],
 )
 def test_options_in_range_pass(options: dict[str, Any]) -> None:

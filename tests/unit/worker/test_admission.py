@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from worker.engine.admission import Admission, LanePlan, LatentShape
+from worker.engine.admission import Admission, Group, LanePlan
 
-SMALL: LatentShape = (4, 16, 16)
-LARGE: LatentShape = (4, 64, 64)
+SMALL = Group(shape=(4, 16, 16), tokens=77)
+LARGE = Group(shape=(4, 64, 64), tokens=77)
+LONG = Group(shape=(4, 16, 16), tokens=154)
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Job:
 
     arrival: int
     lanes: int = 2
-    shape: LatentShape = SMALL
+    group: Group = SMALL
     priority: int = 0
     started: bool = False
     evaluations_left: int = 10
@@ -34,7 +35,7 @@ def _choose(admission: Admission, jobs: Sequence[Job]) -> list[int]:
 
 @pytest.fixture
 def admission() -> Admission:
-    """Return a policy that gives every shape four lanes."""
+    """Return a policy that gives every group four lanes."""
     return Admission(lambda _: LanePlan(lanes=4))
 
 
@@ -88,22 +89,29 @@ def test_a_stream_of_longer_jobs_does_not_starve_a_short_one(admission: Admissio
 
 def test_shapes_do_not_mix(admission: Admission) -> None:
     """One step holds requests of one latent shape only."""
-    assert _choose(admission, [Job(1, shape=LARGE), Job(2), Job(3, shape=LARGE)]) == [1, 3]
+    assert _choose(admission, [Job(1, group=LARGE), Job(2), Job(3, group=LARGE)]) == [1, 3]
 
 
 def test_shapes_take_turns(admission: Admission) -> None:
     """A crowd of one shape cannot starve a single request of another."""
-    jobs = [*(Job(n) for n in range(6)), Job(6, shape=LARGE)]
+    jobs = [*(Job(n) for n in range(6)), Job(6, group=LARGE)]
     turns = [_choose(admission, jobs) for _ in range(4)]
     assert turns == [[0, 1], [6], [0, 1], [6]]
 
 
+def test_prompts_of_another_length_take_turns_too(admission: Admission) -> None:
+    """One step holds requests of one prompt length, and a crowd of one length starves nobody of another."""
+    jobs = [Job(0), Job(1, group=LONG), Job(2), Job(3), Job(4, group=LONG), Job(5, group=LARGE)]
+    turns = [_choose(admission, jobs) for _ in range(4)]
+    assert turns == [[0, 2], [1, 4], [5], [0, 2]]
+
+
 def test_a_new_shape_gets_the_next_turn(admission: Admission) -> None:
     """A shape that had no turn yet goes before those that had one."""
-    crowd = [Job(1), Job(2, shape=LARGE)]
+    crowd = [Job(1), Job(2, group=LARGE)]
     _choose(admission, crowd)
-    assert _choose(admission, [*crowd, Job(3, shape=(4, 8, 8))]) == [2]
-    assert _choose(admission, [*crowd, Job(3, shape=(4, 8, 8))]) == [3]
+    assert _choose(admission, [*crowd, Job(3, group=Group(shape=(4, 8, 8), tokens=77))]) == [2]
+    assert _choose(admission, [*crowd, Job(3, group=Group(shape=(4, 8, 8), tokens=77))]) == [3]
 
 
 def test_alone_means_one_request_from_start_to_end() -> None:
@@ -115,8 +123,8 @@ def test_alone_means_one_request_from_start_to_end() -> None:
 
 def test_the_plan_is_the_chosen_shapes() -> None:
     """The plan that comes back is that of the chosen shape."""
-    admission = Admission(lambda shape: LanePlan(lanes=2 if shape == LARGE else 8))
-    assert admission.choose([Job(1, shape=LARGE)])[1] == LanePlan(lanes=2)
+    admission = Admission(lambda group: LanePlan(lanes=2 if group == LARGE else 8))
+    assert admission.choose([Job(1, group=LARGE)])[1] == LanePlan(lanes=2)
 
 
 def test_admission_is_tensor_free() -> None:

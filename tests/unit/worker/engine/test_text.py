@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from worker.stages.text import TextStage, tokenise
+from worker.stages.text import TextStage
+from worker.stages.tokens import tokenise
 
 DEMO = Path(__file__).parents[4] / "models" / "demo"
 
