@@ -135,10 +135,14 @@ def _seldom(
 ) -> dict[str, Any]:
     """Return the options that were given; a default leaves no trace, so that equal jobs are equal."""
     given: dict[str, Any] = {"eta": eta, "guidance_rescale": guidance_rescale}
-    given = {name: value for name, value in given.items() if value}
-    if guidance_interval is not None and (interval := parse_interval(guidance_interval)) != [0.0, 1.0]:
-        given["guidance_interval"] = interval
-    return given
+    if guidance_interval is not None:
+        given["guidance_interval"] = parse_interval(guidance_interval)
+    return {name: value for name, value in given.items() if not _idle(value)}
+
+
+def _idle(value: Any) -> bool:
+    """Whether an option's value is its default: no noise, no rescaling, guidance from begin to end."""
+    return value in (None, 0, [0, 1])
 
 
 def check_seeds(options: JobOptions, prompts: int) -> None:
@@ -200,7 +204,8 @@ def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
     job = options.parameters(line.prompt, seed)
     if not line.settings and not line.extra:
         return job
-    own = {**line.settings, "options": {**options.options, **line.settings.get("options", {})}}
+    both = options.options | line.settings.get("options", {})
+    own = {**line.settings, "options": {name: value for name, value in both.items() if not _idle(value)}}
     return dataclasses.replace(job, **own, extra=line.extra)
 
 
