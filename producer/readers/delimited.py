@@ -54,6 +54,8 @@ def _read(lines: RowLines, name: str, delimiter: str, *, quoted: bool) -> Iterat
         number, cells = row
         if lines.unclean and (problem := _bad_cell(cells, name, number)) is not None:
             yield problem
+            if columns is None:
+                return
         elif columns is not None:
             if len(cells) != len(columns.names):
                 yield _wrong_count(cells, columns, file=name, line=number, delimiter=delimiter)

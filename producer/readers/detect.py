@@ -74,6 +74,8 @@ def detect_format(head: bytes, *, suffix: str = "", input_format: str | None = N
     seen = _by_content(head, one_column=named != "text")
     if named in ("csv", "tsv") or (named is not None and seen is None):
         return Detected(format=named)
+    if named == "jsonl" and not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):  # not a list
+        return Detected(format=named)
     if seen is None and suffix:
         return Detected(
             reason=f"a name that ends in {suffix} and the content do not tell the format; say it with "

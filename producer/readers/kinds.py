@@ -89,6 +89,8 @@ def number(name: str, value: Any) -> float:
 
 def seeds(name: str, value: Any) -> tuple[int, ...]:
     """Take one seed or several: `42`, `1,2,3` or a list; -1 alone asks for a drawn one, and gives none."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= LONGEST_NUMBER:
+        return (int(value),)  # the usual case, and fast
     given = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     try:
         found = tuple(whole_number(name, each.strip() if isinstance(each, str) else each) for each in given)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from producer.readers.decoding import LONGEST_LINE, bad_byte
 
-MOST_READ_AGAIN = 2**25  # characters; broken quotes on every line would cost the square of their number
+MOST_READ_AGAIN = 2**23  # characters; broken quotes on every line would cost the square of their number
 
 
 class LineTooLongError(Exception):
