@@ -153,7 +153,7 @@ def _swept(job: JobParameters, setting: Setting) -> JobParameters:
     """Return the job with what one combination of the sweeps sets, its seed apart."""
     own = {name: value for name, value in setting.items() if name != "seed"}
     if "options" in own:
-        own["options"] = {**job.options, **own["options"]}
+        own["options"] = _telling(job.options | own["options"])
     return dataclasses.replace(job, **own) if own else job
 
 
@@ -166,12 +166,15 @@ def _seldom(
 ) -> dict[str, Any]:
     """Return the options that were given; a default leaves no trace, so that equal jobs are equal."""
     given: dict[str, Any] = {"eta": eta, "guidance_rescale": guidance_rescale}
-    given = {name: value for name, value in given.items() if value}
-    if guidance_interval is not None and (interval := parse_interval(guidance_interval)) != [0.0, 1.0]:
-        given["guidance_interval"] = interval
-    if prompt_syntax not in (None, PLAIN):
-        given["prompt_syntax"] = prompt_syntax
-    return given
+    given["prompt_syntax"] = prompt_syntax
+    if guidance_interval is not None:
+        given["guidance_interval"] = parse_interval(guidance_interval)
+    return _telling(given)
+
+
+def _telling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is the default: no noise, no rescaling, guidance from begin to end, plain prompts."""
+    return {name: value for name, value in options.items() if value not in (None, 0, [0, 1], PLAIN)}
 
 
 def check_seeds(options: JobOptions, prompts: int) -> None:
@@ -262,10 +265,8 @@ def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
     job = options.parameters(line.prompt, seed)
     if not line.settings and not line.extra:
         return job
-    seldom = {**options.options, **line.settings.get("options", {})}
-    if seldom.get("prompt_syntax") == PLAIN:
-        del seldom["prompt_syntax"]  # a line may take the flag back; a default leaves no trace
-    return dataclasses.replace(job, **{**line.settings, "options": seldom}, extra=line.extra)
+    both = _telling(options.options | line.settings.get("options", {}))
+    return dataclasses.replace(job, **{**line.settings, "options": both}, extra=line.extra)
 
 
 def _seeds(line: Line, number: int, options: JobOptions) -> list[int]:

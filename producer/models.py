@@ -119,6 +119,24 @@ def choose_model(known: dict[str, KnownModel], asked: str | None) -> KnownModel:
     return known[asked]
 
 
+def named_model(listed: str | None, asked: str | None) -> str | None:
+    """Return the model that the prompt list or `--model` names; None if neither does.
+
+    Args:
+        listed: the name in the list's model column.
+        asked: what `--model` says, which may say too where the model comes from.
+
+    Raises:
+        BadInputError: when they differ.
+    """
+    if listed is not None and asked is not None and listed not in (asked, asked.partition("=")[0]):
+        raise BadInputError(
+            f"The prompts are for model {listed!r} and --model names {asked!r}; leave --model out, or change "
+            f"the prompts' model column."
+        )
+    return asked if asked is not None else listed
+
+
 def default_model(settings: Settings) -> str:
     """Return the name of the model that `render` and `worker start` take without --model.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from producer.readers import FORMATS
 from producer.session import Session
 from producer.sweeps import SHOWN_NAMES
 from storage.devices import list_devices, nvidia_gpus
@@ -74,6 +75,12 @@ submission_argument = click.argument("submission", metavar="ID", type=Submission
 prompt_options = _stacked(
     click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path()),
     click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt; repeatable."),
+    click.option(
+        "--input-format",
+        type=click.Choice(FORMATS),
+        help="Of every FILE; text knows kohya's and A1111's options too. Default: seen from the content.",
+    ),
+    click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used, with a warning."),
 )
 
 job_flags = _stacked(

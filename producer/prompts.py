@@ -1,8 +1,8 @@
 """From what the user gave to checked prompts: readers, the problems they find, and the list they make.
 
-A reader turns one source into lines; another format is one more reader in `READERS`. Everything is read and
-checked before anything is written, so lines rest in a spool (memory first, then disk): standard input can
-be read only once, and a file may change meanwhile.
+A reader (`producer.readers`) turns one source into lines. Everything is read and checked before anything is
+written, so lines rest in a spool (memory first, then disk): standard input can be read only once, and a file
+may change meanwhile.
 """
 
 from __future__ import annotations
@@ -17,30 +17,21 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 import click
 
 from producer.jobs import JobOptions, check_line
-from producer.lines import Line, Problem, Reader
-from producer.textfile import check_options, read_text
+from producer.lines import Line, Problem
+from producer.output import count_of, printable, remark
+from producer.readers.opening import read
+from producer.readers.text import parse_line
 from storage.errors import BadInputError
 
 STDIN = "-"
 SHOWN_PROBLEMS = 20
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
 _ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
-
-
-def _read_text(file: BinaryIO, name: str) -> Iterator[Line | Problem]:
-    for found in read_text(file):
-        if found.reason is None:
-            yield Line(file=name, line=found.line, prompt=found.text)
-        else:
-            yield Problem(file=name, line=found.line, column=found.column, reason=found.reason)
-
-
-READERS: dict[str, Reader] = {".txt": _read_text, "": _read_text}
 
 
 class PromptList:
@@ -91,7 +82,12 @@ class PromptList:
 
 
 def read_prompts(
-    files: Sequence[str], texts: Sequence[str], *, options: JobOptions | None = None
+    files: Sequence[str],
+    texts: Sequence[str],
+    *,
+    options: JobOptions | None = None,
+    input_format: str | None = None,
+    skip_bad: bool = False,
 ) -> PromptList:
     """Read and check all prompts: the files in their order, then the texts of `--prompt`.
 
@@ -99,6 +95,9 @@ def read_prompts(
         files: names, `-` for standard input.
         texts: prompts.
         options: the command's flags, which have to go with what the lines say.
+        input_format: of all files, one of `producer.readers.FORMATS`; None lets each one's content decide.
+        skip_bad: leave out the lines that cannot be used, and say so; a file that cannot be read at all is
+            an error all the same.
 
     Raises:
         BadInputError: listing every line that cannot be used, or saying that there is none at all.
@@ -106,19 +105,20 @@ def read_prompts(
     if not files and not texts:
         raise BadInputError("No prompts were given; name a prompt file, - for standard input, or -p TEXT.")
     prompts = PromptList(source=_describe(files, texts))
-    problems: list[Problem] = []
-    count = 0
-    for found in _all(files, texts):
+    problems = _Problems()
+    for found in _all(files, texts, input_format):
         checked = _checked(found, options or JobOptions(), prompts)
-        if isinstance(checked, Line):
-            if not count:
-                prompts.append(checked)
-            continue
-        count += 1
-        if count <= SHOWN_PROBLEMS:
-            problems.append(checked)
-    if count:
-        raise BadInputError(_explain(problems, count))
+        if isinstance(checked, Problem):
+            problems.add(checked)
+        elif skip_bad or not problems.count:
+            prompts.append(checked)
+        else:
+            prompts.model = prompts.model or checked.model
+    if problems.count and (not skip_bad or problems.fatal or not prompts.count):
+        raise BadInputError(problems.error())
+    if problems.count:
+        for each in problems.warning().splitlines():
+            remark(each)
     if not prompts.count:
         raise BadInputError(
             f"There is no prompt in {prompts.source}, only blank lines and comments; add some."
@@ -126,33 +126,59 @@ def read_prompts(
     return prompts
 
 
-def _all(files: Sequence[str], texts: Sequence[str]) -> Iterator[Line | Problem]:
+class _Problems:
+    """What was found that cannot be used: the first ones to be shown, and the count of all.
+
+    Attributes:
+        fatal: whether a whole file is among them, or an option.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.fatal = False
+        self._shown: list[str] = []
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem."""
+        self.count += 1
+        self.fatal = self.fatal or problem.line is None
+        if self.count <= SHOWN_PROBLEMS:
+            self._shown.append(printable(str(problem)))
+
+    def error(self) -> str:
+        """Say why nothing was written: in one sentence where there is one."""
+        if self.count == 1:
+            return self._shown[0]
+        return f"{self.count:,} places cannot be used, so nothing was written:{self._listed()}"
+
+    def warning(self) -> str:
+        """Say what was left out."""
+        return f"Warning: left out {count_of(self.count, 'place')} that cannot be used:{self._listed()}"
+
+    def _listed(self) -> str:
+        listed = "".join(f"\n  {text}" for text in self._shown)
+        more = self.count - len(self._shown)
+        return f"{listed}\n  … and {more:,} more." if more else listed
+
+
+def _all(files: Sequence[str], texts: Sequence[str], input_format: str | None) -> Iterator[Line | Problem]:
     for at, name in enumerate(files):
         if name == STDIN and STDIN in files[:at]:
             yield Problem(file=STDIN, reason="standard input can be read only once; name it once.")
         else:
-            yield from _source(name)
+            yield from _source(name, input_format)
     for number, text in enumerate(texts, 1):
-        reason = check_options(text)
-        place = f"--prompt {number}"
-        yield Problem(file=place, reason=reason) if reason else Line(file=place, line=0, prompt=text.strip())
+        found = parse_line(text, f"--prompt {number}", 0)
+        yield dataclasses.replace(found, line=None) if isinstance(found, Problem) else found
 
 
-def _source(name: str) -> Iterator[Line | Problem]:
-    if name == STDIN:
-        yield from _stdin()
-        return
-    reader: Reader | None = READERS.get(Path(name).suffix.lower())
-    if reader is None:
-        yield Problem(
-            file=name,
-            reason=f"this version reads text files (.txt, one prompt a line), not {Path(name).suffix} files; "
-            f"save the prompts as text.",
-        )
-        return
+def _source(name: str, input_format: str | None) -> Iterator[Line | Problem]:
     try:
-        with Path(name).open("rb") as file:
-            yield from reader(file, name)
+        if name == STDIN:
+            yield from _stdin(input_format)
+        else:
+            with Path(name).open("rb") as file:
+                yield from read(file, name, suffix=Path(name).suffix, input_format=input_format)
     except FileNotFoundError:
         yield Problem(file=name, reason="there is no such file; check its name.")
     except IsADirectoryError:
@@ -161,13 +187,13 @@ def _source(name: str) -> Iterator[Line | Problem]:
         yield Problem(file=name, reason=f"it cannot be read ({getattr(error, 'strerror', None) or error}).")
 
 
-def _stdin() -> Iterator[Line | Problem]:
+def _stdin(input_format: str | None) -> Iterator[Line | Problem]:
     if sys.stdin is None or sys.stdin.closed:
         yield Problem(file=STDIN, reason="standard input is closed; name a prompt file instead.")
         return
     if sys.stdin.isatty():
         click.echo("Reading prompts from the terminal, one a line; Ctrl-D ends the list.", err=True)
-    yield from _read_text(sys.stdin.buffer, "stdin")
+    yield from read(sys.stdin.buffer, "stdin", input_format=input_format)
 
 
 def _checked(found: Line | Problem, options: JobOptions, before: PromptList) -> Line | Problem:
@@ -188,14 +214,6 @@ def _check_one_model(model: str | None, before: str | None) -> None:
             f"This line is for model {model!r} and an earlier one for {before!r}; a submission has one "
             f"model: split the list."
         )
-
-
-def _explain(problems: Sequence[Problem], count: int) -> str:
-    if count == 1:
-        return str(problems[0])
-    rest = f"\n  … and {count - len(problems):,} more." if count > len(problems) else ""
-    listed = "".join(f"\n  {problem}" for problem in problems)
-    return f"{count:,} places cannot be used, so nothing was written:{listed}{rest}"
 
 
 def _describe(files: Sequence[str], texts: Sequence[str]) -> str:

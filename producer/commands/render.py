@@ -9,7 +9,7 @@ import click
 
 from producer.background_worker import check_worker_extra
 from producer.jobs import check_filled, check_seeds, job_options
-from producer.models import default_model, known_models, resolve_model, serving
+from producer.models import default_model, known_models, named_model, resolve_model, serving
 from producer.options import (
     SubmissionReference,
     check_submission_flags,
@@ -46,6 +46,7 @@ Examples:
   promptmill render prompts.txt
   promptmill render -p "A watercolor painting of an otter" --schedule karras --images 4 --out otters
   promptmill render prompts.txt --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype float16
+  promptmill render prompts.csv --images 4 --skip-bad
   promptmill render --resume @last
 """
 )
@@ -76,17 +77,16 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
     writes the pictures in the order of the prompts, with metadata.jsonl and a contact sheet, and stops what
     it started. What Ctrl-C interrupts, --resume completes.
 
-    A FILE is text, one prompt a line; blank lines and lines that start with # are skipped; - is standard
-    input. A setting that is not given is the model's recommendation (`promptmill models`), else the general
-    default.
+    A FILE is text, one prompt a line with kohya's or A1111's options if any, or CSV, TSV, JSON Lines, JSON or
+    Parquet with columns such as prompt, negative, seed, steps; - is standard input. What a line says beats
+    the flags. A setting that is not given is the model's recommendation (`promptmill models`), else the
+    general default.
     """
     flags = {name: given.pop(name) for name in WORKER_FLAGS}
     out, resume, model = given.pop("out"), given.pop("resume"), given.pop("model")
     check_worker_flags(parse_model(BUILTIN_MODEL), **flags)
     if resume is None:
-        reference = resolve_model(session.settings, model or default_model(session.settings))
-        fallback = not model and not session.settings.models
-        submission = _submitted(session, reference, out, fallback=fallback, **given)
+        submission, reference = _submitted(session, model, out, **given)
     else:
         _refuse_job_flags(ctx)
         submission = session.jobs.find_submission(resume)
@@ -107,12 +107,13 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
 
 def _submitted(
     session: Session,
-    model: ModelReference,
+    asked: str | None,
     out: Path | None,
     *,
-    fallback: bool,
     files: tuple[str, ...],
     texts: tuple[str, ...],
+    input_format: str | None,
+    skip_bad: bool,
     name: str | None,
     priority: int,
     weight: float,
@@ -120,12 +121,16 @@ def _submitted(
     key: str | None,
     again: bool,
     **flags: Any,
-) -> Submission:
+) -> tuple[Submission, ModelReference]:
     """Check everything, then submit; BadInputError before anything is written."""
     check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
     options = job_options(**flags)
-    prompts = read_prompts(files, texts, options=options)
+    if asked:
+        resolve_model(session.settings, asked)  # before a long list is read
+    prompts = read_prompts(files, texts, options=options, input_format=input_format, skip_bad=skip_bad)
     check_seeds(options, prompts.count)
+    named = named_model(prompts.model, asked or None)
+    model = resolve_model(session.settings, named or default_model(session.settings))
     if out or name:
         check_folder(out or OUT / str(name), key=key)
     else:
@@ -149,12 +154,12 @@ def _submitted(
         key=key,
         again=again,
     )
-    if fallback:
+    if named is None and not session.settings.models:
         remark(f"No --model is given and none configured; taking {model.name}, which comes with promptmill.")
     submission, _ = submit_order(
         session.jobs, order, committed=lambda submission: remark(f"Submission {submission.id}")
     )
-    return submission
+    return submission, model
 
 
 def _refuse_job_flags(ctx: click.Context) -> None:

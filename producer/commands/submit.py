@@ -9,7 +9,7 @@ import click
 from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
 from producer.jobs import check_filled, check_seeds, job_options
-from producer.models import KnownModel, choose_model, known_models
+from producer.models import KnownModel, choose_model, known_models, named_model
 from producer.options import check_submission_flags, job_flags, prompt_options, submission_flags
 from producer.output import count_of, remark
 from producer.preview import preview
@@ -25,6 +25,7 @@ Examples:
   promptmill submit prompts.txt
   promptmill submit -p "A watercolor painting of an otter" --images 4 --seed 42
   promptmill submit prompts.txt --sampler "DPM++ 2M Karras" --steps 20 --cfg 5 --size 512x768
+  promptmill submit PartiPrompts.tsv more.jsonl --skip-bad
   promptmill submit prompts.txt --sweep guidance=3,5,7.5 --sweep steps=10..50:10 --dry-run
   grep otter prompts.txt | promptmill submit - --name otters --wait
   id=$(promptmill submit prompts.txt --key nightly-2026-01-31)
@@ -45,6 +46,8 @@ def submit(
     *,
     files: tuple[str, ...],
     texts: tuple[str, ...],
+    input_format: str | None,
+    skip_bad: bool,
     model: str | None,
     name: str | None,
     priority: int,
@@ -58,17 +61,18 @@ def submit(
 ) -> None:
     """Submit prompts to be rendered by workers, and print the submission's id.
 
-    A FILE is text, one prompt a line; blank lines and lines that start with # are skipped; - is standard
-    input. Everything is checked before anything is written. The id is printed as soon as the submission
+    A FILE is text, one prompt a line with kohya's or A1111's options if any, or CSV, TSV, JSON Lines, JSON or
+    Parquet with columns such as prompt, negative, seed, steps; - is standard input. What a line says beats
+    the flags. Everything is checked before anything is written. The id is printed as soon as the submission
     is safe in the database; no worker and no Redis is needed for that.
 
     A setting that is not given is the model's recommendation (`promptmill models`), else the general default.
     """
     check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
     options = job_options(**flags)
-    prompts = read_prompts(files, texts, options=options)
+    prompts = read_prompts(files, texts, options=options, input_format=input_format, skip_bad=skip_bad)
     check_seeds(options, prompts.count)
-    chosen = known_model(session, model)
+    chosen = known_model(session, named_model(prompts.model, model))
     defaults = chosen.defaults()
     check_filled(options, defaults, model=chosen.name)
     order = Order(

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producer.lines import Line, Problem
 from producer.prompts import SHOWN_PROBLEMS, read_prompts
-from producer.textfile import LONGEST_LINE, read_text
+from producer.readers.decoding import LONGEST_LINE
+from producer.readers.text import read_text
 from storage.errors import BadInputError
 
 
 def prompts_of(data: bytes) -> list[str]:
     """Read bytes as a text file."""
-    return [line.text for line in read_text(io.BytesIO(data)) if line.reason is None]
+    return [found.prompt for found in read_text(io.BytesIO(data), "f") if isinstance(found, Line)]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
@@ -46,13 +48,13 @@ def test_utf16_file_is_refused_as_such(tmp_path: Path) -> None:
     """Windows' "Unicode" gets one clear sentence instead of one for each line."""
     file = tmp_path / "prompts.txt"
     file.write_text("an otter\na fox\n", encoding="utf-16")
-    with pytest.raises(BadInputError, match=r"prompts\.txt:1: the file is UTF-16; save it as UTF-8\.$"):
+    with pytest.raises(BadInputError, match=r"prompts\.txt: the file is UTF-16; save it as UTF-8\.$"):
         read_prompts([str(file)], [])
 
 
-@pytest.mark.parametrize("line", ["an otter --n blurry", '--prompt "an otter" --steps 3', "an otter --foo"])
-def test_what_looks_like_an_option_is_never_part_of_a_prompt(tmp_path: Path, line: str) -> None:
-    """Kohya's and A1111's options are refused until they are read."""
+@pytest.mark.parametrize("line", ["an otter --ar 16:9", '--prompt "an otter" --step 3', "an otter --foo"])
+def test_an_unknown_option_is_never_part_of_a_prompt(tmp_path: Path, line: str) -> None:
+    """Other programs' options are refused, in a file and on the command line."""
     file = tmp_path / "prompts.txt"
     file.write_text(f"a fox\n{line}\n")
     with pytest.raises(BadInputError, match=r"prompts\.txt:2:\d+: --\w+ looks like an option"):
@@ -83,9 +85,9 @@ def test_all_bad_lines_are_listed_at_once_up_to_a_limit(tmp_path: Path) -> None:
 
 def test_line_beyond_all_reason_is_skipped_not_held() -> None:
     """A file without newlines is reported, and the next line is read."""
-    found = list(read_text(io.BytesIO(b"a" * (3 * LONGEST_LINE + 5) + b"\nan otter\n")))
-    assert [line.reason is None for line in found] == [False, True]
-    assert (found[1].line, found[1].text) == (2, "an otter")
+    found = list(read_text(io.BytesIO(b"a" * (3 * LONGEST_LINE + 5) + b"\nan otter\n"), "f"))
+    assert [type(each) for each in found] == [Problem, Line]
+    assert found[1] == Line(file="f", line=2, prompt="an otter")
 
 
 @pytest.mark.parametrize(
@@ -93,15 +95,16 @@ def test_line_beyond_all_reason_is_skipped_not_held() -> None:
     [
         ("missing.txt", "there is no such file"),
         ("folder.txt", "this is a folder"),
-        ("prompts.csv", r"reads text files .* not \.csv files"),
-        ("prompts.JSON", r"not \.JSON files"),
+        ("prompts.yaml", r"a name that ends in \.yaml and the content do not tell the format"),
+        ("prompts.xlsx", "zip archive or a spreadsheet; .* save the sheet as CSV"),
         ("nul\0.txt", "cannot be read"),
     ],
 )
 def test_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str, said: str) -> None:
-    """A format of later versions is never silently read as text."""
+    """A format that is not known is never silently read as text."""
     (tmp_path / "folder.txt").mkdir()
-    (tmp_path / "prompts.csv").write_text("prompt\nan otter\n")
+    (tmp_path / "prompts.yaml").write_text("- an otter\n")
+    (tmp_path / "prompts.xlsx").write_bytes(b"PK\3\4...")
     with pytest.raises(BadInputError, match=said):
         read_prompts([str(tmp_path / name)], [])
 

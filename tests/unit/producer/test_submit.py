@@ -152,7 +152,13 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["missing.txt"], "missing.txt: there is no such file"),
     (["empty.txt"], "There is no prompt in empty.txt"),
     (["latin1.txt"], "latin1.txt:1:4: byte 0xe9"),
-    (["prompts.csv"], "reads text files"),
+    (["prompts.csv"], "prompts.csv:2:2: steps 'x' is not a whole number"),
+    (
+        ["prompts.csv", "-p", "an otter", "--skip-bad", "--input-format", "parquet"],
+        "does not begin as a Parquet",
+    ),
+    (["two.jsonl"], "two.jsonl:2: This line is for model 'b' and an earlier one for 'a'"),
+    (["one.jsonl", "--model", "demo"], "The prompts are for model 'a' and --model names 'demo'"),
     ([], "No prompts were given"),
     (["-p", "an otter", "--sampler", "magic"], "There is no sampler 'magic'"),
     (["-p", "an otter", "--width", "513"], "Width 513"),
@@ -177,7 +183,9 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
     """Nonsense never leaves a submission behind."""
     Path("empty.txt").write_text("")
     Path("latin1.txt").write_bytes(b"caf\xe9\n")
-    Path("prompts.csv").write_text("prompt\nan otter\n")
+    Path("prompts.csv").write_text("prompt,steps\nan otter,x\n")
+    Path("one.jsonl").write_text('{"prompt": "an otter", "model": "a"}\n')
+    Path("two.jsonl").write_text('{"text": "an otter", "model": "a"}\n{"text": "a fox", "Model": "b"}\n')
     done = invoke("submit", *args)
     assert done.exit_code == 2
     assert done.stdout == ""
@@ -318,3 +326,37 @@ def test_drawn_seeds_make_other_pictures(invoke: Invoke, store: JobStore) -> Non
     assert second.stdout != first.stdout
     assert f"submitted before, as {first.stdout.strip()}" in second.stderr
     assert len(store.submissions()) == 2
+
+
+def test_a_list_says_settings_and_model_and_its_bad_lines_are_left_out(
+    invoke: Invoke, store: JobStore, recommend: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a line says beats the flags; --skip-bad warns of what it leaves out, and submits the rest."""
+    monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={recommend('mine')},other={recommend('other')}")
+    Path("list.csv").write_text(
+        "Caption,model,cfg,size,seed,Category\n"
+        'an otter,mine,3,64x128,"5,9",Animals\n'
+        "a fox,,nan,,,\n"
+        "a bee,,,,,\n"
+    )
+    done = invoke("submit", "list.csv", "--cfg", "4", "--seed", "1", "--skip-bad")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.splitlines()[:2] == [
+        "Warning: left out 1 place that cannot be used:",
+        "  list.csv:3:3: cfg 'nan' is not a number; write one, for example 7.5.",
+    ]
+    submission = store.find_submission(done.stdout.strip())
+    assert submission.model == "mine"
+    jobs = [job.parameters for job in store.jobs(submission.id)]
+    assert [(job.prompt, job.seed, job.guidance_scale, job.height, job.extra) for job in jobs] == [
+        ("an otter", 5, 3.0, 128, {"Category": "Animals"}),
+        ("an otter", 9, 3.0, 128, {"Category": "Animals"}),
+        ("a bee", 1, 4.0, 64, {}),
+    ]
+
+
+def test_standard_input_may_have_any_format(invoke: Invoke, store: JobStore) -> None:
+    """A pipe is recognised by its content, as a file is."""
+    done = invoke("submit", "-", stdin=b'{"prompt": "an otter", "steps": 7}\n')
+    (job,) = store.jobs(store.find_submission(done.stdout.strip()).id)
+    assert (job.parameters.prompt, job.parameters.num_inference_steps) == ("an otter", 7)

@@ -1,0 +1,38 @@
+"""The way in to the readers: look at a file's head, pick its reader and hand it the whole file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from producer.lines import Line, Problem, Reader
+from producer.readers import READERS
+from producer.readers.detect import detect_format
+from producer.readers.rejoined import peek
+
+
+def reader_of(input_format: str) -> Reader:
+    """Return the reader of one of `FORMATS`."""
+    module, _, attribute = READERS[input_format].partition(":")
+    reader: Reader = getattr(importlib.import_module(module), attribute)
+    return reader
+
+
+def read(
+    file: BinaryIO, name: str, *, suffix: str = "", input_format: str | None = None
+) -> Iterator[Line | Problem]:
+    """Yield what a prompt file holds, whatever its format; memory stays flat.
+
+    Args:
+        file: open, at its start; a pipe will do. It is left open.
+        name: for messages.
+        suffix: of the file's name, a hint: `.csv`; empty where there is none.
+        input_format: one of `FORMATS`; None lets the content decide.
+    """
+    head, whole = peek(file)
+    found = detect_format(head, suffix=suffix, input_format=input_format)
+    if found.reason is not None:
+        yield Problem(file=name, reason=found.reason)
+    else:
+        yield from reader_of(found.format)(whole, name)
