@@ -15,7 +15,8 @@ from producer.readers.columns import Columns
 from producer.readers.decoding import LONGEST_LINE
 from producer.readers.kinds import UnfitError, shown
 
-BATCH = 512  # rows
+BATCH = 128  # rows
+SMALL = 2**24  # bytes of a column in a row group
 BOMB_SIZE = 2**26  # bytes of one column in one row group; with
 BOMB_RATIO = 100  # times its size in the file: no text is packed like that
 _REST = "; nothing after it was read."
@@ -34,7 +35,7 @@ def read_parquet(file: BinaryIO, name: str) -> Iterator[Line | Problem]:
     with _seekable(file) as source:
         try:
             table = parquet.ParquetFile(source, pre_buffer=False, buffer_size=2**16)
-            texts = [field.name for field in table.schema_arrow if _is_text(pa, field.type)]
+            texts = _kept_as_dictionaries(pa, table)
             table = parquet.ParquetFile(
                 source, metadata=table.metadata, read_dictionary=texts, pre_buffer=False, buffer_size=2**16
             )
@@ -75,8 +76,24 @@ def _checked(pa: Any, table: Any) -> Columns:
     return columns
 
 
-def _is_text(pa: Any, kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _kept_as_dictionaries(pa: Any, table: Any) -> list[str]:
+    """Return the columns of text to read as dictionaries: a few bytes can repeat one long text endlessly.
+
+    In large column chunks texts hardly repeat, and dictionaries of them would be as large as the file.
+    """
+    groups = [table.metadata.row_group(at) for at in range(table.metadata.num_row_groups)]
+    large = {
+        group.column(at).path_in_schema
+        for group in groups
+        for at in range(group.num_columns)
+        if group.column(at).total_uncompressed_size > SMALL
+    }
+    texts = (pa.types.is_string, pa.types.is_large_string)
+    return [
+        field.name
+        for field in table.schema_arrow
+        if field.name not in large and any(is_text(field.type) for is_text in texts)
+    ]
 
 
 def _has_bytes(pa: Any, kind: Any) -> bool:

@@ -6,9 +6,11 @@ import io
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from producer.lines import Line
+from producer.lines import Line, Problem
 from producer.prompts import read_prompts
 from producer.readers.opening import read
 from storage.errors import BadInputError
@@ -315,3 +317,16 @@ def test_broken_quotes_on_every_line_end() -> None:
     found = list(read(io.BytesIO(b"prompt,x\n" + b'x","y\n' * 200_000), "f"))
     assert len(found) < 10_000
     assert "nothing after this line was read" in str(found[-1])
+
+
+def test_one_long_text_repeated_in_parquet_is_held_once() -> None:
+    """A million characters a thousand times over take a few bytes of a file, and no more here."""
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table({"prompt": ["a" * 1_000_000] * 1000}), buffer)
+    assert len(buffer.getvalue()) < 200_000
+    pa_bytes = pa.total_allocated_bytes()
+    found = 0
+    for each in read(io.BytesIO(buffer.getvalue()), "f"):
+        found += isinstance(each, Problem)
+        assert pa.total_allocated_bytes() - pa_bytes < 20_000_000
+    assert found == 1000

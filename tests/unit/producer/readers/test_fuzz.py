@@ -29,7 +29,7 @@ VALID = {
     "text": b'# c\nan otter\na fox --n blurry --w 64 --s 20 --d 1,2\n--prompt "a bee" --seed -1 --steps 3\n',
     "csv": b'prompt,seed,cfg,size,Category\n"an ""otter""","1,2",5,64x64,A\na fox,,,,\n',
     "tsv": b'prompt\tseed\tsampler\n"an" otter\t1\tDPM++ 2M Karras\n"a ""fox"""\t\t\n',
-    "jsonl": b'{"prompt": "an otter", "seed": [1, 2], "x": {"y": [1.5]}}\n"a fox"\n{"text": "\\u72d0", "n": 2}\n',
+    "jsonl": b'{"prompt": "an otter", "seed": [1, 2], "x": [1.5]}\n"a fox"\n{"text": "\\u72d0", "n": 2}\n',
     "json": b'[\n {"prompt": "an otter", "steps": 20.0, "guidance_interval": [0, 0.8]},\n "a fox"\n]\n',
     "parquet": _parquet(),
 }
