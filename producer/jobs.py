@@ -187,18 +187,25 @@ def check_seeds(options: JobOptions, prompts: int) -> None:
         raise BadInputError(f"The last job's seed would be {last}, past {MAX_SEED}; choose a smaller --seed.")
 
 
-def check_filled(options: JobOptions, defaults: Mapping[str, Any], *, model: str) -> None:
-    """Raise BadInputError if what the flags say does not go with what the model's `defaults` fill in."""
-    for setting in options.sweep:
-        own = _swept(options.parameters("any", 0), setting)
-        try:
-            # Sizes go with everything, and each was checked where it came from.
-            check_job(dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height))
-        except BadInputError as error:
-            sampler = defaults.get("sampler") if own.sampler is None else own.sampler
-            raise BadInputError(
-                f"With sampler {sampler} and the other settings that model {model} recommends: {error}"
-            ) from error
+def check_filled(
+    lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any], *, model: str
+) -> None:
+    """Raise BadInputError if what lines and flags say does not go with what the model's `defaults` fill in."""
+    for line in lines:
+        for setting in options.sweep:
+            own = _swept(_parameters(line, options, 0), setting)
+            try:
+                # Sizes go with everything, and each was checked where it came from.
+                check_job(
+                    dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height)
+                )
+            except BadInputError as error:
+                sampler = defaults.get("sampler") if own.sampler is None else own.sampler
+                place = f"{line.file}:{line.line}: " if line.settings and line.line else ""
+                raise BadInputError(
+                    f"{place}With sampler {sampler} and the other settings that model {model} recommends: "
+                    f"{error}"
+                ) from error
 
 
 def build_jobs(

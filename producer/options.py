@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -82,6 +83,34 @@ prompt_options = _stacked(
     ),
     click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used, with a warning."),
 )
+
+rewriting_flags = _stacked(
+    click.option(
+        "--style", "styles", multiple=True, metavar="NAME",
+        help="Words and settings around each prompt, from the file of presets; repeatable, the first is "
+        "innermost.",
+    ),
+    click.option(
+        "--preset", "presets", multiple=True, metavar="NAME",
+        help="Settings from the file of presets; a flag and a line's own setting beat them. Repeatable.",
+    ),
+    click.option(
+        "--presets", "presets_file", type=click.Path(path_type=Path), metavar="FILE",
+        help="TOML file of styles and presets. Default: presets.toml here, else in PROMPTMILL_HOME.",
+    ),
+    click.option(
+        "--templates", type=click.Choice(["off", "random", "all"]), default="off", show_default=True,
+        help="What becomes of {red|blue} and __animal__: nothing; one drawn for each picture; all of them.",
+    ),
+    click.option(
+        "--wildcards", type=click.Path(path_type=Path), metavar="DIR",
+        help="Where __animal__ finds animal.txt, one option a line.",
+    ),
+    click.option(
+        "--template-seed", type=int, metavar="N",
+        help="Draw the same prompts again. Default: random, kept with each job.",
+    ),
+)  # fmt: skip
 
 job_flags = _stacked(
     click.option("--negative", default="", metavar="TEXT", help="Negative prompt of every job."),

@@ -17,7 +17,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -28,8 +28,12 @@ from producer.readers.opening import read
 from producer.readers.text import parse_line
 from storage.errors import BadInputError
 
+if TYPE_CHECKING:
+    from producer.rewriting import Rewriting
+
 STDIN = "-"
 SHOWN_PROBLEMS = 20
+MAX_SAMPLES = 1_000
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
 _ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
 
@@ -41,6 +45,7 @@ class PromptList:
         count: how many prompts.
         source: where they came from, in a few words.
         model: that the lines name; None if none does.
+        samples: one line for each combination of settings that lines have, at most so many.
         wanted: how many prompts say that they want so many seeds (0: they do not say) and images of each.
     """
 
@@ -48,6 +53,7 @@ class PromptList:
         self.count = 0
         self.source = source
         self.model: str | None = None
+        self.samples: dict[str, Line] = {}
         self._digest = hashlib.sha256()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
         self._spool: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (lives as long as the list)
@@ -66,6 +72,9 @@ class PromptList:
         self._spool.write(f"[{place},{asked}]\n")
         self.count += 1
         self.model = self.model or line.model
+        settings = json.dumps(line.settings) if line.settings else ""
+        if settings not in self.samples and len(self.samples) < MAX_SAMPLES:
+            self.samples[settings] = line
         self.wanted[len(line.seeds), line.images] += 1
 
     @property
@@ -88,6 +97,7 @@ def read_prompts(
     options: JobOptions | None = None,
     input_format: str | None = None,
     skip_bad: bool = False,
+    rewriting: Rewriting | None = None,
 ) -> PromptList:
     """Read and check all prompts: the files in their order, then the texts of `--prompt`.
 
@@ -98,6 +108,7 @@ def read_prompts(
         input_format: of all files, one of `producer.readers.FORMATS`; None lets each one's content decide.
         skip_bad: leave out the lines that cannot be used, and say so; a file that cannot be read at all is
             an error all the same.
+        rewriting: styles, presets and templates, if any are asked for.
 
     Raises:
         BadInputError: listing every line that cannot be used, or saying that there is none at all.
@@ -106,8 +117,10 @@ def read_prompts(
         raise BadInputError("No prompts were given; name a prompt file, - for standard input, or -p TEXT.")
     prompts = PromptList(source=_describe(files, texts))
     problems = _Problems()
-    for found in _all(files, texts, input_format):
-        checked = _checked(found, options or JobOptions(), prompts)
+    options = options or JobOptions()
+    found_ones = _all(files, texts, input_format)
+    for found in _rewritten(found_ones, rewriting, options) if rewriting else found_ones:
+        checked = _checked(found, options, prompts)
         if isinstance(checked, Problem):
             problems.add(checked)
         elif skip_bad or not problems.count:
@@ -124,6 +137,18 @@ def read_prompts(
             f"There is no prompt in {prompts.source}, only blank lines and comments; add some."
         )
     return prompts
+
+
+def _rewritten(
+    found_ones: Iterator[Line | Problem], rewriting: Rewriting, options: JobOptions
+) -> Iterator[Line | Problem]:
+    number = 0
+    for found in found_ones:
+        if isinstance(found, Problem):
+            yield found
+        else:
+            yield from rewriting.lines(found, number, options)
+            number += 1
 
 
 class _Problems:

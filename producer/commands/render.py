@@ -17,6 +17,7 @@ from producer.options import (
     given_flags,
     job_flags,
     prompt_options,
+    rewriting_flags,
     submission_flags,
     worker_flags,
 )
@@ -24,6 +25,7 @@ from producer.output import remark
 from producer.pictures import check_folder, check_makeable
 from producer.prompts import read_prompts
 from producer.rendering import Rendering, check_resumable, run
+from producer.rewriting import take_rewriting
 from producer.session import Session, pass_session
 from producer.submitting import Order, submit_order
 from storage.errors import BadInputError
@@ -66,6 +68,7 @@ Examples:
     f"{BUILTIN_MODEL}.",
 )  # fmt: skip
 @job_flags
+@rewriting_flags
 @submission_flags
 @worker_flags
 @pass_session
@@ -124,10 +127,13 @@ def _submitted(
 ) -> tuple[Submission, ModelReference]:
     """Check everything, then submit; BadInputError before anything is written."""
     check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
+    rewriting = take_rewriting(session.settings, flags)
     options = job_options(**flags)
     if asked:
         resolve_model(session.settings, asked)  # before a long list is read
-    prompts = read_prompts(files, texts, options=options, input_format=input_format, skip_bad=skip_bad)
+    prompts = read_prompts(
+        files, texts, options=options, input_format=input_format, skip_bad=skip_bad, rewriting=rewriting
+    )
     check_seeds(options, prompts.count)
     named = named_model(prompts.model, asked or None)
     model = resolve_model(session.settings, named or default_model(session.settings))
@@ -140,7 +146,7 @@ def _submitted(
         check_worker_extra()
     known = known_models(session.settings, workers, model)[model.name]
     defaults = known.defaults()
-    check_filled(options, defaults, model=model.name)
+    check_filled(prompts.samples.values(), options, defaults, model=model.name)
     order = Order(
         prompts=prompts,
         options=options,

@@ -10,10 +10,17 @@ from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
 from producer.jobs import check_filled, check_seeds, job_options
 from producer.models import KnownModel, choose_model, known_models, named_model
-from producer.options import check_submission_flags, job_flags, prompt_options, submission_flags
+from producer.options import (
+    check_submission_flags,
+    job_flags,
+    prompt_options,
+    rewriting_flags,
+    submission_flags,
+)
 from producer.output import count_of, remark
 from producer.preview import preview
 from producer.prompts import read_prompts
+from producer.rewriting import take_rewriting
 from producer.session import Session, pass_session
 from producer.submitting import Order, submit_order
 from storage.records import Submission
@@ -34,6 +41,7 @@ Examples:
 @prompt_options
 @click.option("--model", metavar="NAME", help="Default: the only known one; see `promptmill models`.")
 @job_flags
+@rewriting_flags
 @submission_flags
 @click.option(
     "--dry-run", is_flag=True, help="Show how many jobs it makes, some of them, and how long they may take."
@@ -69,12 +77,15 @@ def submit(
     A setting that is not given is the model's recommendation (`promptmill models`), else the general default.
     """
     check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
+    rewriting = take_rewriting(session.settings, flags)
     options = job_options(**flags)
-    prompts = read_prompts(files, texts, options=options, input_format=input_format, skip_bad=skip_bad)
+    prompts = read_prompts(
+        files, texts, options=options, input_format=input_format, skip_bad=skip_bad, rewriting=rewriting
+    )
     check_seeds(options, prompts.count)
     chosen = known_model(session, named_model(prompts.model, model))
     defaults = chosen.defaults()
-    check_filled(options, defaults, model=chosen.name)
+    check_filled(prompts.samples.values(), options, defaults, model=chosen.name)
     order = Order(
         prompts=prompts,
         options=options,
