@@ -11,7 +11,7 @@ from producer.lines import Line
 from producer.sweeps import Setting, combine, names_of, parse_axis, parse_interval, parse_seeds, parse_size
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
-from storage.parameters import MAX_SEED, JobParameters, check_job, check_prompt, check_seed, draw_seed
+from storage.parameters import JobParameters, check_job, check_prompt, draw_seed
 from storage.prompt_syntax import PLAIN
 from storage.samplers import resolve_sampler
 
@@ -137,19 +137,20 @@ def _check_sweep(options: JobOptions) -> None:
         raise BadInputError(f"A --sweep sets {', '.join(both)}, and so does a flag; leave one of them out.")
     for setting in options.sweep:
         try:
-            check_job(_swept(options.parameters("any", 0), setting))
+            check_job(with_setting(options.parameters("any", 0), setting))
         except BadInputError as error:
-            raise _in_combination(error, setting) from error
+            raise in_combination(error, setting) from error
 
 
-def _in_combination(error: BadInputError, setting: Setting) -> BadInputError:
+def in_combination(error: BadInputError, setting: Setting) -> BadInputError:
+    """Say in which combination of the sweeps an error is."""
     if not setting:
         return error
     shown = ", ".join(f"{name} {value}" for name, value in setting.items())
     return BadInputError(f"With {shown} of --sweep: {error}")
 
 
-def _swept(job: JobParameters, setting: Setting) -> JobParameters:
+def with_setting(job: JobParameters, setting: Setting) -> JobParameters:
     """Return the job with what one combination of the sweeps sets, its seed apart."""
     own = {name: value for name, value in setting.items() if name != "seed"}
     if "options" in own:
@@ -177,37 +178,6 @@ def _telling(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, 0, [0, 1], PLAIN)}
 
 
-def check_seeds(options: JobOptions, prompts: int) -> None:
-    """Raise BadInputError if the last job's seed would leave the range."""
-    swept = [setting["seed"] for setting in options.sweep if "seed" in setting]
-    last = max((*options.seeds, *swept), default=0) + options.images - 1
-    if options.seed_per_prompt:
-        last += prompts - 1
-    if last > MAX_SEED:
-        raise BadInputError(f"The last job's seed would be {last}, past {MAX_SEED}; choose a smaller --seed.")
-
-
-def check_filled(
-    lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any], *, model: str
-) -> None:
-    """Raise BadInputError if what lines and flags say does not go with what the model's `defaults` fill in."""
-    for line in lines:
-        for setting in options.sweep:
-            own = _swept(_parameters(line, options, 0), setting)
-            try:
-                # Sizes go with everything, and each was checked where it came from.
-                check_job(
-                    dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height)
-                )
-            except BadInputError as error:
-                sampler = defaults.get("sampler") if own.sampler is None else own.sampler
-                place = f"{line.file}:{line.line}: " if line.settings and line.line else ""
-                raise BadInputError(
-                    f"{place}With sampler {sampler} and the other settings that model {model} recommends: "
-                    f"{error}"
-                ) from error
-
-
 def build_jobs(
     lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any]
 ) -> Iterator[JobParameters]:
@@ -222,7 +192,7 @@ def build_jobs(
     plain = [_settings(options.parameters("", 0), setting, defaults) for setting in options.sweep]
     for number, line in enumerate(lines):
         seeds = _seeds(line, number, options)
-        own = _parameters(line, options, 0) if line.settings or line.extra else None
+        own = parameters_of(line, options, 0) if line.settings or line.extra else None
         for setting, same in zip(options.sweep, plain, strict=True):
             settings = same if own is None else _settings(own, setting, defaults)
             for seed in _swept_seeds(setting, line, options) or seeds:
@@ -238,37 +208,14 @@ def count_jobs(wanted: Mapping[tuple[int, int | None], int], options: JobOptions
     )
 
 
-def check_line(line: Line, options: JobOptions) -> None:
-    """Check a line together with the flags; BadInputError about the first thing that does not go."""
-    check_prompt(line.prompt)
-    if line.images is not None and not 1 <= line.images <= MAX_IMAGES:
-        raise BadInputError(f"{line.images} images are out of range; choose 1 to {MAX_IMAGES:,}.")
-    for seed in line.seeds:
-        last = check_seed(seed) + (line.images or options.images) - 1
-        if last > MAX_SEED:
-            raise BadInputError(f"The last picture's seed would be {last}, past {MAX_SEED}; take a smaller.")
-    swept = names_of(options.sweep[0])
-    own = names_of(line.settings) | ({"seed"} if line.seeds else set())
-    if both := sorted(own & swept):
-        raise BadInputError(
-            f"This line sets {', '.join(both)}, and so does a --sweep; leave one of them out."
-        )
-    # The flags alone were checked once, but not together with the grammar of this prompt.
-    if line.settings or options.options.get("prompt_syntax", PLAIN) != PLAIN:
-        for setting in options.sweep:
-            try:
-                check_job(_swept(_parameters(line, options, 0), setting))
-            except BadInputError as error:
-                raise _in_combination(error, setting) from error
-
-
 def _settings(job: JobParameters, setting: Setting, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that jobs have in common but prompt and seed."""
-    filled = fill_defaults(_swept(job, setting), defaults)
+    filled = fill_defaults(with_setting(job, setting), defaults)
     return {name: getattr(filled, name) for name in _SHARED}
 
 
-def _parameters(line: Line, options: JobOptions, seed: int) -> JobParameters:
+def parameters_of(line: Line, options: JobOptions, seed: int) -> JobParameters:
+    """Return what a line and the flags ask for together, sweeps apart; the line's own settings win."""
     job = options.parameters(line.prompt, seed)
     if not line.settings and not line.extra:
         return job

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,28 +14,14 @@ from click.shell_completion import CompletionItem
 from producer.readers import FORMATS
 from producer.session import Session
 from producer.sweeps import SHOWN_NAMES
-from storage.devices import list_devices, nvidia_gpus
 from storage.errors import BadInputError, PromptmillError
 from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
 from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SAMPLERS, SCHEDULES
-from storage.worker_options import (
-    DEVICES,
-    DTYPES,
-    MODES,
-    WorkerOptions,
-    check_devices,
-    check_lanes,
-    check_together,
-)
-
-if TYPE_CHECKING:
-    from storage.models import ModelReference
 
 F = TypeVar("F", bound=Callable[..., Any])
 LAST = "@last"
 MAX_KEY_LENGTH = 200
-MAX_DRAIN_TIMEOUT = 7 * 24 * 3600.0
 _NAME = re.compile(r"\w[\w .+=-]{0,99}")
 
 
@@ -66,14 +52,14 @@ class SubmissionReference(click.ParamType[str]):
         ]
 
 
-def _stacked(*options: Callable[[F], F]) -> Callable[[F], F]:
+def stacked(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Apply decorators so that `--help` lists them in the order given."""
     return lambda function: reduce(lambda inner, option: option(inner), reversed(options), function)
 
 
 submission_argument = click.argument("submission", metavar="ID", type=SubmissionReference())
 
-prompt_options = _stacked(
+prompt_options = stacked(
     click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path()),
     click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt; repeatable."),
     click.option(
@@ -84,7 +70,7 @@ prompt_options = _stacked(
     click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used, with a warning."),
 )
 
-rewriting_flags = _stacked(
+rewriting_flags = stacked(
     click.option(
         "--style", "styles", multiple=True, metavar="NAME",
         help="Words and settings around each prompt, from the file of presets; repeatable, the first is "
@@ -112,7 +98,7 @@ rewriting_flags = _stacked(
     ),
 )  # fmt: skip
 
-job_flags = _stacked(
+job_flags = stacked(
     click.option("--negative", default="", metavar="TEXT", help="Negative prompt of every job."),
     click.option(
         "--images",
@@ -189,7 +175,7 @@ job_flags = _stacked(
     ),
 )
 
-submission_flags = _stacked(
+submission_flags = stacked(
     click.option("--name", metavar="TEXT", help="A name that can be used instead of the id."),
     click.option(
         "--priority", type=int, default=0, show_default=True, metavar="N", help="Higher goes first."
@@ -212,41 +198,6 @@ submission_flags = _stacked(
         "--again",
         is_flag=True,
         help="Render anew what an earlier submission has already: the same jobs with the same seeds.",
-    ),
-)
-
-worker_flags = _stacked(
-    click.option(
-        "--devices",
-        default="auto",
-        show_default=True,
-        metavar="|".join((*DEVICES, "0,1")),
-        help="What to render on; one process for each GPU.",
-    ),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Precision."),
-    click.option(
-        "--lanes",
-        default="auto",
-        show_default=True,
-        metavar="auto|N",
-        help="R, the lanes of a forward pass. auto: measured once for each kind of worker, then kept.",
-    ),
-    click.option(
-        "--compile",
-        is_flag=True,
-        help="Let torch compile the UNet: minutes for each new size, then faster steps. Needs a compiler.",
-    ),
-    click.option(
-        "--cuda-graphs",
-        is_flag=True,
-        help="Launch a whole forward pass at once, on NVIDIA GPUs. Nobody has seen it run yet.",
-    ),
-    click.option(
-        "--mode",
-        type=click.Choice(MODES),
-        default="exact",
-        show_default=True,
-        help="exact: same bytes in any company; throughput: faster; reference: one by one.",
     ),
 )
 
@@ -273,54 +224,6 @@ def check_share(*, priority: int | None, weight: float | None, max_running: int 
         raise BadInputError(f"--weight {weight} is out of range; choose 0.001 to 1000.")
     if max_running is not None and not 1 <= max_running < 2**31:
         raise BadInputError(f"--max-running {max_running} is out of range; give 1 or more, or leave it out.")
-
-
-def check_drain_timeout(seconds: float) -> None:
-    """Refuse what is no time to wait, NaN included."""
-    if not 0 <= seconds <= MAX_DRAIN_TIMEOUT:
-        raise BadInputError(f"--drain-timeout {seconds} is out of range; choose seconds from 0 to a week.")
-
-
-def check_worker_flags(
-    model: ModelReference,
-    *,
-    devices: str,
-    dtype: str,
-    lanes: str,
-    mode: str,
-    compile: bool = False,  # noqa: A002 - the flag's own name
-    cuda_graphs: bool = False,
-    name: str | None = None,
-    drain_timeout: float | None = None,
-    parent_pipe: bool = False,
-) -> WorkerOptions:
-    """Make a worker's options of the flags; BadInputError about the first that cannot be used."""
-    if drain_timeout is not None:
-        check_drain_timeout(drain_timeout)
-    if mode == "reference" and dtype not in ("auto", "float32"):
-        raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
-    if compile and cuda_graphs:
-        raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
-    launch = "compiled" if compile else "cuda_graphs" if cuda_graphs else "eager"
-    pinned = check_lanes(lanes)
-    check_together(mode=mode, lanes=pinned, launch=launch)
-    list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
-    if cuda_graphs and (devices in ("cpu", "mps") or (devices == "auto" and not nvidia_gpus())):
-        raise BadInputError(
-            f"--cuda-graphs needs an NVIDIA GPU, and --devices {devices} finds none; leave it out."
-        )
-    rest: dict[str, Any] = {} if drain_timeout is None else {"drain_timeout": drain_timeout}
-    return WorkerOptions(
-        model=str(model),
-        devices=devices,
-        dtype=dtype,
-        lanes=pinned,
-        mode=mode,
-        launch=launch,
-        name=name,
-        parent_pipe=parent_pipe,
-        **rest,
-    )
 
 
 def given_flags(ctx: click.Context, names: Sequence[str] = ()) -> list[str]:

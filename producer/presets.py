@@ -20,14 +20,16 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from producer.jobs import JobOptions
 from producer.lines import Line
 from producer.presetvalues import Found, no_such_key, read_settings
 from storage.errors import BadInputError
 from storage.parameters import check_prompt
-from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
 PRESETS_FILE = "presets.toml"
 MAX_FILE = 2**20  # bytes

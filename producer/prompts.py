@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from producer.jobs import JobOptions, check_line
+from producer.jobchecks import check_line
+from producer.jobs import JobOptions
 from producer.lines import Line, Problem
 from producer.output import count_of, printable, remark
 from producer.readers.opening import read

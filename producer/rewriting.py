@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
@@ -15,7 +15,9 @@ from producer.sweeps import names_of
 from producer.templates import MAX_COUNT, TemplateError, Templates, template_rng
 from storage.errors import BadInputError
 from storage.parameters import MAX_SEED, draw_seed
-from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from storage.settings import Settings
 
 FLAGS = ("styles", "presets", "presets_file", "templates", "wildcards", "template_seed")
 MAX_EXPANSIONS = 1_000_000  # of one line

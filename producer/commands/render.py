@@ -8,18 +8,17 @@ from typing import Any
 import click
 
 from producer.background_worker import check_worker_extra
-from producer.jobs import check_filled, check_seeds, job_options
+from producer.jobchecks import check_filled, check_seeds
+from producer.jobs import job_options
 from producer.models import default_model, known_models, named_model, resolve_model, serving
 from producer.options import (
     SubmissionReference,
     check_submission_flags,
-    check_worker_flags,
     given_flags,
     job_flags,
     prompt_options,
     rewriting_flags,
     submission_flags,
-    worker_flags,
 )
 from producer.output import remark
 from producer.pictures import check_folder, check_makeable
@@ -28,6 +27,7 @@ from producer.rendering import Rendering, check_resumable, run
 from producer.rewriting import take_rewriting
 from producer.session import Session, pass_session
 from producer.submitting import Order, submit_order
+from producer.worker_flags import check_worker_flags, worker_flags
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, parse_model
 from storage.records import Submission, SubmissionState

@@ -8,7 +8,8 @@ import click
 
 from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
-from producer.jobs import check_filled, check_seeds, job_options
+from producer.jobchecks import check_filled, check_seeds
+from producer.jobs import job_options
 from producer.models import KnownModel, choose_model, known_models, named_model
 from producer.options import (
     check_submission_flags,

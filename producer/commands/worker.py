@@ -13,9 +13,9 @@ import click
 from producer.background_worker import check_worker_extra
 from producer.cli import LazyGroup
 from producer.models import default_model, is_alive, resolve_model
-from producer.options import check_drain_timeout, check_worker_flags, worker_flags
 from producer.output import count_of, duration, listing, remark, timestamp
 from producer.session import Session, pass_session
+from producer.worker_flags import check_drain_timeout, check_worker_flags, worker_flags
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, check_model_name
 from storage.records import Worker

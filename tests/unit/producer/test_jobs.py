@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.jobs import build_jobs, check_line, check_seeds, count_jobs, job_options
+from producer.jobchecks import check_line, check_seeds
+from producer.jobs import build_jobs, count_jobs, job_options
 from producer.lines import Line
 from storage.errors import BadInputError
 from storage.parameters import MAX_SEED

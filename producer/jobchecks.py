@@ -1,0 +1,70 @@
+"""Whether lines, flags and the model's recommendations go together, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from producer.jobs import MAX_IMAGES, JobOptions, in_combination, parameters_of, with_setting
+from producer.lines import Line
+from producer.sweeps import names_of
+from storage.errors import BadInputError
+from storage.model_defaults import fill_defaults
+from storage.parameters import MAX_SEED, check_job, check_prompt, check_seed
+from storage.prompt_syntax import PLAIN
+
+
+def check_seeds(options: JobOptions, prompts: int) -> None:
+    """Raise BadInputError if the last job's seed would leave the range."""
+    swept = [setting["seed"] for setting in options.sweep if "seed" in setting]
+    last = max((*options.seeds, *swept), default=0) + options.images - 1
+    if options.seed_per_prompt:
+        last += prompts - 1
+    if last > MAX_SEED:
+        raise BadInputError(f"The last job's seed would be {last}, past {MAX_SEED}; choose a smaller --seed.")
+
+
+def check_filled(
+    lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any], *, model: str
+) -> None:
+    """Raise BadInputError if what lines and flags say does not go with what the model's `defaults` add."""
+    for line in lines:
+        for setting in options.sweep:
+            own = with_setting(parameters_of(line, options, 0), setting)
+            try:
+                # Sizes go with everything, and each was checked where it came from.
+                check_job(
+                    dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height)
+                )
+            except BadInputError as error:
+                sampler = defaults.get("sampler") if own.sampler is None else own.sampler
+                place = f"{line.file}:{line.line}: " if line.settings and line.line else ""
+                raise BadInputError(
+                    f"{place}With sampler {sampler} and the other settings that model {model} recommends: "
+                    f"{error}"
+                ) from error
+
+
+def check_line(line: Line, options: JobOptions) -> None:
+    """Check a line together with the flags; BadInputError about the first thing that does not go."""
+    check_prompt(line.prompt)
+    if line.images is not None and not 1 <= line.images <= MAX_IMAGES:
+        raise BadInputError(f"{line.images} images are out of range; choose 1 to {MAX_IMAGES:,}.")
+    for seed in line.seeds:
+        last = check_seed(seed) + (line.images or options.images) - 1
+        if last > MAX_SEED:
+            raise BadInputError(f"The last picture's seed would be {last}, past {MAX_SEED}; take a smaller.")
+    swept = names_of(options.sweep[0])
+    own = names_of(line.settings) | ({"seed"} if line.seeds else set())
+    if both := sorted(own & swept):
+        raise BadInputError(
+            f"This line sets {', '.join(both)}, and so does a --sweep; leave one of them out."
+        )
+    # The flags alone were checked once, but not together with the grammar of this prompt.
+    if line.settings or options.options.get("prompt_syntax", PLAIN) != PLAIN:
+        for setting in options.sweep:
+            try:
+                check_job(with_setting(parameters_of(line, options, 0), setting))
+            except BadInputError as error:
+                raise in_combination(error, setting) from error

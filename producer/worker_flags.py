@@ -1,0 +1,108 @@
+"""The options of a worker, and what they become: `worker start` takes them, and `render` for its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from producer.options import stacked
+from storage.devices import list_devices, nvidia_gpus
+from storage.errors import BadInputError
+from storage.worker_options import (
+    DEVICES,
+    DTYPES,
+    MODES,
+    WorkerOptions,
+    check_devices,
+    check_lanes,
+    check_together,
+)
+
+if TYPE_CHECKING:
+    from storage.models import ModelReference
+
+MAX_DRAIN_TIMEOUT = 7 * 24 * 3600.0
+
+worker_flags = stacked(
+    click.option(
+        "--devices",
+        default="auto",
+        show_default=True,
+        metavar="|".join((*DEVICES, "0,1")),
+        help="What to render on; one process for each GPU.",
+    ),
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Precision."),
+    click.option(
+        "--lanes",
+        default="auto",
+        show_default=True,
+        metavar="auto|N",
+        help="R, the lanes of a forward pass. auto: measured once for each kind of worker, then kept.",
+    ),
+    click.option(
+        "--compile",
+        is_flag=True,
+        help="Let torch compile the UNet: minutes for each new size, then faster steps. Needs a compiler.",
+    ),
+    click.option(
+        "--cuda-graphs",
+        is_flag=True,
+        help="Launch a whole forward pass at once, on NVIDIA GPUs. Nobody has seen it run yet.",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(MODES),
+        default="exact",
+        show_default=True,
+        help="exact: same bytes in any company; throughput: faster; reference: one by one.",
+    ),
+)
+
+
+def check_drain_timeout(seconds: float) -> None:
+    """Refuse what is no time to wait, NaN included."""
+    if not 0 <= seconds <= MAX_DRAIN_TIMEOUT:
+        raise BadInputError(f"--drain-timeout {seconds} is out of range; choose seconds from 0 to a week.")
+
+
+def check_worker_flags(
+    model: ModelReference,
+    *,
+    devices: str,
+    dtype: str,
+    lanes: str,
+    mode: str,
+    compile: bool = False,  # noqa: A002 - the flag's own name
+    cuda_graphs: bool = False,
+    name: str | None = None,
+    drain_timeout: float | None = None,
+    parent_pipe: bool = False,
+) -> WorkerOptions:
+    """Make a worker's options of the flags; BadInputError about the first that cannot be used."""
+    if drain_timeout is not None:
+        check_drain_timeout(drain_timeout)
+    if mode == "reference" and dtype not in ("auto", "float32"):
+        raise BadInputError(f"--mode reference is float32 only, not {dtype}; leave --dtype out.")
+    if compile and cuda_graphs:
+        raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
+    launch = "compiled" if compile else "cuda_graphs" if cuda_graphs else "eager"
+    pinned = check_lanes(lanes)
+    check_together(mode=mode, lanes=pinned, launch=launch)
+    list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
+    if cuda_graphs and (devices in ("cpu", "mps") or (devices == "auto" and not nvidia_gpus())):
+        raise BadInputError(
+            f"--cuda-graphs needs an NVIDIA GPU, and --devices {devices} finds none; leave it out."
+        )
+    rest: dict[str, Any] = {} if drain_timeout is None else {"drain_timeout": drain_timeout}
+    return WorkerOptions(
+        model=str(model),
+        devices=devices,
+        dtype=dtype,
+        lanes=pinned,
+        mode=mode,
+        launch=launch,
+        name=name,
+        parent_pipe=parent_pipe,
+        **rest,
+    )
