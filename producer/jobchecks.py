@@ -62,7 +62,8 @@ def check_line(line: Line, options: JobOptions) -> None:
             f"This line sets {', '.join(both)}, and so does a --sweep; leave one of them out."
         )
     # The flags alone were checked once, but not together with the grammar of this prompt.
-    if line.settings or options.options.get("prompt_syntax", PLAIN) != PLAIN:
+    weighted = "prompt_syntax" in swept or options.options.get("prompt_syntax", PLAIN) != PLAIN
+    if line.settings or weighted:
         for setting in options.sweep:
             try:
                 check_job(with_setting(parameters_of(line, options, 0), setting))

@@ -131,4 +131,5 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "eta": lambda value: _option("eta", float(_number(value))),
     "guidance_rescale": lambda value: _option("guidance_rescale", float(_number(value))),
     "guidance_interval": _interval,
+    "prompt_syntax": lambda value: _option("prompt_syntax", _text(value)),
 }

@@ -228,8 +228,9 @@ _READERS: Mapping[str, Callable[[str], Setting]] = {
     "eta": _option("eta", _number),
     "guidance_rescale": _option("guidance_rescale", _number),
     "guidance_interval": _option("guidance_interval", parse_interval),
+    "prompt_syntax": _option("prompt_syntax", str),
 }
 SHOWN_NAMES = (
     "steps", "guidance", "sampler", "schedule", "seed", "size", "width", "height", "negative", "eta",
-    "guidance_rescale", "guidance_interval",
+    "guidance_rescale", "guidance_interval", "prompt_syntax",
 )  # fmt: skip

@@ -30,6 +30,7 @@ CONVERTERS: dict[str, Convert] = {
     "eta": kinds.number,
     "guidance_rescale": kinds.number,
     "guidance_interval": kinds.interval,
+    "prompt_syntax": kinds.prompt_syntax,
     "model": kinds.text,
 }
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -42,7 +43,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 FIELDS: dict[str, str] = {name: name for name in CONVERTERS} | {
     alias: field for field, aliases in _ALIASES.items() for alias in aliases
 }
-_OPTIONS = ("eta", "guidance_rescale", "guidance_interval")
+_OPTIONS = ("eta", "guidance_rescale", "guidance_interval", "prompt_syntax")
 
 
 def field_of(name: str) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from producer.sweeps import parse_interval, parse_size
 from storage.errors import BadInputError
+from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SCHEDULES, resolve_sampler
 
 LONGEST_NUMBER = 40  # characters
@@ -138,6 +139,14 @@ def schedule(name: str, value: Any) -> str:
     found = _SCHEDULES.get(text(name, value).casefold())
     if found is None:
         raise UnfitError(f"There is no schedule {shown(value)}; choose one of {', '.join(SCHEDULES)}.")
+    return found
+
+
+def prompt_syntax(name: str, value: Any) -> str:
+    """Take a grammar of prompts."""
+    found = text(name, value).casefold()
+    if found not in PROMPT_SYNTAXES:
+        raise UnfitError(f"{name} {shown(value)} is none; choose {' or '.join(PROMPT_SYNTAXES)}.")
     return found
 
 

@@ -115,6 +115,14 @@ def test_a_line_is_checked_with_every_combination() -> None:
         check_line(Line(file="f", line=1, prompt="x", settings={"sampler": "ddim"}), options)
 
 
+def test_a_swept_grammar_is_checked_with_every_prompt() -> None:
+    """As the flag is."""
+    options = job_options(**FLAGS | {"sweep": ["prompt_syntax=plain,weighted"]})
+    check_line(Line(file="f", line=1, prompt="(fox:2)"), options)
+    with pytest.raises(BadInputError, match="gives 'fox' the weight 99"):
+        check_line(Line(file="f", line=1, prompt="(fox:99)"), options)
+
+
 def test_without_a_seed_each_job_draws_its_own() -> None:
     """Drawn seeds have 32 bits and differ."""
     drawn = seeds(images=50)
