@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from producer.jobs import JobOptions, build_jobs, check_line
+from producer.jobchecks import check_line
+from producer.jobs import JobOptions, build_jobs
 from producer.lines import Line
 from producer.presets import Preset, Presets, Style, apply, find_presets, read_presets
 from storage.errors import BadInputError

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from producer.jobs import JobOptions, check_line
+from producer.jobchecks import check_line
+from producer.jobs import JobOptions
 from producer.lines import Line, Problem
 from producer.readers import FORMATS
 from producer.readers.opening import read, reader_of
