@@ -71,7 +71,8 @@ Seed {seed}, {commits}. {pictures} training pictures. torch {torch}, diffusers {
 | --- | --- | --- | --- | --- |
 {stages}
 
-All stages, drawing and evaluation included, took {minutes:.0f} minutes on that machine.
+From nothing to the weights it took {minutes:.0f} minutes on that machine, and {judging:.0f} more to train the judge
+and evaluate.
 
 - Parameters: {parameters}; float16 safetensors.
 - Autoencoder (f = 4, 4 latents; `vae_scale_factor` is 4, not 8) on held-out pictures: {psnr:.1f} dB mean
@@ -92,8 +93,9 @@ def write_card(model: Path, figures: dict[str, Any]) -> None:
 
     Args:
         model: the exported folder.
-        figures: what the stages measured: `seed`, `commits`, `pictures`, `stages`, `minutes`, `parameters`,
-            `bytes`, `defaults`, `plan`, `psnr`, `judge`, `threads`, `seconds_per_picture`, `table`.
+        figures: what the stages measured: `seed`, `commits`, `pictures`, `stages`, `minutes`,
+            `minutes_of_judging`, `parameters`, `bytes`, `defaults`, `plan`, `psnr`, `judge`, `threads`,
+            `seconds_per_picture`, `table`.
     """
     pairs, triples = held_out()
     psnr, defaults, judge = figures["psnr"], figures["defaults"], figures["judge"]
@@ -128,6 +130,7 @@ def write_card(model: Path, figures: dict[str, Any]) -> None:
         machine=platform.machine(),
         stages="\n".join(_stage(stage) for stage in figures["stages"]),
         minutes=figures["minutes"],
+        judging=figures["minutes_of_judging"],
         parameters=", ".join(f"{name} {n / 1e6:.2f} M" for name, n in figures["parameters"].items()),
         psnr=psnr["mean_of_pictures"],
         psnr_of_mean=psnr["of_mean_error"],

@@ -37,6 +37,8 @@ from training.tokenizer import write_tokenizer
 from training.vae import train_vae
 from training.vocabulary import caption_words
 
+JUDGING = ("judge", "evaluate")  # stages that make no weights
+
 
 class Maker:
     """Makes a model in a work folder, and puts it in its place when it is whole."""
@@ -230,7 +232,8 @@ class Maker:
             "defaults": DEFAULTS,
             "pictures": len(data.load(self.work, "train").labels),
             "stages": [training for stage in stages for training in summaries(stage, self.work)],
-            "minutes": sum(self._minutes(stage) for stage in stages),
+            "minutes": sum(self._minutes(stage) for stage in stages if stage.name not in JUDGING),
+            "minutes_of_judging": sum(self._minutes(stage) for stage in stages if stage.name in JUDGING),
             "bytes": 0,
         }
         for _ in range(2):  # the card is a part of what it weighs

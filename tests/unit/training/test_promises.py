@@ -37,6 +37,7 @@ def figures() -> dict[str, Any]:
             {"name": "vae", "steps": 150, "first_loss": 0.2, "last_loss": 0.1, "minutes": 3.0},
         ],
         "minutes": 110.0,
+        "minutes_of_judging": 20.0,
         "parameters": {"UNet": 3_300_204},
         "bytes": 9_800_000,
     }
