@@ -71,8 +71,8 @@ Seed {seed}, {commits}. {pictures} training pictures. torch {torch}, diffusers {
 | --- | --- | --- | --- | --- |
 {stages}
 
-From nothing to the weights it took {minutes:.0f} minutes on that machine, and {judging:.0f} more to train the judge
-and evaluate.
+From nothing to the weights it took {minutes:.0f} minutes on that machine, and {judging:.0f} more to train
+the judge and evaluate.
 
 - Parameters: {parameters}; float16 safetensors.
 - Autoencoder (f = 4, 4 latents; `vae_scale_factor` is 4, not 8) on held-out pictures: {psnr:.1f} dB mean
