@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ LABEL = 110  # pixels left of each row
 MAX_CELLS = 2_500  # on one page
 MAX_PAGES = 200
 LABEL_LINES = 4
+_FILLED_LATER = ("sampler", "steps", "guidance", "size")
 _SEED = "seed"
 _IMAGE = "image"
 
@@ -65,10 +67,9 @@ def lay_out(jobs: Sequence[Job]) -> Grid:
     names = sorted(rows[0], key=lambda name: _changes(rows, name))  # stable: the usual order among equals
     varying = _joined([name for name in names if len({row[name] for row in rows}) > 1], rows)
     axes = tuple(_axis(group, rows) for group in varying)
+    at = [{label: number for number, label in enumerate(axis.labels)} for axis in axes]
     places = [
-        tuple(
-            axis.labels.index(_label(group, row)) for axis, group in zip(axes, varying, strict=True)
-        )
+        tuple(numbers[_label(group, row)] for numbers, group in zip(at, varying, strict=True))
         for row in rows
     ]  # fmt: skip
     used = set(itertools.chain(*varying))
@@ -76,16 +77,22 @@ def lay_out(jobs: Sequence[Job]) -> Grid:
     return Grid(axes=axes, jobs=dict(zip(places, jobs, strict=True)), common=common)
 
 
-def write_grid(jobs: Sequence[Job], pictures: Mapping[int, Path], folder: Path) -> list[Path]:
+def check_grid(jobs: int) -> None:
+    """Refuse a submission that no grid has room for, before its jobs are read."""
+    if jobs > MAX_CELLS * MAX_PAGES:
+        raise BadInputError(f"A grid has room for {MAX_CELLS * MAX_PAGES:,} jobs, not {jobs:,}.")
+
+
+def write_grid(grid: Grid, pictures: Mapping[int, Path], folder: Path) -> list[Path]:
     """Write `grid.png`, and `grid-2.png` and so on where it takes several pages; return their paths.
 
     Args:
-        jobs: all of a submission.
+        grid: what to draw.
         pictures: where each job's picture is, by its index.
         folder: where the pages go.
     """
     written = []
-    for number, page in enumerate(draw_pages(lay_out(jobs), lambda job: pictures.get(job.index)), 1):
+    for number, page in enumerate(draw_pages(grid, lambda job: pictures.get(job.index)), 1):
         path = folder / ("grid.png" if number == 1 else f"grid-{number}.png")
         page.save(path)
         written.append(path)
@@ -98,18 +105,9 @@ def draw_pages(grid: Grid, picture: Callable[[Job], Path | None]) -> Iterator[Im
     Args:
         grid: what to draw.
         picture: returns where a job's picture is; None leaves its place grey.
-
-    Raises:
-        BadInputError: when a page would have too many places, or there would be too many pages.
     """
-    *outer, panels, rows, columns = (*([_NOTHING] * (3 - len(grid.axes))), *grid.axes)
-    cells = len(panels.labels) * len(rows.labels) * len(columns.labels)
-    pages = list(itertools.product(*(range(len(axis.labels)) for axis in outer)))
-    if cells > MAX_CELLS or len(pages) > MAX_PAGES:
-        raise BadInputError(
-            f"This makes {len(pages):,} pages of {cells:,} places; a grid has at most {MAX_PAGES} of "
-            f"{MAX_CELLS:,}. Export it as imagefolder, or sweep over less."
-        )
+    *outer, panels, rows, columns = _axes_of_a_page(grid)
+    pages = itertools.product(*(range(len(axis.labels)) for axis in outer))
     depth = len(grid.axes)
     for page in pages:
         said = [f"{axis.name} {axis.labels[at]}" for axis, at in zip(outer, page, strict=True)]
@@ -118,6 +116,22 @@ def draw_pages(grid: Grid, picture: Callable[[Job], Path | None]) -> Iterator[Im
             return grid.jobs.get((*page, *place)[3 - depth if depth < 3 else 0 :])  # noqa: PLR2004
 
         yield _Page(panels, rows, columns, [*said, *grid.common]).draw(find, picture)
+
+
+def check_pages(grid: Grid) -> None:
+    """Raise BadInputError when a page would have too many places, or there would be too many pages."""
+    *outer, panels, rows, columns = _axes_of_a_page(grid)
+    cells = len(panels.labels) * len(rows.labels) * len(columns.labels)
+    pages = math.prod(len(axis.labels) for axis in outer)
+    if cells > MAX_CELLS or pages > MAX_PAGES:
+        raise BadInputError(
+            f"This makes {pages:,} pages of {cells:,} places; a grid has at most {MAX_PAGES} of "
+            f"{MAX_CELLS:,}. Export it as imagefolder, or sweep over less."
+        )
+
+
+def _axes_of_a_page(grid: Grid) -> list[Axis]:
+    return [*([_NOTHING] * (3 - len(grid.axes))), *grid.axes]
 
 
 _NOTHING = Axis(name="", labels=("",))
@@ -214,13 +228,19 @@ def _labels(job: Job) -> Labels:
 
 def _add_seeds(jobs: Sequence[Job], rows: list[Labels]) -> None:
     """Add an axis that tells jobs of equal settings apart, in place."""
-    names = sorted({name for row in rows for name in row})  # an option that only some have
-    for row in rows:
-        row.update({name: row.get(name, "") for name in names})
+    names = list(dict.fromkeys(itertools.chain(*rows)))  # with the options that only some have
+    rows[:] = [{name: row.get(name, "") for name in names} for row in rows]
+    for name in _FILLED_LATER:  # a worker has not chosen it yet, for those that wait
+        labels = {row[name] for row in rows} - {""}
+        if len(labels) == 1:
+            for row in rows:
+                row[name] = next(iter(labels))
     groups: dict[tuple[str, ...], list[int]] = {}
     for at, row in enumerate(rows):
         groups.setdefault(tuple(row.values()), []).append(at)
     seeds = [[jobs[at].parameters.seed for at in group] for group in groups.values()]
+    if max(map(len, seeds)) == 1 and len({one[0] for one in seeds}) > 1:
+        return  # each has its own, and nothing to be told apart from
     same = all(one == seeds[0] for one in seeds) and len(set(seeds[0])) == len(seeds[0])
     for group in groups.values():
         for number, at in enumerate(group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,21 +15,44 @@ from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, check_job, check_prompt, check_seed
 from storage.prompt_syntax import PLAIN
 
+SHOWN_PROBLEMS = 20
+# What a model's recommendations can clash with.
+CLASHING = ("sampler", "schedule", "num_inference_steps", "options")
 
-def check_seeds(options: JobOptions, prompts: int) -> None:
-    """Raise BadInputError if the last job's seed would leave the range."""
-    swept = [setting["seed"] for setting in options.sweep if "seed" in setting]
-    last = max((*options.seeds, *swept), default=0) + options.images - 1
+
+def check_seeds(options: JobOptions, prompts: int, wanted: Iterable[tuple[int, int | None]] = ()) -> None:
+    """Check the seeds of flags and sweeps with the most images that a prompt wants (`PromptList.wanted`).
+
+    Raises:
+        BadInputError: if the last job's seed would leave the range, or two pictures would be the same.
+    """
+    images = max((own or options.images for _, own in wanted), default=options.images)
+    swept = sorted({setting["seed"] for setting in options.sweep if "seed" in setting})
+    last = max((*options.seeds, *swept), default=0) + images - 1
     if options.seed_per_prompt:
         last += prompts - 1
     if last > MAX_SEED:
         raise BadInputError(f"The last job's seed would be {last}, past {MAX_SEED}; choose a smaller --seed.")
+    _check_apart(options.seeds, images)
+    _check_apart(swept, images)
+
+
+def _check_apart(seeds: Iterable[int], images: int) -> None:
+    """Image i of seed s has seed s + i, which must be no other image's."""
+    ordered = sorted(seeds)
+    for one, other in itertools.pairwise(ordered):
+        if other - one < images:
+            raise BadInputError(
+                f"Seeds {one} and {other} with {images} images of each make a picture twice; take seeds that "
+                f"are {images} apart."
+            )
 
 
 def check_filled(
     lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any], *, model: str
 ) -> None:
     """Raise BadInputError if what lines and flags say does not go with what the model's `defaults` add."""
+    problems = []
     for line in lines:
         for setting in options.sweep:
             own = with_setting(parameters_of(line, options, 0), setting)
@@ -40,10 +64,13 @@ def check_filled(
             except BadInputError as error:
                 sampler = defaults.get("sampler") if own.sampler is None else own.sampler
                 place = f"{line.file}:{line.line}: " if line.settings and line.line else ""
-                raise BadInputError(
+                problems.append(
                     f"{place}With sampler {sampler} and the other settings that model {model} recommends: "
                     f"{error}"
-                ) from error
+                )
+    if problems:
+        more = f"\n  … and {len(problems) - SHOWN_PROBLEMS:,} more." if len(problems) > SHOWN_PROBLEMS else ""
+        raise BadInputError("\n  ".join(problems[:SHOWN_PROBLEMS]) + more)
 
 
 def check_line(line: Line, options: JobOptions) -> None:
@@ -55,14 +82,16 @@ def check_line(line: Line, options: JobOptions) -> None:
         last = check_seed(seed) + (line.images or options.images) - 1
         if last > MAX_SEED:
             raise BadInputError(f"The last picture's seed would be {last}, past {MAX_SEED}; take a smaller.")
-    swept = names_of(options.sweep[0])
-    own = names_of(line.settings) | ({"seed"} if line.seeds else set())
-    if both := sorted(own & swept):
-        raise BadInputError(
-            f"This line sets {', '.join(both)}, and so does a --sweep; leave one of them out."
-        )
+    if len(line.seeds) > 1:
+        _check_apart(line.seeds, line.images or options.images)
+    if options.swept:
+        own = names_of(line.settings) | ({"seed"} if line.seeds or line.drawn else set())
+        if both := sorted(own & options.swept):
+            raise BadInputError(
+                f"This line sets {', '.join(both)}, and so does a --sweep; leave one of them out."
+            )
     # The flags alone were checked once, but not together with the grammar of this prompt.
-    weighted = "prompt_syntax" in swept or options.options.get("prompt_syntax", PLAIN) != PLAIN
+    weighted = "prompt_syntax" in options.swept or options.options.get("prompt_syntax", PLAIN) != PLAIN
     if line.settings or weighted:
         for setting in options.sweep:
             try:

@@ -30,6 +30,8 @@ class JobOptions:
         seed_per_prompt: whether the prompt's number, from 0, is added to the seeds.
         images: pictures of each seed; image i has seed + i.
         sweep: what each combination of the sweeps sets; a prompt is rendered with each, on the same seeds.
+        said: the seldom options that were given, also where that is their default.
+        swept: all that the sweeps set.
         width, height: pixels.
         options: see `JobParameters.options`.
     """
@@ -46,6 +48,12 @@ class JobOptions:
     height: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     sweep: tuple[Setting, ...] = ({},)
+    said: frozenset[str] = frozenset()
+    swept: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        swept = frozenset(name for setting in self.sweep for name in names_of(setting))
+        object.__setattr__(self, "swept", swept)
 
     def parameters(self, prompt: str, seed: int) -> JobParameters:
         """Return the parameters of one job, as far as the flags say them, sweeps apart."""
@@ -104,6 +112,12 @@ def job_options(
         )
     if zipped and not sweep:
         raise BadInputError("--zip pairs the values of several --sweep; give them as well.")
+    seldom = {
+        "eta": eta,
+        "guidance_rescale": guidance_rescale,
+        "guidance_interval": guidance_interval,
+        "prompt_syntax": prompt_syntax,
+    }
     options = JobOptions(
         negative_prompt=check_prompt(negative, what="negative prompt"),
         seeds=parse_seeds(seed) if seed is not None else (),
@@ -115,12 +129,8 @@ def job_options(
         schedule=schedule or named_schedule,
         width=width,
         height=height,
-        options=_seldom(
-            eta=eta,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            prompt_syntax=prompt_syntax,
-        ),
+        options=_seldom(seldom),
+        said=frozenset(name for name, value in seldom.items() if value is not None),
         sweep=combine([parse_axis(text) for text in sweep], zipped=zipped),
     )
     _check_sweep(options)
@@ -130,10 +140,9 @@ def job_options(
 def _check_sweep(options: JobOptions) -> None:
     """Check the flags with each combination of the sweeps; BadInputError about the first that does not go."""
     flags = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
-    flags |= {**options.options, "seed": options.seeds}
     given = {name for name, value in flags.items() if value is not None and value not in ("", (), {})}
-    swept = {name for setting in options.sweep for name in names_of(setting)}
-    if both := sorted(given & swept):
+    given |= options.said | ({"seed"} if options.seeds else set())
+    if both := sorted(given & options.swept):
         raise BadInputError(f"A --sweep sets {', '.join(both)}, and so does a flag; leave one of them out.")
     for setting in options.sweep:
         try:
@@ -158,19 +167,10 @@ def with_setting(job: JobParameters, setting: Setting) -> JobParameters:
     return dataclasses.replace(job, **own) if own else job
 
 
-def _seldom(
-    *,
-    eta: float | None,
-    guidance_rescale: float | None,
-    guidance_interval: str | None,
-    prompt_syntax: str | None,
-) -> dict[str, Any]:
+def _seldom(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given; a default leaves no trace, so that equal jobs are equal."""
-    given: dict[str, Any] = {"eta": eta, "guidance_rescale": guidance_rescale}
-    given["prompt_syntax"] = prompt_syntax
-    if guidance_interval is not None:
-        given["guidance_interval"] = parse_interval(guidance_interval)
-    return _telling(given)
+    interval = given["guidance_interval"]
+    return _telling({**given, "guidance_interval": None if interval is None else parse_interval(interval)})
 
 
 def _telling(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def build_jobs(
 
 def count_jobs(wanted: Mapping[tuple[int, int | None], int], options: JobOptions) -> int:
     """How many jobs `build_jobs` makes of prompts that want these seeds and images (`PromptList.wanted`)."""
-    firsts = 1 if "seed" in options.sweep[0] else max(1, len(options.seeds))
+    firsts = 1 if "seed" in options.swept else max(1, len(options.seeds))
     return len(options.sweep) * sum(
         prompts * (seeds or firsts) * (images or options.images)
         for (seeds, images), prompts in wanted.items()
@@ -219,8 +219,10 @@ def parameters_of(line: Line, options: JobOptions, seed: int) -> JobParameters:
     job = options.parameters(line.prompt, seed)
     if not line.settings and not line.extra:
         return job
-    both = _telling(options.options | line.settings.get("options", {}))
-    return dataclasses.replace(job, **{**line.settings, "options": both}, extra=line.extra)
+    own = {**line.settings, "options": _telling(options.options | line.settings.get("options", {}))}
+    if options.sampler is not None and line.settings.get("sampler", options.sampler) != options.sampler:
+        own.setdefault("schedule", None)  # the flags' schedule was meant for their sampler
+    return dataclasses.replace(job, **own, extra=line.extra)
 
 
 def _seeds(line: Line, number: int, options: JobOptions) -> list[int]:
@@ -228,7 +230,7 @@ def _seeds(line: Line, number: int, options: JobOptions) -> list[int]:
     images = line.images or options.images
     added = number if options.seed_per_prompt else 0
     firsts = line.seeds or [seed + added for seed in options.seeds]
-    if not firsts:
+    if line.drawn or not firsts:
         return [draw_seed() for _ in range(images)]
     return [first + image for first in firsts for image in range(images)]
 

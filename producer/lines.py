@@ -17,6 +17,7 @@ class Line:
         settings: job parameters that the line sets itself, by their name in `JobParameters`; `options` is
             added to what the flags say.
         seeds: one picture for each, times `images`; empty leaves them to the flags.
+        drawn: whether its seeds are drawn, whatever the flags say.
         images: pictures of each seed; None leaves it to the flags.
         model: that renders it, as it is called here; None leaves it to the flags.
         extra: unknown columns, kept with the job.
@@ -27,6 +28,7 @@ class Line:
     prompt: str
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    drawn: bool = False
     images: int | None = None
     model: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)

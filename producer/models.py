@@ -38,6 +38,20 @@ class KnownModel:
     live_workers: int
     published: dict[str, Any]
 
+    @property
+    def origin(self) -> str:
+        """Where its files come from, and for a folder also their sizes and times: another one differs."""
+        if self.reference is None:
+            return ""
+        folder = Path(self.reference.source)
+        if not folder.is_absolute():
+            return str(self.reference)
+        files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+        facts = [
+            (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+        ]
+        return f"{self.reference} {facts}"
+
     def defaults(self) -> dict[str, Any]:
         """Return what a job gets that names no settings; empty where nobody on this machine can know it yet.
 
@@ -135,6 +149,20 @@ def named_model(listed: str | None, asked: str | None) -> str | None:
             f"the prompts' model column."
         )
     return asked if asked is not None else listed
+
+
+def check_listed(settings: Settings, listed: str) -> None:
+    """Refuse a prompt list that would say where a model is fetched from: it may only name one.
+
+    Raises:
+        BadInputError: when no model of that name is configured.
+    """
+    known = {BUILTIN_MODEL, *configured_models(settings.models)}
+    if listed not in known:
+        raise BadInputError(
+            f"The prompts are for model {listed!r}, which is not configured (known: "
+            f"{', '.join(sorted(known))}); write --model {listed}=REPO_OR_PATH."
+        )
 
 
 def default_model(settings: Settings) -> str:

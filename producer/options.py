@@ -203,7 +203,13 @@ submission_flags = stacked(
 
 
 def check_submission_flags(
-    *, name: str | None, priority: int, weight: float, max_running: int | None, key: str | None
+    *,
+    name: str | None,
+    priority: int,
+    weight: float,
+    max_running: int | None,
+    key: str | None,
+    again: bool = False,
 ) -> None:
     """Check the flags of a submission; BadInputError about the first that cannot be used."""
     if name is not None and not _NAME.fullmatch(name):
@@ -211,6 +217,8 @@ def check_submission_flags(
             f"--name {name!r} cannot be used; take up to 100 letters, digits, blanks and . _ + = -, "
             f"beginning with a letter or digit."
         )
+    if key is not None and again:
+        raise BadInputError("--again renders anew, and a --key never does; leave one of them out.")
     check_share(priority=priority, weight=weight, max_running=max_running)
     if key is not None and not 1 <= len(key.strip()) <= MAX_KEY_LENGTH:
         raise BadInputError(f"--key is empty or longer than {MAX_KEY_LENGTH} characters; choose another.")

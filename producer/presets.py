@@ -155,7 +155,12 @@ def _without_flags(settings: Mapping[str, Any], flags: JobOptions) -> dict[str, 
         said.add("schedule")
     kept = {name: value for name, value in settings.items() if name not in said}
     options = settings.get("options", {})
-    return {**kept, "options": {name: options[name] for name in options if name not in flags.options}}
+    return {
+        **kept,
+        "options": {
+            name: options[name] for name in options if name not in flags.options and name not in flags.said
+        },
+    }
 
 
 def _worth_saying(options: Mapping[str, Any], of_flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from producer.jobchecks import check_line
+from producer.jobchecks import CLASHING, SHOWN_PROBLEMS, check_line
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
 from producer.output import count_of, printable, remark
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from producer.rewriting import Rewriting
 
 STDIN = "-"
-SHOWN_PROBLEMS = 20
-MAX_SAMPLES = 1_000
+MAX_SAMPLES = 10_000
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
 _ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
 
@@ -46,7 +45,8 @@ class PromptList:
         count: how many prompts.
         source: where they came from, in a few words.
         model: that the lines name; None if none does.
-        samples: one line for each combination of settings that lines have, at most so many.
+        draws: whether a line wants drawn seeds, whatever the flags say.
+        samples: one line for each combination of what may clash with a model's recommendations.
         wanted: how many prompts say that they want so many seeds (0: they do not say) and images of each.
     """
 
@@ -54,6 +54,7 @@ class PromptList:
         self.count = 0
         self.source = source
         self.model: str | None = None
+        self.draws = False
         self.samples: dict[str, Line] = {}
         self._digest = hashlib.sha256()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
@@ -73,10 +74,15 @@ class PromptList:
         self._spool.write(f"[{place},{asked}]\n")
         self.count += 1
         self.model = self.model or line.model
-        settings = json.dumps(line.settings) if line.settings else ""
-        if settings not in self.samples and len(self.samples) < MAX_SAMPLES:
-            self.samples[settings] = line
-        self.wanted[len(line.seeds), line.images] += 1
+        self.wanted[1 if line.drawn else len(line.seeds), line.images] += 1
+        self.draws |= line.drawn
+        self._keep_sample(line)
+
+    def _keep_sample(self, line: Line) -> None:
+        clashing = {name: line.settings[name] for name in CLASHING if name in line.settings}
+        key = json.dumps(clashing) if clashing else ""
+        if key not in self.samples and len(self.samples) < MAX_SAMPLES:
+            self.samples[key] = Line(file=line.file, line=line.line, prompt="any", settings=clashing)
 
     @property
     def digest(self) -> str:
@@ -119,6 +125,8 @@ def read_prompts(
     prompts = PromptList(source=_describe(files, texts))
     problems = _Problems()
     options = options or JobOptions()
+    if rewriting:
+        rewriting.check(options)
     found_ones = _all(files, texts, input_format)
     for found in _rewritten(found_ones, rewriting, options) if rewriting else found_ones:
         checked = _checked(found, options, prompts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from producer.jobchecks import check_line
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
 from producer.presets import Preset, Style, apply, find_presets, read_presets
@@ -42,6 +43,14 @@ class Rewriting:
     templates: Templates
     seed: int = 0
 
+    def check(self, options: JobOptions) -> None:
+        """Raise BadInputError if it does not go with the flags."""
+        if self.mode == "random" and "seed" in options.swept:
+            raise BadInputError(
+                "--templates random draws a prompt for each picture, so a --sweep of seeds compares nothing; "
+                "give them with --seed."
+            )
+
     def lines(self, line: Line, number: int, options: JobOptions) -> Iterator[Line | Problem]:
         """Yield what a line, prompt `number` of the list, becomes; a Problem where it cannot be used."""
         styled = self._styled(line, options) if self.styles or self.presets else line
@@ -55,7 +64,9 @@ class Rewriting:
     def _styled(self, line: Line, options: JobOptions) -> Line:
         styled = apply(line, self.styles, self.presets, flags=options)
         # A sweep is a flag, too: it beats a preset, and goes with no line that says the same.
-        over = names_of(options.sweep[0]) - names_of(line.settings)
+        over = options.swept - names_of(line.settings)
+        if "sampler" in over and "schedule" not in line.settings:
+            over |= {"schedule"}  # it was meant for the preset's sampler
         settings = {name: value for name, value in styled.settings.items() if name not in over}
         kept = {name: value for name, value in settings.get("options", {}).items() if name not in over}
         return dataclasses.replace(styled, settings=settings | {"options": kept})
@@ -79,10 +90,12 @@ class Rewriting:
         """Draw a prompt for each picture, which keeps the seed that it has without templates."""
         images = options.images if line.images is None else line.images
         added = number if options.seed_per_prompt else 0
-        firsts: Sequence[int | None] = line.seeds or [seed + added for seed in options.seeds] or [None]
+        check_line(line, options)  # its images and seeds, which the lines that it becomes no longer have
+        own: Sequence[int | None] = line.seeds or [seed + added for seed in options.seeds]
+        firsts = [None] if line.drawn or not own else own
         for image in range(len(firsts) * images):
             first = firsts[image // images]
-            seeds = () if first is None else (min(first + image % images, MAX_SEED),)
+            seeds = () if first is None else (first + image % images,)
             text = self.templates.expand_random(line.prompt, template_rng(self.seed, number, image))
             yield dataclasses.replace(_told(line, text, self.seed), seeds=seeds, images=1)
 
@@ -91,9 +104,9 @@ def _told(line: Line, prompt: str, seed: int | None) -> Line:
     """Return the line with an expanded prompt, and what it was made of."""
     if prompt == line.prompt:
         return line
-    if TEMPLATE in line.extra:
+    if hidden := sorted({TEMPLATE, TEMPLATE_SEED} & line.extra.keys()):
         raise BadInputError(
-            f"Its column {TEMPLATE!r} would hide the template that the prompt was made of; rename the column."
+            f"Its column {hidden[0]!r} would hide what the prompt was made of; rename the column."
         )
     made = {TEMPLATE: line.prompt} | ({} if seed is None else {TEMPLATE_SEED: seed})
     return dataclasses.replace(line, prompt=prompt, extra=line.extra | made)

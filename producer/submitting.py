@@ -24,6 +24,7 @@ class Order:
     Attributes:
         defaults: what the model recommends, as far as it is known; the claim fills in the rest.
         revision: of the model, where it is known.
+        origin: where the model comes from, as `KnownModel.origin` says it.
         again: render what an earlier submission has already.
     """
 
@@ -32,6 +33,7 @@ class Order:
     model: str
     defaults: Mapping[str, Any]
     revision: str | None = None
+    origin: str = ""
     name: str | None
     priority: int
     weight: float
@@ -53,7 +55,9 @@ class Order:
     @property
     def content_hash(self) -> str:
         """Sha256 of what it asks for: the model, the prompts and the settings, drawn seeds apart."""
-        asked = [self.model, self.prompts.digest, dataclasses.asdict(self.options), dict(self.defaults)]
+        options = dataclasses.asdict(self.options)
+        del options["said"], options["swept"]
+        asked = [self.model, self.origin, self.prompts.digest, options]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,6 +98,8 @@ def submit_order(
             f"{order.model}; choose another key."
         )
     committed(submission)
+    if not new and submission.content_hash not in (None, order.content_hash):
+        _remark_other_list(submission, order)
     if not new and submission.state is not SubmissionState.LOADING:
         _remark_repeated(submission, order)
         return submission, False
@@ -119,6 +125,14 @@ def _earlier(store: JobStore, order: Order) -> Submission | None:
     if order.draws_seeds:
         remark(f"The same list was submitted before, as {earlier.id} at {when}; this one draws new seeds.")
         return None
+    counts = store.counts(earlier.id)
+    if earlier.state is SubmissionState.PAUSED or counts[JobStatus.FAILED] or counts[JobStatus.CANCELLED]:
+        mend = "resume" if earlier.state is SubmissionState.PAUSED else "retry"
+        remark(
+            f"Submission {earlier.id} of {when} has the same jobs, not all of them rendered; "
+            f"`promptmill {mend} {earlier.id}` goes on with it. They are submitted anew."
+        )
+        return None
     done = next(store.jobs(earlier.id, statuses=(JobStatus.SUCCEEDED,), limit=1), None)
     if done and done.image and order.revision not in (None, done.image.numerics.get("model_revision")):
         return None  # the model has changed since
@@ -130,6 +144,16 @@ def _earlier(store: JobStore, order: Order) -> Submission | None:
         f"them once more."
     )
     return earlier
+
+
+def _remark_other_list(submission: Submission, order: Order) -> None:
+    """Say that a key was used with another list; refuse to mix the two."""
+    if submission.state is SubmissionState.LOADING:
+        raise BadInputError(
+            f"--key {order.key} belongs to submission {submission.id}, which another list began and did not "
+            f"finish; submit that list, with the same flags and --template-seed, or take another key."
+        )
+    remark(f"Warning: --key {order.key} was used with another list, model or settings before.")
 
 
 def _remark_repeated(submission: Submission, order: Order) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from storage.errors import BadInputError
 from storage.parameters import check_prompt, check_seed
-from storage.samplers import resolve_sampler
+from storage.samplers import SCHEDULES, resolve_sampler
 
 MAX_VALUES = 10_000  # of one list, and of all combinations
 MAX_DIGITS = 20  # of a range's numbers, before or after the point; a seed has 19
@@ -46,14 +46,33 @@ def parse_axis(text: str) -> Axis:
             f"steps=10..50:10, with one of {', '.join(SHOWN_NAMES)}."
         )
     try:
-        return Axis(name=name, settings=tuple(reader(value) for value in split_values(values)))
+        settings = [reader(value) for value in split_values(values, words=reader in _WORDS)]
+        _check_distinct(settings)
+        return Axis(name=name, settings=tuple(settings))
     except BadInputError as error:
         raise BadInputError(f"--sweep {text!r}: {error}") from error
 
 
-def split_values(text: str) -> list[str]:
-    """Read a list of values and ranges: `3,5,7.5`, `10..50:10`, `1..3,8`; a range's end belongs to it."""
+def _check_distinct(settings: Iterable[Setting]) -> None:
+    seen = set()
+    for setting in settings:
+        key = repr(sorted(setting.items()))
+        if key in seen:
+            shown = ", ".join(f"{name} {value}" for name, value in setting.items())
+            raise BadInputError(f"{shown} is there twice; leave one out.")
+        seen.add(key)
+
+
+def split_values(text: str, *, words: bool = False) -> list[str]:
+    """Read a list of values and ranges: `3,5,7.5`, `10..50:10`, `1..3,8`; a range's end belongs to it.
+
+    Args:
+        text: the list.
+        words: whether the values are words, which have no ranges and may be empty.
+    """
     parts = text.split("|") if "|" in text else text.split(",")
+    if words:
+        return [part.strip() for part in parts]
     values: list[str] = []
     for part in parts:
         if not part.strip():
@@ -195,6 +214,12 @@ def parse_interval(text: str) -> list[float]:
     return [first, last]
 
 
+def _schedule(text: str) -> str:
+    if text not in SCHEDULES:
+        raise BadInputError(f"there is no schedule {text!r}; choose one of {', '.join(SCHEDULES)}.")
+    return text
+
+
 def _read_sampler(text: str) -> Setting:
     sampler, schedule = resolve_sampler(text)
     return {"sampler": sampler} | ({"schedule": schedule} if schedule else {})
@@ -220,7 +245,7 @@ _READERS: Mapping[str, Callable[[str], Setting]] = {
         _setting("negative_prompt", lambda text: check_prompt(text, what="negative prompt")),
     ),
     "sampler": _read_sampler,
-    "schedule": _setting("schedule", str),
+    "schedule": _setting("schedule", _schedule),
     "seed": _setting("seed", lambda text: check_seed(_whole(text))),
     "size": _read_size,
     "width": _setting("width", _whole),
@@ -230,6 +255,7 @@ _READERS: Mapping[str, Callable[[str], Setting]] = {
     "guidance_interval": _option("guidance_interval", parse_interval),
     "prompt_syntax": _option("prompt_syntax", str),
 }
+_WORDS = (_READERS["negative"],)
 SHOWN_NAMES = (
     "steps", "guidance", "sampler", "schedule", "seed", "size", "width", "height", "negative", "eta",
     "guidance_rescale", "guidance_interval", "prompt_syntax",

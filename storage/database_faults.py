@@ -47,6 +47,13 @@ def translated(db_engine: Engine) -> Iterator[None]:
         raise _sentence(db_engine, error) from error
     except (OSError, sqlite3.Error, PoolTimeoutError) as error:
         raise _sentence(db_engine, error) from error
+    except _bare(db_engine, "OperationalError") as error:  # of the driver itself, where we call it directly
+        raise _sentence(db_engine, error) from error
+
+
+def _bare(db_engine: Engine, name: str) -> type[Exception]:
+    kind: type[Exception] = getattr(db_engine.dialect.loaded_dbapi, name)
+    return kind
 
 
 def _sentence(db_engine: Engine, error: Exception) -> Exception:

@@ -60,6 +60,7 @@ class Submission:
     total: int
     idempotency_key: str | None
     note: str | None
+    content_hash: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

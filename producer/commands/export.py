@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from producer.grid import write_grid
+from producer.grid import Grid, check_grid, check_pages, lay_out, write_grid
 from producer.options import submission_argument
 from producer.output import count_of, remark
 from producer.pictures import HIDDEN_MARKER, check_folder, claim_folder, write_pictures
 from producer.session import Session, pass_session
+from storage.records import Submission
 
 
 @click.command(
@@ -43,11 +44,20 @@ def export(session: Session, *, submission: str, layout: str, folder: Path) -> N
     same submission: then only what is missing is written.
     """
     found = session.jobs.find_submission(submission)
+    grid = _laid_out(session, found) if layout == "grid" else None
     check_folder(folder, submission=found.id, marker=HIDDEN_MARKER)
     claim_folder(folder, found, marker=HIDDEN_MARKER)
     pictures = write_pictures(session.jobs, session.images, found, folder)
     paths = {picture.job.index: picture.path for picture in pictures}
-    if layout == "grid":
-        write_grid(list(session.jobs.jobs(found.id)), paths, folder)
+    if grid:
+        write_grid(grid, paths, folder)
     click.echo(folder)
     remark(f"Exported {count_of(len(paths), 'picture')} of {count_of(found.total, 'job')}.")
+
+
+def _laid_out(session: Session, submission: Submission) -> Grid:
+    """Lay a submission out before anything is written."""
+    check_grid(submission.total)
+    grid = lay_out(list(session.jobs.jobs(submission.id)))
+    check_pages(grid)
+    return grid

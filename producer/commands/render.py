@@ -10,7 +10,7 @@ import click
 from producer.background_worker import check_worker_extra
 from producer.jobchecks import check_filled, check_seeds
 from producer.jobs import job_options
-from producer.models import default_model, known_models, named_model, resolve_model, serving
+from producer.models import check_listed, default_model, known_models, named_model, resolve_model, serving
 from producer.options import (
     SubmissionReference,
     check_submission_flags,
@@ -89,7 +89,9 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
     out, resume, model = given.pop("out"), given.pop("resume"), given.pop("model")
     check_worker_flags(parse_model(BUILTIN_MODEL), **flags)
     if resume is None:
-        submission, reference = _submitted(session, model, out, **given)
+        # Another dtype or mode makes other pictures of the same jobs.
+        other_pictures = bool(given_flags(ctx, WORKER_FLAGS))
+        submission, reference = _submitted(session, model, out, other_pictures=other_pictures, **given)
     else:
         _refuse_job_flags(ctx)
         submission = session.jobs.find_submission(resume)
@@ -113,6 +115,7 @@ def _submitted(
     asked: str | None,
     out: Path | None,
     *,
+    other_pictures: bool,
     files: tuple[str, ...],
     texts: tuple[str, ...],
     input_format: str | None,
@@ -126,7 +129,9 @@ def _submitted(
     **flags: Any,
 ) -> tuple[Submission, ModelReference]:
     """Check everything, then submit; BadInputError before anything is written."""
-    check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
+    check_submission_flags(
+        name=name, priority=priority, weight=weight, max_running=max_running, key=key, again=again
+    )
     rewriting = take_rewriting(session.settings, flags)
     options = job_options(**flags)
     if asked:
@@ -134,8 +139,10 @@ def _submitted(
     prompts = read_prompts(
         files, texts, options=options, input_format=input_format, skip_bad=skip_bad, rewriting=rewriting
     )
-    check_seeds(options, prompts.count)
+    check_seeds(options, prompts.count, prompts.wanted)
     named = named_model(prompts.model, asked or None)
+    if not asked and prompts.model is not None:
+        check_listed(session.settings, prompts.model)
     model = resolve_model(session.settings, named or default_model(session.settings))
     if out or name:
         check_folder(out or OUT / str(name), key=key)
@@ -153,12 +160,13 @@ def _submitted(
         model=model.name,
         defaults=defaults,
         revision=known.revision,
+        origin=known.origin,
         name=name,
         priority=priority,
         weight=weight,
         max_running=max_running,
         key=key,
-        again=again,
+        again=again or other_pictures,
     )
     if named is None and not session.settings.models:
         remark(f"No --model is given and none configured; taking {model.name}, which comes with promptmill.")

@@ -77,13 +77,15 @@ def submit(
 
     A setting that is not given is the model's recommendation (`promptmill models`), else the general default.
     """
-    check_submission_flags(name=name, priority=priority, weight=weight, max_running=max_running, key=key)
+    check_submission_flags(
+        name=name, priority=priority, weight=weight, max_running=max_running, key=key, again=again
+    )
     rewriting = take_rewriting(session.settings, flags)
     options = job_options(**flags)
     prompts = read_prompts(
         files, texts, options=options, input_format=input_format, skip_bad=skip_bad, rewriting=rewriting
     )
-    check_seeds(options, prompts.count)
+    check_seeds(options, prompts.count, prompts.wanted)
     chosen = known_model(session, named_model(prompts.model, model))
     defaults = chosen.defaults()
     check_filled(prompts.samples.values(), options, defaults, model=chosen.name)
@@ -93,6 +95,7 @@ def submit(
         model=chosen.name,
         defaults=defaults,
         revision=chosen.revision,
+        origin=chosen.origin,
         name=name,
         priority=priority,
         weight=weight,

@@ -66,6 +66,12 @@ class Columns:
         # Tables that pandas wrote begin with a column without a name.
         self.names = [name.strip() or f"column {at}" for at, name in enumerate(names, 1)]
         self._numbered = numbered
+        for at, name in enumerate(self.names):
+            if kinds.UNSTORABLE.search(name):
+                raise UnfitError(
+                    f"column {kinds.shown(name)} has a character that no database keeps; rename it.",
+                    self._place(at),
+                )
         fields = [field_of(name) for name in self.names]
         self._check(fields)
         self._prompt = fields.index("prompt")
@@ -127,13 +133,14 @@ def make_line(found: dict[str, Any], extra: dict[str, Any], *, file: str, number
     if not found:
         return Line(file=file, line=number, prompt=prompt, extra=extra)
     seeds, images, model = found.pop("seed", ()), found.pop("images", None), found.pop("model", None)
+    drawn = seeds == (kinds.DRAW,)
     try:
         settings = _settings(found)
     except UnfitError as unfit:
         return Problem(file=file, line=number, reason=str(unfit))
     return Line(
         file=file, line=number, prompt=prompt, settings=settings,
-        seeds=seeds, images=images, model=model, extra=extra,
+        seeds=() if drawn else seeds, drawn=drawn, images=images, model=model, extra=extra,
     )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def _broken_list(text: str) -> str | None:
     try:
         _, end = decoder().raw_decode(text[1:].lstrip())
     except (JSONDecodeError, RecursionError, ValueError):
-        return "json" if "{" in text[:2] else None
+        return "json" if re.match(r'\[\s*(\{\s*"|")', text) else None
     return "json" if text[1:].lstrip()[end:].lstrip()[:1] == "," else None
 
 

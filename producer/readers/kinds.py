@@ -24,7 +24,7 @@ DRAW = -1  # as a seed, A1111's way to say: any
 OPTION = re.compile(r"(?:^|(?<=\s))--[A-Za-z]\S*")  # as kohya's and A1111's, of a name that may be unknown
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _SCHEDULES = {name: name for name in SCHEDULES} | {
     label.casefold(): name for name, label in SCHEDULES.items() if label
 }
@@ -89,7 +89,7 @@ def number(name: str, value: Any) -> float:
 
 
 def seeds(name: str, value: Any) -> tuple[int, ...]:
-    """Take one seed or several: `42`, `1,2,3` or a list; -1 alone asks for a drawn one, and gives none."""
+    """Take one seed or several: `42`, `1,2,3` or a list; -1 alone asks for a drawn one, and stays."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= LONGEST_NUMBER:
         return (int(value),)  # the usual case, and fast
     given = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
@@ -99,7 +99,7 @@ def seeds(name: str, value: Any) -> tuple[int, ...]:
         raise UnfitError(
             f"{name} {shown(value)} is no list of whole numbers; write 42, or several as 1,2,3."
         ) from None
-    return () if found == (DRAW,) else found
+    return found
 
 
 def size(name: str, value: Any) -> tuple[int, int]:
@@ -155,7 +155,7 @@ def kept(name: str, value: Any, *, depth: int = 0) -> Any:
     if isinstance(value, UnfitError):  # an object with a key twice
         raise value
     if isinstance(value, str):
-        if _UNSTORABLE.search(value):
+        if UNSTORABLE.search(value):
             raise UnfitError(f"{name} holds a NUL or half of a surrogate pair; remove it.")
     elif isinstance(value, list | dict):
         if depth == DEEPEST:

@@ -75,6 +75,7 @@ def to_submission(row: RowMapping) -> Submission:
         "total",
         "idempotency_key",
         "note",
+        "content_hash",
     )
     return Submission(**{name: row[name] for name in fields}, state=SubmissionState(row["state"]))
 

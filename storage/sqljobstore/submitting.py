@@ -105,7 +105,8 @@ class Submitting(SqlBase):
                     ).scalars()
                 )
                 missing = [(index, job) for index, job in chunk if index not in there]
-                self._insert_jobs(connection, submission, missing)
+                if missing:
+                    self._insert_jobs(connection, submission, missing)
         with self.database.read() as connection:
             return _job_count(connection, submission)
 

@@ -1124,6 +1124,14 @@ class TestJobStore:
         (job,) = job_store.take_for_dispatch(MODEL, window=1)
         assert job_store.claim(job, "w1", defaults=DEFAULTS) is Refusal.GONE
 
+    def test_jobs_that_are_there_are_left_alone(self, job_store: JobStore) -> None:
+        """A submit that was killed after a commit is finished by the same call."""
+        made, _new = job_store.add_submission(model=MODEL, source="test")
+        jobs = [JobParameters(prompt="a fox", seed=seed) for seed in range(3)]
+        assert job_store.add_jobs(made.id, jobs[:2]) == 2
+        assert job_store.add_jobs(made.id, jobs[:2]) == 2
+        assert job_store.add_jobs(made.id, jobs) == 3
+
     def test_content_finds_the_newest_submission_that_can_be_used(self, job_store: JobStore) -> None:
         """Not one that is still loading, not one that was cancelled."""
         ids = []

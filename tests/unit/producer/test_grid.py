@@ -13,7 +13,7 @@ from PIL import Image
 
 from producer import grid as grid_module
 from producer.contact_sheet import CELL, PAPER
-from producer.grid import draw_pages, lay_out, write_grid
+from producer.grid import check_pages, draw_pages, lay_out, write_grid
 from producer.jobs import JobOptions, build_jobs
 from producer.lines import Line
 from producer.sweeps import combine, parse_axis
@@ -106,7 +106,7 @@ def test_each_job_is_drawn_in_its_place(red: Path) -> None:
 def test_four_axes_take_pages_and_fewer_take_one(tmp_path: Path, red: Path) -> None:
     """A page for each value of the outermost."""
     made = jobs("sampler=lms,euler", "guidance=2,5", "steps=8,30", prompts=3, seeds=(7,))
-    pages = write_grid(made, {job.index: red for job in made}, tmp_path)
+    pages = write_grid(lay_out(made), {job.index: red for job in made}, tmp_path)
     assert [page.name for page in pages] == ["grid.png", "grid-2.png", "grid-3.png"]
     for few in (jobs(), jobs("steps=8,30"), jobs("steps=8,30", "guidance=2,5")):
         assert len(list(draw_pages(lay_out(few), lambda _job: None))) == 1
@@ -118,7 +118,7 @@ def test_what_cannot_be_laid_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch
         lay_out([])
     monkeypatch.setattr(grid_module, "MAX_CELLS", 5)
     with pytest.raises(BadInputError, match="1 pages of 6 places"):
-        list(draw_pages(lay_out(jobs("steps=1..6", seeds=(1,))), lambda _job: None))
+        check_pages(lay_out(jobs("steps=1..6", seeds=(1,))))
 
 
 def test_labels_in_any_script_are_drawn(red: Path) -> None:

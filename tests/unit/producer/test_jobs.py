@@ -115,6 +115,54 @@ def test_a_line_is_checked_with_every_combination() -> None:
         check_line(Line(file="f", line=1, prompt="x", settings={"sampler": "ddim"}), options)
 
 
+def test_a_lines_sampler_does_not_get_the_schedule_of_the_flags_sampler() -> None:
+    """It was meant for that one; a schedule that stands alone is meant for all."""
+    line = Line(file="f", line=1, prompt="x", settings={"sampler": "euler"})
+    for flags, schedule in (
+        ({"sampler": "DPM++ 2M Karras"}, None),
+        ({"sampler": "Euler Karras"}, "karras"),
+        ({"schedule": "karras"}, "karras"),
+    ):
+        (job,) = build_jobs([line], job_options(**FLAGS | flags), {})
+        assert job.schedule == schedule
+
+
+def test_a_line_that_asks_for_a_drawn_seed_gets_one() -> None:
+    """Whatever the flags say: -1 is how other tools write it."""
+    lines = [Line(file="f", line=1, prompt="x", drawn=True), Line(file="f", line=2, prompt="x")]
+    options = job_options(**FLAGS | {"seed": "42,43"})
+    jobs = [job.seed for job in build_jobs(lines, options, {})]
+    assert len(jobs) == 3
+    assert jobs[1:] == [42, 43]
+    assert jobs[0] not in (42, 43)
+
+
+def test_every_setting_of_a_sweep_counts_for_what_a_line_may_not_say() -> None:
+    """Also what only some of its values bring."""
+    options = job_options(**FLAGS | {"sweep": ["sampler=lms|DPM++ 2M Karras"]})
+    with pytest.raises(BadInputError, match="sets schedule, and so does a --sweep"):
+        check_line(Line(file="f", line=1, prompt="x", settings={"schedule": "exponential"}), options)
+
+
+def test_a_lines_images_count_for_the_last_seed() -> None:
+    """With the flags' seeds and a sweep's."""
+    for flags in ({"seed": str(MAX_SEED)}, {"sweep": [f"seed={MAX_SEED}"]}):
+        options = job_options(**FLAGS | flags)
+        check_seeds(options, 1)
+        with pytest.raises(BadInputError, match="last job's seed"):
+            check_seeds(options, 1, [(0, 3)])
+
+
+def test_no_picture_is_made_twice() -> None:
+    """Image 1 of seed 1 is image 0 of seed 2."""
+    for flags in ({"seed": "1,2"}, {"sweep": ["seed=1,2"]}):
+        options = job_options(**FLAGS | flags | {"images": 2})
+        with pytest.raises(BadInputError, match="make a picture twice"):
+            check_seeds(options, 1)
+    with pytest.raises(BadInputError, match="Seeds 1 and 1 with 1 images"):
+        check_line(Line(file="f", line=1, prompt="x", seeds=(1, 1)), job_options(**FLAGS))
+
+
 def test_a_swept_grammar_is_checked_with_every_prompt() -> None:
     """As the flag is."""
     options = job_options(**FLAGS | {"sweep": ["prompt_syntax=plain,weighted"]})

@@ -80,6 +80,28 @@ def test_a_lines_own_seeds_and_images_are_kept(jobs_of: Submitted) -> None:
     assert [job.seed for job in jobs_of(*flags)] == [5, 6, 50, 51, 101, 102, 103]
 
 
+def test_images_and_seeds_of_a_line_are_checked_before_they_are_drawn(invoke: Invoke) -> None:
+    """Neither a line that vanishes nor one that fills the disk."""
+    for images in ("0", "-4", "1000000000"):
+        Path("list.csv").write_text(f"prompt,images\nan otter,{images}\na fox,\n")
+        done = invoke("submit", "list.csv", "--templates", "random")
+        assert done.exit_code == 2
+        assert f"list.csv:2: {images} images are out of range" in done.stderr
+
+
+def test_a_flag_that_says_the_default_beats_a_preset(jobs_of: Submitted) -> None:
+    """Typed is typed."""
+    (job,) = jobs_of("-p", "a fox", "--preset", "fast", "--eta", "0")
+    assert job.options == {}
+
+
+def test_a_swept_sampler_does_not_get_a_presets_schedule(jobs_of: Submitted) -> None:
+    """It was meant for the preset's own."""
+    Path("presets.toml").write_text('[presets.fast]\nsampler = "DPM++ 2M Karras"\n')
+    jobs = jobs_of("-p", "a fox", "--preset", "fast", "--sweep", "sampler=euler,ddim")
+    assert [(job.sampler, job.schedule) for job in jobs] == [("euler", "default"), ("ddim", "default")]
+
+
 def test_braces_stay_as_they_are_unless_templates_are_asked_for(jobs_of: Submitted) -> None:
     """They are letters like others."""
     (job,) = jobs_of("-p", "a {red|blue} __animal__")
@@ -116,6 +138,7 @@ def test_a_sweep_beats_a_preset(jobs_of: Submitted) -> None:
         (["-p", "x", "--templates", "all", "--wildcards", "nowhere"], "nowhere"),
         (["-p", "x", "--templates", "all", "--template-seed", "1"], "is for --templates random"),
         (["-p", "x", "--templates", "random", "--template-seed", "-1"], "out of range"),
+        (["-p", "x", "--templates", "random", "--sweep", "seed=1,2"], "give them with --seed"),
         (["-p", "x", "--presets", "presets.toml"], "choose of it with --style or --preset"),
         (["-p", "x", "--style", "oil"], "choose one of watercolor"),
         (["-p", "x", "--preset", "slow"], "choose one of fast"),
@@ -146,4 +169,4 @@ def test_a_column_that_would_hide_the_template_is_refused(invoke: Invoke) -> Non
     Path("list.csv").write_text("prompt,template\n{a|b} fox,mine\n")
     done = invoke("submit", "list.csv", "--templates", "all")
     assert done.exit_code == 2
-    assert "list.csv:2: Its column 'template' would hide the template" in done.stderr
+    assert "list.csv:2: Its column 'template' would hide what" in done.stderr

@@ -319,6 +319,47 @@ def test_where_the_prompts_stood_does_not_matter(invoke: Invoke, store: JobStore
     assert len(store.submissions()) == 1
 
 
+def test_another_model_of_the_same_name_makes_other_pictures(
+    invoke: Invoke, store: JobStore, recommend: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so do other files in the same folder."""
+    one, other = recommend("one"), recommend("other")
+    for number, source in enumerate((one, other, one), 1):
+        monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={source}")
+        invoke("submit", "-p", "an otter", "--seed", "1", "--model", "mine")
+        assert len(store.submissions()) == min(number, 2)
+    (one / "promptmill.json").write_text('{"defaults": {"guidance_scale": 3}}')
+    invoke("submit", "-p", "an otter", "--seed", "1", "--model", "mine")
+    assert len(store.submissions()) == 3
+
+
+def test_one_that_was_paused_is_not_the_answer(invoke: Invoke, store: JobStore) -> None:
+    """Nothing of it would be rendered."""
+    first = invoke("submit", "-p", "an otter", "--seed", "1").stdout.strip()
+    store.pause(first)
+    second = invoke("submit", "-p", "an otter", "--seed", "1")
+    assert second.stdout.strip() != first
+    assert f"`promptmill resume {first}` goes on with it" in second.stderr
+
+
+def test_a_key_of_another_list_is_warned_of_or_refused(
+    invoke: Invoke, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of two lists are never mixed."""
+    invoke("submit", "-p", "an otter", "--seed", "1", "--key", "k")
+    warned = invoke("submit", "-p", "a fox", "--seed", "1", "--key", "k")
+    assert warned.exit_code == 0
+    assert "--key k was used with another list" in warned.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(JobStore, "open_submission", None, raising=False)
+        patch.setattr(type(store), "open_submission", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        invoke("submit", "-p", "an otter", "--seed", "1", "--key", "half")
+    refused = invoke("submit", "-p", "a fox", "--seed", "1", "--key", "half")
+    assert refused.exit_code == 2
+    assert "which another list began" in refused.stderr
+    assert invoke("submit", "-p", "an otter", "--seed", "1", "--key", "half").exit_code == 0
+
+
 def test_drawn_seeds_make_other_pictures(invoke: Invoke, store: JobStore) -> None:
     """So they are submitted, and the earlier list is named."""
     first = invoke("submit", "-p", "an otter")

@@ -29,6 +29,12 @@ def test_values(text: str, values: list[str]) -> None:
     assert split_values(text) == values
 
 
+def test_words_have_no_ranges_and_may_be_empty() -> None:
+    """A negative prompt is any text, and none."""
+    axis = parse_axis("negative=|blurry, dark|a...b")
+    assert [setting["negative_prompt"] for setting in axis.settings] == ["", "blurry, dark", "a...b"]
+
+
 def test_a_range_is_decimal() -> None:
     """Ten steps of 0.1 end at 1, not at 0.9999999999999999."""
     assert [float(value) for value in split_values("0..1:0.1")][-1] == 1.0
@@ -53,6 +59,9 @@ def test_a_range_is_decimal() -> None:
         ("steps=1..1000000", "has 1,000,000 values"),
         ("sampler=lms,magic", "There is no sampler 'magic'"),
         ("size=512", "size '512' is no size"),
+        ("schedule=magic", "there is no schedule 'magic'"),
+        ("steps=10,20,10", "num_inference_steps 10 is there twice"),
+        ("guidance=3,3.0", "guidance_scale 3.0 is there twice"),
         ("seed=-5", "Seed -5 is out of range"),
         ("negative=" + "x" * 10_001, "10,001 characters"),
     ],
