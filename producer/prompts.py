@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 MAX_SAMPLES = 10_000
+PENDING = 1_000  # lines written at once
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
 _ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
 
@@ -56,8 +57,9 @@ class PromptList:
         self.model: str | None = None
         self.draws = False
         self.samples: dict[str, Line] = {}
-        self._digest = hashlib.sha256()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
+        self._digest = hashlib.sha256()
+        self._pending: list[str] = []
         self._spool: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (lives as long as the list)
             SPOOL_IN_MEMORY, "w+", encoding="utf-8", newline="\n"
         )
@@ -65,18 +67,21 @@ class PromptList:
 
     def append(self, line: Line) -> None:
         """Add a line at the end."""
-        # File and line say where it stood, not what it asks for.
-        place, asked = (
-            json.dumps([line.file, line.line]),
-            json.dumps([getattr(line, name) for name in _ASKED]),
-        )
-        self._digest.update(asked.encode())
-        self._spool.write(f"[{place},{asked}]\n")
+        self._pending.append(_spooled(line))
+        if len(self._pending) >= PENDING:
+            self._flush()
         self.count += 1
         self.model = self.model or line.model
         self.wanted[1 if line.drawn else len(line.seeds), line.images] += 1
         self.draws |= line.drawn
         self._keep_sample(line)
+
+    def _flush(self) -> None:
+        """Write what is pending: a call for each line would cost as much as reading it."""
+        self._spool.write("".join(self._pending))
+        # File and line say where it stood, not what it asks for.
+        self._digest.update("".join(text.split("\t", 2)[2] for text in self._pending).encode())
+        self._pending.clear()
 
     def _keep_sample(self, line: Line) -> None:
         clashing = {name: line.settings[name] for name in CLASHING if name in line.settings}
@@ -87,14 +92,32 @@ class PromptList:
     @property
     def digest(self) -> str:
         """Sha256 of what the prompts ask for, wherever they stood."""
+        self._flush()
         return self._digest.hexdigest()
 
     def __iter__(self) -> Iterator[Line]:
+        self._flush()
         self._spool.seek(0)
         for text in self._spool:
-            (file, number), asked = json.loads(text)
-            fields = dict(zip(_ASKED, asked, strict=True))
-            yield Line(**{**fields, "file": file, "line": number, "seeds": tuple(fields["seeds"])})
+            yield _unspooled(text)
+        self._spool.seek(0, 2)
+
+
+def _spooled(line: Line) -> str:
+    """Write a line as file, number and what it asks for; most ask for a prompt alone, kept as it is."""
+    plain = not (line.settings or line.seeds or line.drawn or line.images or line.model or line.extra)
+    if plain and "\n" not in line.prompt and "\t" not in line.file:
+        return f"{line.file}\t{line.line}\t={line.prompt}\n"
+    asked = json.dumps([getattr(line, name) for name in _ASKED])
+    return f"{json.dumps(line.file)}\t{line.line}\t{asked}\n"
+
+
+def _unspooled(text: str) -> Line:
+    file, number, asked = text[:-1].split("\t", 2)
+    if asked[0] == "=":
+        return Line(file=file, line=int(number), prompt=asked[1:])
+    fields = dict(zip(_ASKED, json.loads(asked), strict=True))
+    return Line(**{**fields, "seeds": tuple(fields["seeds"])}, file=json.loads(file), line=int(number))
 
 
 def read_prompts(

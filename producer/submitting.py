@@ -49,8 +49,8 @@ class Order:
     @property
     def draws_seeds(self) -> bool:
         """Whether some of its seeds are drawn, so that submitting it again makes other pictures."""
-        given = self.options.seeds or "seed" in self.options.sweep[0]
-        return not given and any(not seeds for seeds, _ in self.prompts.wanted)
+        given = self.options.seeds or "seed" in self.options.swept
+        return self.prompts.draws or (not given and any(not seeds for seeds, _ in self.prompts.wanted))
 
     @property
     def content_hash(self) -> str:

@@ -1124,6 +1124,29 @@ class TestJobStore:
         (job,) = job_store.take_for_dispatch(MODEL, window=1)
         assert job_store.claim(job, "w1", defaults=DEFAULTS) is Refusal.GONE
 
+    def test_any_text_comes_back(self, job_store: JobStore) -> None:
+        """What escapes mean something to, in every column that holds text."""
+        odd = [
+            "\\N",
+            "a\\tb\tc",
+            "one\ntwo\r\nthree",
+            "\\.",
+            "\"quoted\", 'so'",
+            "狐狸 🦊 \u2028",
+            "\x01\x7f",
+            "{}",
+        ]
+        made, _new = job_store.add_submission(model=MODEL, source="test")
+        jobs = [
+            JobParameters(
+                prompt=text, negative_prompt=text, seed=2**63 - 1, guidance_scale=None, width=64, height=64,
+                options={"eta": 0.25}, extra={text: [text, {"x": None, "y": 1.5, "z": True}]},
+            )
+            for text in odd
+        ]  # fmt: skip
+        job_store.add_jobs(made.id, jobs)
+        assert [job.parameters for job in job_store.jobs(made.id)] == jobs
+
     def test_jobs_that_are_there_are_left_alone(self, job_store: JobStore) -> None:
         """A submit that was killed after a commit is finished by the same call."""
         made, _new = job_store.add_submission(model=MODEL, source="test")

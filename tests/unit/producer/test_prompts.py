@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producer.jobchecks import SHOWN_PROBLEMS
 from producer.lines import Line, Problem
-from producer.prompts import SHOWN_PROBLEMS, read_prompts
+from producer.prompts import PromptList, read_prompts
 from producer.readers.decoding import LONGEST_LINE
 from producer.readers.text import read_text
 from storage.errors import BadInputError
@@ -127,3 +128,41 @@ def test_prompts_keep_their_order_and_can_be_read_again(tmp_path: Path) -> None:
     assert [(line.line, line.prompt) for line in prompts] == [(1, "one"), (3, "two"), (0, "three")]
     assert [line.prompt for line in prompts] == ["one", "two", "three"]
     assert prompts.source == "prompts, the command line"
+
+
+def test_every_line_comes_back_from_the_spool() -> None:
+    """Plain ones and those that say more, with any text."""
+    prompts = PromptList(source="test")
+    lines = [
+        Line(file="a\tb", line=1, prompt="=x"),
+        Line(file="f", line=0, prompt="one\r\ttwo\n[three"),
+        Line(file="f", line=2, prompt="狐狸", settings={"options": {"eta": 0.5}}, seeds=(1, 2), images=3),
+        Line(file="f", line=3, prompt="x", drawn=True, model="m", extra={"a": ["b"]}),
+        *(Line(file="g", line=number, prompt=f"an otter {number}") for number in range(2500)),
+    ]
+    for number, line in enumerate(lines):
+        prompts.append(line)
+        if number == 3:
+            assert list(prompts) == lines[:4]
+    assert list(prompts) == lines
+    assert list(prompts) == lines
+
+
+def test_what_prompts_ask_for_has_one_digest_wherever_they_stood() -> None:
+    """And another one for anything else."""
+
+    def digest(*lines: Line) -> str:
+        prompts = PromptList(source="test")
+        for line in lines:
+            prompts.append(line)
+        return prompts.digest
+
+    one = digest(Line(file="f", line=1, prompt="x"), Line(file="f", line=2, prompt="y"))
+    assert one == digest(Line(file="g", line=5, prompt="x"), Line(file="h", line=9, prompt="y"))
+    others = [
+        digest(Line(file="f", line=1, prompt="x"), Line(file="f", line=2, prompt="z")),
+        digest(Line(file="f", line=1, prompt="x\ny")),
+        digest(Line(file="f", line=1, prompt="x")),
+        digest(Line(file="f", line=1, prompt="x"), Line(file="f", line=2, prompt="y", drawn=True)),
+    ]
+    assert len({one, *others}) == 5
