@@ -61,6 +61,11 @@ class Timed:
         self.seconds = time.perf_counter() - began
         return answer
 
+    def to(self, **named: Any) -> Timed:
+        """Change the UNet's layout in place, as the engine does when it has chosen one."""
+        self.unet.to(**named)
+        return self
+
     @contextmanager
     def _apart(self) -> Iterator[None]:
         if self.counted is not None:

@@ -1,0 +1,109 @@
+"""Two workers pinned to one core each, one such worker, and the bare engine on one core: the same jobs.
+
+The bare engine renders in one thread with nothing around it: no command line, no queue, no database, no
+files. Needs `taskset` and two cores with nothing else running.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from report import PROMPTMILL, arguments, fresh_home, median, promptmill, show, workers
+
+STEPS, LANES = 20, 8
+BARE = """
+import sys, time, torch
+torch.set_num_threads(1)
+from engines import demo_model
+from engine_mixed import by_engine
+from storage.parameters import JobParameters
+from worker.engine.engine import Engine
+lanes, count, steps = (int(word) for word in sys.argv[1:])
+engine = Engine(demo_model(), lanes=lanes)
+jobs = [
+    JobParameters(
+        prompt=f"a watercolor painting of an otter, number {i}", seed=i, sampler="lms", schedule="karras",
+        num_inference_steps=steps, guidance_scale=5.0, width=64, height=64,
+    )
+    for i in range(count)
+]
+by_engine(engine, jobs[:lanes])
+print(count / by_engine(engine, jobs).seconds)
+"""
+
+
+@contextmanager
+def pinned(environment: dict[str, str], core: int) -> Iterator[None]:
+    """Keep a worker on one core, ready from the start."""
+    before = len([row for row in workers(environment) if row["state"] == "ready"])
+    process = subprocess.Popen(
+        [*taskset(core), PROMPTMILL, "worker", "start", "--model", "demo", "--lanes", str(LANES),
+         "--name", f"core{core}"],
+        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while len([row for row in workers(environment) if row["state"] == "ready"]) == before:
+            if process.poll() is not None:
+                sys.exit("the worker did not start")
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def taskset(core: int) -> list[str]:
+    """Return what keeps a command on one core."""
+    return ["taskset", "-c", str(core)]
+
+
+def rendered(environment: dict[str, str], count: int) -> float:
+    """Return the pictures a second from submit to the last row, by the rows' own times."""
+    prompts = "".join(f"A watercolor painting of an otter, number {job}\n" for job in range(count))
+    shared = ("--model", "demo", "--size", "64x64", "--schedule", "karras", "--sampler", "lms")
+    own = ("--guidance", "5", "--steps", str(STEPS))
+    began = time.perf_counter()
+    submission = promptmill(environment, "submit", "-", *shared, *own, given=prompts)
+    promptmill(environment, "wait", submission)
+    return count / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Print the table."""
+    options = arguments(__doc__ or "").parse_args()
+    count, rounds = (24, 1) if options.quick else (240, 1)
+    speeds: dict[str, list[float]] = {
+        "the bare engine, one core": [],
+        "one worker, one core": [],
+        "two workers": [],
+    }
+    with fresh_home() as environment:
+        environment["OMP_NUM_THREADS"] = "1"
+        for _ in range(rounds):
+            bare = subprocess.run(
+                [*taskset(0), sys.executable, "-c", BARE, str(LANES), str(count), str(STEPS)],
+                env=environment, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            speeds["the bare engine, one core"].append(float(bare.stdout.split()[-1]))
+            with ExitStack() as stack:
+                stack.enter_context(pinned(environment, 0))
+                rendered(environment, LANES)
+                speeds["one worker, one core"].append(rendered(environment, count))
+                stack.enter_context(pinned(environment, 1))
+                rendered(environment, 2 * LANES)
+                speeds["two workers"].append(rendered(environment, 2 * count))
+    one = median(speeds["one worker, one core"])
+    rows: list[dict[str, Any]] = [
+        {"what": what, "images/s": median(values), "of one worker": median(values) / one}
+        for what, values in speeds.items()
+    ]
+    show(rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
