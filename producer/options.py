@@ -63,6 +63,14 @@ prompt_options = stacked(
     click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path()),
     click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt; repeatable."),
     click.option(
+        "--from-image",
+        "pictures",
+        multiple=True,
+        type=click.Path(),
+        metavar="FILE",
+        help="Prompt, seed and settings of a picture, ours or another program's; flags beat them.",
+    ),
+    click.option(
         "--input-format",
         type=click.Choice(FORMATS),
         help="Of every FILE; text knows kohya's and A1111's options too. Default: seen from the content.",

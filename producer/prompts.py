@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -128,8 +129,9 @@ def read_prompts(
     input_format: str | None = None,
     skip_bad: bool = False,
     rewriting: Rewriting | None = None,
+    pictures: Sequence[str] = (),
 ) -> PromptList:
-    """Read and check all prompts: the files in their order, then the texts of `--prompt`.
+    """Read and check all prompts: the files in their order, the texts of `--prompt`, those of pictures.
 
     Args:
         files: names, `-` for standard input.
@@ -138,19 +140,20 @@ def read_prompts(
         input_format: of all files, one of `producer.readers.FORMATS`; None lets each one's content decide.
         skip_bad: leave out the lines that cannot be used, and say so; a file that cannot be read at all is
             an error all the same.
+        pictures: files of `--from-image`.
         rewriting: styles, presets and templates, if any are asked for.
 
     Raises:
         BadInputError: listing every line that cannot be used, or saying that there is none at all.
     """
-    if not files and not texts:
+    if not files and not texts and not pictures:
         raise BadInputError("No prompts were given; name a prompt file, - for standard input, or -p TEXT.")
-    prompts = PromptList(source=_describe(files, texts))
+    prompts = PromptList(source=_describe([*files, *pictures], texts))
     problems = _Problems()
     options = options or JobOptions()
     if rewriting:
         rewriting.check(options)
-    found_ones = _all(files, texts, input_format)
+    found_ones = itertools.chain(_all(files, texts, input_format), _of_pictures(pictures, options))
     for found in _rewritten(found_ones, rewriting, options) if rewriting else found_ones:
         checked = _checked(found, options, prompts)
         if isinstance(checked, Problem):
@@ -169,6 +172,13 @@ def read_prompts(
             f"There is no prompt in {prompts.source}, only blank lines and comments; add some."
         )
     return prompts
+
+
+def _of_pictures(names: Sequence[str], options: JobOptions) -> Iterator[Line | Problem]:
+    if names:
+        from producer.readers.image import read_image  # noqa: PLC0415  (only pictures need it)
+
+        yield from (read_image(name, options) for name in names)
 
 
 def _rewritten(

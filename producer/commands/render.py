@@ -118,6 +118,7 @@ def _submitted(
     other_pictures: bool,
     files: tuple[str, ...],
     texts: tuple[str, ...],
+    pictures: tuple[str, ...],
     input_format: str | None,
     skip_bad: bool,
     name: str | None,
@@ -137,7 +138,13 @@ def _submitted(
     if asked:
         resolve_model(session.settings, asked)  # before a long list is read
     prompts = read_prompts(
-        files, texts, options=options, input_format=input_format, skip_bad=skip_bad, rewriting=rewriting
+        files,
+        texts,
+        options=options,
+        input_format=input_format,
+        skip_bad=skip_bad,
+        rewriting=rewriting,
+        pictures=pictures,
     )
     check_seeds(options, prompts.count, prompts.wanted)
     named = named_model(prompts.model, asked or None)

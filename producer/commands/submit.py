@@ -55,6 +55,7 @@ def submit(
     *,
     files: tuple[str, ...],
     texts: tuple[str, ...],
+    pictures: tuple[str, ...],
     input_format: str | None,
     skip_bad: bool,
     model: str | None,
@@ -83,7 +84,13 @@ def submit(
     rewriting = take_rewriting(session.settings, flags)
     options = job_options(**flags)
     prompts = read_prompts(
-        files, texts, options=options, input_format=input_format, skip_bad=skip_bad, rewriting=rewriting
+        files,
+        texts,
+        options=options,
+        input_format=input_format,
+        skip_bad=skip_bad,
+        rewriting=rewriting,
+        pictures=pictures,
     )
     check_seeds(options, prompts.count, prompts.wanted)
     chosen = known_model(session, named_model(prompts.model, model))

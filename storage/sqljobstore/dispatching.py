@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, case, func, or_, select, text, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, case, func, or_, select, text, update
 
 from storage.parameters import estimate_cost
 from storage.records import JobStatus, SubmissionState
@@ -41,10 +41,8 @@ class Dispatching(SqlBase):
 
     def queued(self, model: str) -> list[int]:
         """See `JobStore.queued`."""
-        query = select(JOBS.c.id).join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
-        open_ones = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN)
         with self.database.read() as connection:
-            return list(connection.execute(query.where(*open_ones, status_is(JobStatus.QUEUED))).scalars())
+            return list(connection.execute(_QUEUED, {"of_model": model}).scalars())
 
     def _locked(self, connection: Connection) -> bool:
         if self.database.is_sqlite:
@@ -57,22 +55,19 @@ class Dispatching(SqlBase):
 
 
 def _queued_count(connection: Connection, model: str) -> int:
-    query = (
-        select(func.count())
-        .select_from(JOBS.join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission))
-        .where(
-            SUBMISSIONS.c.model == model,
-            SUBMISSIONS.c.state == SubmissionState.OPEN,
-            status_is(JobStatus.QUEUED),
-        )
-    )
-    return connection.execute(query).scalar_one()
+    return connection.execute(_QUEUED_COUNT, {"of_model": model}).scalar_one()
 
 
 def _candidates(connection: Connection, model: str, moment: datetime) -> list[RowMapping]:
+    return list(connection.execute(_CANDIDATES, {"of_model": model, "by_now": moment}).mappings())
+
+
+def _candidates_query() -> Select[Any]:
     ready = (
         select(JOBS.c.id)
-        .where(JOBS.c.submission == SUBMISSIONS.c.id, *_ready(moment))
+        .where(
+            JOBS.c.submission == SUBMISSIONS.c.id, *_ready(bindparam("by_now", type_=JOBS.c.not_before.type))
+        )
         .correlate(SUBMISSIONS)
         .exists()
     )
@@ -93,11 +88,10 @@ def _candidates(connection: Connection, model: str, moment: datetime) -> list[Ro
         case((limited, SUBMISSIONS.c.max_running - held)).label("left"),
     )
     room = or_(~limited, held < SUBMISSIONS.c.max_running)
-    where = (SUBMISSIONS.c.model == model, SUBMISSIONS.c.state == SubmissionState.OPEN, ready, room)
-    return list(connection.execute(query.where(*where)).mappings())
+    return query.where(*_OPEN_ONES, ready, room)
 
 
-def _ready(moment: datetime) -> tuple[Any, Any]:
+def _ready(moment: Any) -> tuple[Any, Any]:
     return status_is(JobStatus.WAITING), or_(JOBS.c.not_before.is_(None), JOBS.c.not_before <= moment)
 
 
@@ -141,3 +135,14 @@ def _next_jobs(connection: Connection, submission: str, moment: datetime, limit:
         .with_for_update(skip_locked=True)
     )
     return iter(connection.execute(query).mappings().all())
+
+
+# Every supervisor asks these twice a second, so they are put together once.
+_OPEN_ONES = (
+    SUBMISSIONS.c.model == bindparam("of_model", type_=SUBMISSIONS.c.model.type),
+    SUBMISSIONS.c.state == SubmissionState.OPEN.value,
+)
+_JOINED = JOBS.join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+_QUEUED = select(JOBS.c.id).select_from(_JOINED).where(*_OPEN_ONES, status_is(JobStatus.QUEUED))
+_QUEUED_COUNT = select(func.count()).select_from(_JOINED).where(*_OPEN_ONES, status_is(JobStatus.QUEUED))
+_CANDIDATES = _candidates_query()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, select
+from sqlalchemy import Connection, RowMapping, Select, bindparam, func, select
 
 from storage.errors import BadInputError
 from storage.parameters import estimate_cost
@@ -44,6 +44,19 @@ RATE_WINDOW = 30.0  # seconds over which images/s is measured
 LATEST = 400  # pictures over which a model's speed is measured
 LULL = 60.0  # seconds without a picture, after which nobody is thought to have been rendering
 ALIVE = (WorkerState.STARTING.value, WorkerState.READY.value, WorkerState.DRAINING.value)
+
+# Supervisors ask these twice a second, so they are put together once.
+_RENDERED_SINCE = (
+    select(func.count())
+    .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
+    .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+    .where(
+        IMAGES.c.created_at > bindparam("since", type_=IMAGES.c.created_at.type),
+        SUBMISSIONS.c.model == bindparam("of_model", type_=SUBMISSIONS.c.model.type),
+    )
+)
+_WORKERS = select(WORKERS).order_by(WORKERS.c.started_at.desc(), WORKERS.c.incarnation)
+_ALIVE_WORKERS = _WORKERS.where(WORKERS.c.state.in_(ALIVE))
 
 
 class Reading(SqlBase):
@@ -131,14 +144,8 @@ class Reading(SqlBase):
 
     def rendered_since(self, model: str, since: datetime) -> int:
         """See `JobStore.rendered_since`."""
-        query = (
-            select(func.count())
-            .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
-            .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
-            .where(IMAGES.c.created_at > since, SUBMISSIONS.c.model == model)
-        )  # fmt: skip
         with self.database.read() as connection:
-            return connection.execute(query).scalar_one()
+            return connection.execute(_RENDERED_SINCE, {"since": since, "of_model": model}).scalar_one()
 
     def speed(self, model: str) -> float | None:
         """See `JobStore.speed`."""
@@ -173,9 +180,7 @@ class Reading(SqlBase):
 
     def workers(self, *, alive_only: bool = False) -> list[Worker]:
         """See `JobStore.workers`."""
-        query = select(WORKERS).order_by(WORKERS.c.started_at.desc(), WORKERS.c.incarnation)
-        if alive_only:
-            query = query.where(WORKERS.c.state.in_(ALIVE))
+        query = _ALIVE_WORKERS if alive_only else _WORKERS
         with self.database.read() as connection:
             return [to_worker(row) for row in connection.execute(query).mappings()]
 
