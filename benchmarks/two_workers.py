@@ -1,7 +1,8 @@
 """Two workers pinned to one core each, one such worker, and the bare engine on one core: the same jobs.
 
 The bare engine renders in one thread with nothing around it: no command line, no queue, no database, no
-files. Needs `taskset` and two cores with nothing else running.
+files. Pinned, a worker shares the core with all of that; "cores free" is the same thread with the other core
+for the rest, as beside a GPU. Needs `taskset` and two cores with nothing else running.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from typing import Any
 from report import PROMPTMILL, arguments, fresh_home, median, promptmill, show, workers
 
 STEPS, LANES = 20, 8
+NAMES = (
+    "the bare engine, one core",
+    "the bare engine, one thread, cores free",
+    "one worker, one thread, cores free",
+    "one worker, one core",
+    "two workers",
+)
 BARE = """
 import sys, time, torch
 torch.set_num_threads(1)
@@ -38,8 +46,8 @@ print(count / by_engine(engine, jobs).seconds)
 
 
 @contextmanager
-def pinned(environment: dict[str, str], core: int) -> Iterator[None]:
-    """Keep a worker on one core, ready from the start."""
+def pinned(environment: dict[str, str], core: int | None) -> Iterator[None]:
+    """Keep a worker on one core, or on any, ready from the start."""
     before = len([row for row in workers(environment) if row["state"] == "ready"])
     process = subprocess.Popen(
         [*taskset(core), PROMPTMILL, "worker", "start", "--model", "demo", "--lanes", str(LANES),
@@ -57,13 +65,13 @@ def pinned(environment: dict[str, str], core: int) -> Iterator[None]:
         process.wait()
 
 
-def taskset(core: int) -> list[str]:
-    """Return what keeps a command on one core."""
-    return ["taskset", "-c", str(core)]
+def taskset(core: int | None) -> list[str]:
+    """Return what keeps a command on one core; nothing for None."""
+    return [] if core is None else ["taskset", "-c", str(core)]
 
 
 def rendered(environment: dict[str, str], count: int) -> float:
-    """Return the pictures a second from submit to the last row, by the rows' own times."""
+    """Return the pictures a second from the start of `submit` to the end of `wait`."""
     prompts = "".join(f"A watercolor painting of an otter, number {job}\n" for job in range(count))
     shared = ("--model", "demo", "--size", "64x64", "--schedule", "karras", "--sampler", "lms")
     own = ("--guidance", "5", "--steps", str(STEPS))
@@ -77,27 +85,27 @@ def main() -> None:
     """Print the table."""
     options = arguments(__doc__ or "").parse_args()
     count, rounds = (24, 1) if options.quick else (240, 1)
-    speeds: dict[str, list[float]] = {
-        "the bare engine, one core": [],
-        "one worker, one core": [],
-        "two workers": [],
-    }
+    speeds: dict[str, list[float]] = {name: [] for name in NAMES}
     with fresh_home() as environment:
         environment["OMP_NUM_THREADS"] = "1"
         for _ in range(rounds):
-            bare = subprocess.run(
-                [*taskset(0), sys.executable, "-c", BARE, str(LANES), str(count), str(STEPS)],
-                env=environment, capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            speeds["the bare engine, one core"].append(float(bare.stdout.split()[-1]))
+            for name, core in zip(NAMES[:2], (0, None), strict=True):
+                bare = subprocess.run(
+                    [*taskset(core), sys.executable, "-c", BARE, str(LANES), str(count), str(STEPS)],
+                    env=environment, capture_output=True, text=True, check=True,
+                )  # fmt: skip
+                speeds[name].append(float(bare.stdout.split()[-1]))
+            with pinned(environment, None):
+                rendered(environment, LANES)
+                speeds[NAMES[2]].append(rendered(environment, count))
             with ExitStack() as stack:
                 stack.enter_context(pinned(environment, 0))
                 rendered(environment, LANES)
-                speeds["one worker, one core"].append(rendered(environment, count))
+                speeds[NAMES[3]].append(rendered(environment, count))
                 stack.enter_context(pinned(environment, 1))
                 rendered(environment, 2 * LANES)
-                speeds["two workers"].append(rendered(environment, 2 * count))
-    one = median(speeds["one worker, one core"])
+                speeds[NAMES[4]].append(rendered(environment, 2 * count))
+    one = median(speeds[NAMES[3]])
     rows: list[dict[str, Any]] = [
         {"what": what, "images/s": median(values), "of one worker": median(values) / one}
         for what, values in speeds.items()
