@@ -8,25 +8,21 @@ from typing import Any
 import click
 
 from producer.background_worker import check_worker_extra
-from producer.jobchecks import check_filled, check_seeds
-from producer.jobs import job_options
 from producer.models import check_listed, default_model, known_models, named_model, resolve_model, serving
 from producer.options import (
     SubmissionReference,
-    check_submission_flags,
     given_flags,
     job_flags,
     prompt_options,
     rewriting_flags,
     submission_flags,
 )
+from producer.ordering import order_of, read_asked
 from producer.output import remark
 from producer.pictures import check_folder, check_makeable
-from producer.prompts import read_prompts
 from producer.rendering import Rendering, check_resumable, run
-from producer.rewriting import take_rewriting
 from producer.session import Session, pass_session
-from producer.submitting import Order, submit_order
+from producer.submitting import submit_order
 from producer.worker_flags import check_worker_flags, worker_flags
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, parse_model
@@ -112,70 +108,31 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
 
 def _submitted(
     session: Session,
-    asked: str | None,
+    named: str | None,
     out: Path | None,
     *,
     other_pictures: bool,
-    files: tuple[str, ...],
-    texts: tuple[str, ...],
-    pictures: tuple[str, ...],
-    input_format: str | None,
-    skip_bad: bool,
-    name: str | None,
-    priority: int,
-    weight: float,
-    max_running: int | None,
-    key: str | None,
-    again: bool,
     **flags: Any,
 ) -> tuple[Submission, ModelReference]:
     """Check everything, then submit; BadInputError before anything is written."""
-    check_submission_flags(
-        name=name, priority=priority, weight=weight, max_running=max_running, key=key, again=again
-    )
-    rewriting = take_rewriting(session.settings, flags)
-    options = job_options(**flags)
-    if asked:
-        resolve_model(session.settings, asked)  # before a long list is read
-    prompts = read_prompts(
-        files,
-        texts,
-        options=options,
-        input_format=input_format,
-        skip_bad=skip_bad,
-        rewriting=rewriting,
-        pictures=pictures,
-    )
-    check_seeds(options, prompts.count, prompts.wanted)
-    named = named_model(prompts.model, asked or None)
-    if not asked and prompts.model is not None:
-        check_listed(session.settings, prompts.model)
-    model = resolve_model(session.settings, named or default_model(session.settings))
+    if named:
+        resolve_model(session.settings, named)  # before a long list is read
+    asked = read_asked(session.settings, flags)
+    listed, name = asked.prompts.model, asked.share["name"]
+    chosen = named_model(listed, named or None)
+    if not named and listed is not None:
+        check_listed(session.settings, listed)
+    model = resolve_model(session.settings, chosen or default_model(session.settings))
     if out or name:
-        check_folder(out or OUT / str(name), key=key)
+        check_folder(out or OUT / str(name), key=asked.share["key"])
     else:
         check_makeable(OUT / "any")
     workers = session.jobs.workers()
     if not serving(workers, model.name, lease=session.settings.lease):
         check_worker_extra()
     known = known_models(session.settings, workers, model)[model.name]
-    defaults = known.defaults()
-    check_filled(prompts.samples.values(), options, defaults, model=model.name)
-    order = Order(
-        prompts=prompts,
-        options=options,
-        model=model.name,
-        defaults=defaults,
-        revision=known.revision,
-        origin=known.origin,
-        name=name,
-        priority=priority,
-        weight=weight,
-        max_running=max_running,
-        key=key,
-        again=again or other_pictures,
-    )
-    if named is None and not session.settings.models:
+    order = order_of(asked, known, again=other_pictures)
+    if chosen is None and not session.settings.models:
         remark(f"No --model is given and none configured; taking {model.name}, which comes with promptmill.")
     submission, _ = submit_order(
         session.jobs, order, committed=lambda submission: remark(f"Submission {submission.id}")

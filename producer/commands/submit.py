@@ -8,22 +8,13 @@ import click
 
 from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
-from producer.jobchecks import check_filled, check_seeds
-from producer.jobs import job_options
 from producer.models import KnownModel, choose_model, known_models, named_model
-from producer.options import (
-    check_submission_flags,
-    job_flags,
-    prompt_options,
-    rewriting_flags,
-    submission_flags,
-)
+from producer.options import job_flags, prompt_options, rewriting_flags, submission_flags
+from producer.ordering import order_of, read_asked
 from producer.output import count_of, remark
 from producer.preview import preview
-from producer.prompts import read_prompts
-from producer.rewriting import take_rewriting
 from producer.session import Session, pass_session
-from producer.submitting import Order, submit_order
+from producer.submitting import submit_order
 from storage.records import Submission
 
 
@@ -53,18 +44,7 @@ def submit(
     session: Session,
     /,
     *,
-    files: tuple[str, ...],
-    texts: tuple[str, ...],
-    pictures: tuple[str, ...],
-    input_format: str | None,
-    skip_bad: bool,
     model: str | None,
-    name: str | None,
-    priority: int,
-    weight: float,
-    max_running: int | None,
-    key: str | None,
-    again: bool,
     dry_run: bool,
     wait: bool,
     **flags: Any,
@@ -78,38 +58,9 @@ def submit(
 
     A setting that is not given is the model's recommendation (`promptmill models`), else the general default.
     """
-    check_submission_flags(
-        name=name, priority=priority, weight=weight, max_running=max_running, key=key, again=again
-    )
-    rewriting = take_rewriting(session.settings, flags)
-    options = job_options(**flags)
-    prompts = read_prompts(
-        files,
-        texts,
-        options=options,
-        input_format=input_format,
-        skip_bad=skip_bad,
-        rewriting=rewriting,
-        pictures=pictures,
-    )
-    check_seeds(options, prompts.count, prompts.wanted)
-    chosen = known_model(session, named_model(prompts.model, model))
-    defaults = chosen.defaults()
-    check_filled(prompts.samples.values(), options, defaults, model=chosen.name)
-    order = Order(
-        prompts=prompts,
-        options=options,
-        model=chosen.name,
-        defaults=defaults,
-        revision=chosen.revision,
-        origin=chosen.origin,
-        name=name,
-        priority=priority,
-        weight=weight,
-        max_running=max_running,
-        key=key,
-        again=again,
-    )
+    asked = read_asked(session.settings, flags)
+    chosen = known_model(session, named_model(asked.prompts.model, model))
+    order = order_of(asked, chosen)
     if dry_run:
         preview(session.jobs, order, live_workers=chosen.live_workers)
         return

@@ -1,0 +1,73 @@
+"""What `submit` and `render` do alike: from the flags to prompts that are checked, and on to an order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from producer.jobchecks import check_filled, check_seeds
+from producer.jobs import JobOptions, job_options
+from producer.options import check_submission_flags
+from producer.prompts import PromptList, read_prompts
+from producer.rewriting import take_rewriting
+from producer.submitting import Order
+
+if TYPE_CHECKING:
+    from producer.models import KnownModel
+    from storage.settings import Settings
+
+# The flags of `producer.options.prompt_options` and `submission_flags`.
+PROMPT_FLAGS = ("files", "texts", "pictures", "input_format", "skip_bad")
+SUBMISSION_FLAGS = ("name", "priority", "weight", "max_running", "key", "again")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the user asked for, read and checked, as far as that can be without the model.
+
+    Attributes:
+        share: the flags of the submission itself, by `SUBMISSION_FLAGS`.
+    """
+
+    prompts: PromptList
+    options: JobOptions
+    share: dict[str, Any]
+
+
+def read_asked(settings: Settings, flags: dict[str, Any]) -> Asked:
+    """Check the flags, then read and check the prompts.
+
+    Raises:
+        BadInputError: about the first flag that cannot be used, or every place in the lists.
+    """
+    flags = dict(flags)
+    share = {name: flags.pop(name) for name in SUBMISSION_FLAGS}
+    check_submission_flags(**share)
+    reading = {name: flags.pop(name) for name in PROMPT_FLAGS}
+    rewriting = take_rewriting(settings, flags)
+    options = job_options(**flags)
+    files, texts = reading.pop("files"), reading.pop("texts")
+    prompts = read_prompts(files, texts, options=options, rewriting=rewriting, **reading)
+    check_seeds(options, prompts.count, prompts.wanted)
+    return Asked(prompts=prompts, options=options, share=share)
+
+
+def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
+    """Make the order for a model, whose recommendations have to go with what was asked.
+
+    Args:
+        asked: what the user wants.
+        model: that renders it.
+        again: render it whatever an earlier submission has.
+    """
+    defaults = model.defaults()
+    check_filled(asked.prompts.samples.values(), asked.options, defaults, model=model.name)
+    return Order(
+        prompts=asked.prompts,
+        options=asked.options,
+        model=model.name,
+        defaults=defaults,
+        revision=model.revision,
+        origin=model.origin,
+        **asked.share | {"again": asked.share["again"] or again},
+    )
