@@ -51,7 +51,7 @@ def pinned(environment: dict[str, str], core: int | None) -> Iterator[None]:
     before = len([row for row in workers(environment) if row["state"] == "ready"])
     process = subprocess.Popen(
         [*taskset(core), PROMPTMILL, "worker", "start", "--model", "demo", "--lanes", str(LANES),
-         "--name", f"core{core}"],
+         "--name", "free" if core is None else f"core{core}"],
         env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
