@@ -113,7 +113,7 @@ def draw_pages(grid: Grid, picture: Callable[[Job], Path | None]) -> Iterator[Im
         said = [f"{axis.name} {axis.labels[at]}" for axis, at in zip(outer, page, strict=True)]
 
         def find(*place: int, page: tuple[int, ...] = page) -> Job | None:
-            return grid.jobs.get((*page, *place)[3 - depth if depth < 3 else 0 :])  # noqa: PLR2004
+            return grid.jobs.get((*page, *place)[len(page) + 3 - depth :])
 
         yield _Page(panels, rows, columns, [*said, *grid.common]).draw(find, picture)
 

@@ -55,7 +55,7 @@ def check_filled(
     problems = []
     for line in lines:
         for setting in options.sweep:
-            own = with_setting(parameters_of(line, options, 0), setting)
+            own = with_setting(parameters_of(line, options), setting)
             try:
                 # Sizes go with everything, and each was checked where it came from.
                 check_job(
@@ -95,6 +95,6 @@ def check_line(line: Line, options: JobOptions) -> None:
     if line.settings or weighted:
         for setting in options.sweep:
             try:
-                check_job(with_setting(parameters_of(line, options, 0), setting))
+                check_job(with_setting(parameters_of(line, options), setting))
             except BadInputError as error:
                 raise in_combination(error, setting) from error

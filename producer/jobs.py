@@ -192,7 +192,7 @@ def build_jobs(
     plain = [_settings(options.parameters("", 0), setting, defaults) for setting in options.sweep]
     for number, line in enumerate(lines):
         seeds = _seeds(line, number, options)
-        own = parameters_of(line, options, 0) if line.settings or line.extra else None
+        own = parameters_of(line, options) if line.settings or line.extra else None
         for setting, same in zip(options.sweep, plain, strict=True):
             settings = same if own is None else _settings(own, setting, defaults)
             for seed in _swept_seeds(setting, line, options) or seeds:
@@ -214,9 +214,9 @@ def _settings(job: JobParameters, setting: Setting, defaults: Mapping[str, Any])
     return {name: getattr(filled, name) for name in _SHARED}
 
 
-def parameters_of(line: Line, options: JobOptions, seed: int) -> JobParameters:
-    """Return what a line and the flags ask for together, sweeps apart; the line's own settings win."""
-    job = options.parameters(line.prompt, seed)
+def parameters_of(line: Line, options: JobOptions) -> JobParameters:
+    """Return what a line and the flags ask for together, seeds and sweeps apart; the line's settings win."""
+    job = options.parameters(line.prompt, 0)
     if not line.settings and not line.extra:
         return job
     own = {**line.settings, "options": _telling(options.options | line.settings.get("options", {}))}
@@ -225,12 +225,19 @@ def parameters_of(line: Line, options: JobOptions, seed: int) -> JobParameters:
     return dataclasses.replace(job, **own, extra=line.extra)
 
 
+def first_seeds(line: Line, number: int, options: JobOptions) -> Sequence[int]:
+    """Return the seeds that line and flags name, of each first image; none where they are drawn."""
+    if line.drawn:
+        return ()
+    added = number if options.seed_per_prompt else 0
+    return line.seeds or [seed + added for seed in options.seeds]
+
+
 def _seeds(line: Line, number: int, options: JobOptions) -> list[int]:
     """Return the seed of each picture of a line, which is prompt `number` of the list, sweeps apart."""
     images = line.images or options.images
-    added = number if options.seed_per_prompt else 0
-    firsts = line.seeds or [seed + added for seed in options.seeds]
-    if line.drawn or not firsts:
+    firsts = first_seeds(line, number, options)
+    if not firsts:
         return [draw_seed() for _ in range(images)]
     return [first + image for first in firsts for image in range(images)]
 

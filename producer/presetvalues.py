@@ -98,18 +98,12 @@ def _schedule(value: Any) -> dict[str, Any]:
 
 
 def _size(value: Any) -> dict[str, Any]:
-    try:
-        width, height = parse_size(_text(value))
-    except BadInputError as error:
-        raise BadInputError(str(error).removeprefix("--size ")) from None  # no flag here
+    width, height = parse_size(_text(value), what="")  # no flag here
     return {"width": check_size(width), "height": check_size(height, what="height")}
 
 
 def _interval(value: Any) -> dict[str, Any]:
-    try:
-        ends = parse_interval(value) if isinstance(value, str) else value
-    except BadInputError as error:
-        raise BadInputError(str(error).removeprefix("--guidance-interval ")) from None
+    ends = parse_interval(value, what="") if isinstance(value, str) else value
     if not isinstance(ends, list):
         raise BadInputError('this is no interval; write "A:B", for example "0.2:0.8".')
     return _option("guidance_interval", [float(_number(end)) for end in ends])

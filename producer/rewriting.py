@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producer.jobchecks import check_line
-from producer.jobs import JobOptions
+from producer.jobs import JobOptions, first_seeds
 from producer.lines import Line, Problem
 from producer.presets import Preset, Style, apply, find_presets, read_presets
 from producer.sweeps import names_of
@@ -88,11 +88,9 @@ class Rewriting:
 
     def _drawn(self, line: Line, number: int, options: JobOptions) -> Iterator[Line]:
         """Draw a prompt for each picture, which keeps the seed that it has without templates."""
-        images = options.images if line.images is None else line.images
-        added = number if options.seed_per_prompt else 0
         check_line(line, options)  # its images and seeds, which the lines that it becomes no longer have
-        own: Sequence[int | None] = line.seeds or [seed + added for seed in options.seeds]
-        firsts = [None] if line.drawn or not own else own
+        images = line.images or options.images
+        firsts: Sequence[int | None] = first_seeds(line, number, options) or [None]
         for image in range(len(firsts) * images):
             first = firsts[image // images]
             seeds = () if first is None else (first + image % images,)

@@ -79,7 +79,8 @@ def submit_order(
     Raises:
         BadInputError: when the key belongs to a submission of another model.
     """
-    if not order.again and order.key is None and (earlier := _earlier(store, order)):
+    content_hash = order.content_hash
+    if not order.again and order.key is None and (earlier := _earlier(store, order, content_hash)):
         committed(earlier)
         return earlier, False
     submission, new = store.add_submission(
@@ -90,7 +91,7 @@ def submit_order(
         priority=order.priority,
         weight=order.weight,
         max_running=order.max_running,
-        content_hash=order.content_hash,
+        content_hash=content_hash,
     )
     if submission.model != order.model:
         raise BadInputError(
@@ -98,7 +99,7 @@ def submit_order(
             f"{order.model}; choose another key."
         )
     committed(submission)
-    if not new and submission.content_hash not in (None, order.content_hash):
+    if not new and submission.content_hash not in (None, content_hash):
         _remark_other_list(submission, order)
     if not new and submission.state is not SubmissionState.LOADING:
         _remark_repeated(submission, order)
@@ -116,9 +117,9 @@ def submit_order(
     return store.open_submission(submission.id), True
 
 
-def _earlier(store: JobStore, order: Order) -> Submission | None:
+def _earlier(store: JobStore, order: Order, content_hash: str) -> Submission | None:
     """Return an earlier submission that makes the very same pictures; say so where it only may."""
-    earlier = store.find_content(order.content_hash)
+    earlier = store.find_content(content_hash)
     if earlier is None:
         return None
     when = timestamp(earlier.created_at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def combine(axes: Sequence[Axis], *, zipped: bool = False) -> tuple[Setting, ...
     if zipped and len(set(lengths)) > 1:
         shown = ", ".join(f"{axis.name} {length}" for axis, length in zip(axes, lengths, strict=True))
         raise BadInputError(f"--zip pairs sweeps of equal length, and these have {shown}; mend or drop it.")
-    total = lengths[0] if zipped and lengths else _product(lengths)
+    total = lengths[0] if zipped and lengths else math.prod(lengths)
     if total > MAX_VALUES:
         raise BadInputError(f"The sweeps make {total:,} combinations; at most {MAX_VALUES:,} are possible.")
     rows: Iterable[tuple[Setting, ...]] = (
@@ -146,13 +147,6 @@ def _merged(settings: Iterable[Setting]) -> Setting:
         options = {**merged.get("options", {}), **setting.get("options", {})}
         merged |= setting | ({"options": options} if options else {})
     return merged
-
-
-def _product(lengths: Iterable[int]) -> int:
-    total = 1
-    for length in lengths:
-        total *= length
-    return total
 
 
 def _range(text: str, most: int) -> list[str]:
@@ -199,18 +193,18 @@ def parse_size(text: str, *, what: str = "--size") -> tuple[int, int]:
     """Read `512x768` as width and height in pixels, or raise BadInputError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise BadInputError(f"{what} {text!r} is no size; write WIDTHxHEIGHT, for example 512x512.")
+        shown = f"{what} {text!r}".lstrip()
+        raise BadInputError(f"{shown} is no size; write WIDTHxHEIGHT, for example 512x512.")
     return int(match[1]), int(match[2])
 
 
-def parse_interval(text: str) -> list[float]:
+def parse_interval(text: str, *, what: str = "--guidance-interval") -> list[float]:
     """Read `0.2:0.8` as two fractions, or raise BadInputError."""
     try:
         first, last = (float(part) for part in text.split(":"))
     except ValueError:
-        raise BadInputError(
-            f"--guidance-interval {text!r} is no interval; write A:B, for example 0.2:0.8."
-        ) from None
+        shown = f"{what} {text!r}".lstrip()
+        raise BadInputError(f"{shown} is no interval; write A:B, for example 0.2:0.8.") from None
     return [first, last]
 
 

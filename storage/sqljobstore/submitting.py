@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -33,8 +32,6 @@ from storage.sqljobstore.base import (
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIELDS = tuple(field.name for field in fields(JobParameters))
 _JSON = tuple(_FIELDS.index(name) for name in ("options", "extra"))
-_ESCAPED = re.compile(r"[\\\n\r\t]")
-_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 _COLUMNS = (
     "submission", "index", "status", *_FIELDS, "attempt", "failures", "suspect", "created_at", "warnings",
 )  # fmt: skip
@@ -127,7 +124,8 @@ class Submitting(SqlBase):
             return
         driver: Any = connection.connection.driver_connection
         with driver.cursor() as cursor, cursor.copy(f"COPY jobs ({columns}) FROM STDIN") as copy:
-            copy.write("".join(map(_copy_line, rows)))
+            for row in rows:
+                copy.write_row(row)
 
     def open_submission(self, submission: str) -> Submission:
         """See `JobStore.open_submission`."""
@@ -195,14 +193,3 @@ def _job_rows(
         for at in _JSON:
             values[at] = json.dumps(values[at]) if values[at] else "{}"
         yield (submission, index, JobStatus.WAITING.value, *values, 0, 0, False, created_at, "[]")
-
-
-def _copy_line(row: tuple[Any, ...]) -> str:
-    """Write a row in the text format of PostgreSQL's COPY."""
-    return "\t".join([_copy_value(value) for value in row]) + "\n"
-
-
-def _copy_value(value: Any) -> str:
-    if isinstance(value, str):
-        return value.translate(_ESCAPES) if _ESCAPED.search(value) else value
-    return r"\N" if value is None else str(value)
