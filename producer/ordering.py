@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from producer.jobchecks import check_filled, check_seeds
 from producer.jobs import JobOptions, job_options
 from producer.options import check_submission_flags
+from producer.output import remark
 from producer.prompts import PromptList, read_prompts
 from producer.rewriting import take_rewriting
 from producer.submitting import Order
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # The flags of `producer.options.prompt_options` and `submission_flags`.
 PROMPT_FLAGS = ("files", "texts", "pictures", "input_format", "skip_bad")
-SUBMISSION_FLAGS = ("name", "priority", "weight", "max_running", "key", "again")
+SUBMISSION_FLAGS = ("name", "priority", "weight", "max_running", "key", "again", "reuse")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,7 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
     """
     defaults = model.defaults()
     check_filled(asked.prompts.samples.values(), asked.options, defaults, model=model.name)
-    return Order(
+    order = Order(
         prompts=asked.prompts,
         options=asked.options,
         model=model.name,
@@ -71,3 +72,6 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
         origin=model.origin,
         **asked.share | {"again": asked.share["again"] or again},
     )
+    if order.reuse and order.draws_seeds:
+        remark("Seeds that are drawn make new pictures, so --reuse finds none for them; give --seed.")
+    return order

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -99,6 +100,7 @@ class SubmissionRow(Base):
     total: Mapped[int]
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     content_hash: Mapped[str | None] = mapped_column(String(64), index=True)
+    reuse: Mapped[bool] = mapped_column(server_default=false())
     note: Mapped[str | None]
 
     __table_args__ = (Index("ix_submissions_model_state", "model", "state"),)
@@ -162,6 +164,8 @@ class ImageRow(Base):
     format: Mapped[str] = mapped_column(String(8))
     seconds: Mapped[dict[str, Any]]
     numerics: Mapped[dict[str, Any]]
+    fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)
+    copied_from: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(index=True)
 
 

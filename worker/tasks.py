@@ -1,10 +1,11 @@
-"""The task: claim -> engine -> save -> finish."""
+"""The task: claim -> engine, or a picture that is there already -> save -> finish."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 import traceback
+from dataclasses import replace
 
 import structlog
 from celery import Celery
@@ -18,6 +19,7 @@ from storage.version import MESSAGE_VERSION, promptmill_version
 from worker.engine.errors import Cancelled, EngineDeadError, Released, RenderError
 from worker.engine.request import RenderResult
 from worker.process import WorkerProcess
+from worker.reuse import Earlier, find_earlier, fingerprint
 from worker.stages.picture import encode_png, pixel_sha256
 from worker.surroundings import GaveUpError
 
@@ -54,9 +56,13 @@ def render_job(process: WorkerProcess, job: int) -> None:
 def render_claim(process: WorkerProcess, claim: Claim) -> None:
     """Render a claimed job and say in its row what became of it; GaveUpError if that cannot be kept."""
     try:
-        result = process.render(claim).result()
-        image = save(process, claim, result)
-        finish(process, claim, image, result.warnings)
+        earlier = find_earlier(process, claim) if claim.reuse else None
+        if earlier is not None:
+            image, warnings = copy(process, claim, earlier), earlier.warnings
+        else:
+            result = process.render(claim).result()
+            image, warnings = save(process, claim, result), result.warnings
+        finish(process, claim, image, warnings)
     except GaveUpError:
         raise
     except (Cancelled, Released):
@@ -89,6 +95,22 @@ def save(process: WorkerProcess, claim: Claim, result: RenderResult) -> Image:
         format="png",
         seconds={**result.seconds, "save": time.perf_counter() - began},
         numerics=result.numerics,
+        fingerprint=fingerprint(claim, result.numerics),
+    )
+
+
+def copy(process: WorkerProcess, claim: Claim, earlier: Earlier) -> Image:
+    """Store an earlier picture once more, as this job's own: the file first, then the row."""
+    began = time.perf_counter()
+    key = picture_key(claim.submission, claim.index, claim.attempt)
+    process.surroundings.patiently(
+        lambda: process.images.write(key, earlier.data), what="save", forever=False
+    )
+    return replace(
+        earlier.image,
+        key=key,
+        seconds={"copy": time.perf_counter() - began},
+        copied_from=earlier.image.copied_from or earlier.label,
     )
 
 
@@ -104,7 +126,8 @@ def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[st
         except UnreachableError as error:
             log.warning("a lost picture stays", action="lost", key=image.key, reason=str(error))
         return
-    log.info("rendered", action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
+    done = "taken over" if image.copied_from else "rendered"
+    log.info(done, action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
     sweep_earlier(process, claim)
 
 

@@ -76,6 +76,7 @@ def to_submission(row: RowMapping) -> Submission:
         "idempotency_key",
         "note",
         "content_hash",
+        "reuse",
     )
     return Submission(**{name: row[name] for name in fields}, state=SubmissionState(row["state"]))
 
@@ -104,7 +105,10 @@ def to_job(row: RowMapping, image: Image | None = None, progress: float | None =
 
 def to_image(row: Mapping[str, Any]) -> Image:
     """Make a record of an images row."""
-    fields = ("key", "file_sha256", "pixel_sha256", "bytes", "format", "seconds", "numerics")
+    fields = (
+        "key", "file_sha256", "pixel_sha256", "bytes", "format", "seconds", "numerics", "fingerprint",
+        "copied_from",
+    )  # fmt: skip
     return Image(**{name: row[name] for name in fields})
 
 

@@ -40,6 +40,7 @@ from storage.sqljobstore.base import (
 
 PAGE = 1_000
 MAX_DIGITS = 10
+ORIGINALS = 3  # pictures that are offered to be taken over: the file of one may be lost
 RATE_WINDOW = 30.0  # seconds over which images/s is measured
 LATEST = 400  # pictures over which a model's speed is measured
 LULL = 60.0  # seconds without a picture, after which nobody is thought to have been rendering
@@ -95,6 +96,12 @@ class Reading(SqlBase):
             if row is None:
                 raise BadInputError(f"Submission {submission['id']} has no job {index}; {_span(submission)}.")
             return _job(row, _progress(connection, row))
+
+    def find_rendered(self, fingerprint: str) -> list[Job]:
+        """See `JobStore.find_rendered`."""
+        query = _with_images().where(IMAGES.c.fingerprint == fingerprint).order_by(IMAGES.c.id.desc())
+        with self.database.read() as connection:
+            return [_job(row) for row in connection.execute(query.limit(ORIGINALS)).mappings()]
 
     def jobs(
         self,
@@ -154,7 +161,7 @@ class Reading(SqlBase):
             select(IMAGES.c.created_at, *columns)
             .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
             .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
-            .where(SUBMISSIONS.c.model == model)
+            .where(SUBMISSIONS.c.model == model, IMAGES.c.copied_from.is_(None))
             .order_by(IMAGES.c.created_at.desc())
             .limit(LATEST)
         )

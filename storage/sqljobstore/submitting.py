@@ -56,6 +56,7 @@ class Submitting(SqlBase):
         weight: float = 1.0,
         max_running: int | None = None,
         content_hash: str | None = None,
+        reuse: bool = False,
     ) -> tuple[Submission, bool]:
         """See `JobStore.add_submission`."""
         if not 0 < weight < math.inf:  # false for NaN as well
@@ -64,8 +65,8 @@ class Submitting(SqlBase):
             "id": new_submission_id(), "name": None if name is None else storable(name), "created_at": now(),
             "source": storable(source), "model": model, "state": SubmissionState.LOADING.value,
             "priority": priority, "weight": weight, "pass": 0.0, "max_running": max_running,
-            "total": 0,
-            "idempotency_key": idempotency_key, "content_hash": content_hash, "note": None,
+            "total": 0, "idempotency_key": idempotency_key, "content_hash": content_hash, "reuse": reuse,
+            "note": None,
         }  # fmt: skip
         try:
             with self.database.write(durable=True) as connection:

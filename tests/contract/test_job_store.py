@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -632,6 +632,35 @@ class TestJobStore:
             job_store.finish(fresh, image(fresh))
         assert job_store.find_job(fresh.label).image == image(fresh)
 
+    # -- pictures that are there already
+
+    def test_a_claim_says_whether_pictures_may_be_taken_over(self, job_store: JobStore) -> None:
+        """It is its submission's, and off where nobody asked."""
+        add_worker(job_store)
+        for reuse in (True, False):
+            submission, _ = job_store.add_submission(model=MODEL, source="test", reuse=reuse)
+            assert submission.reuse is reuse
+            job_store.add_jobs(submission.id, prompts(1))
+            assert job_store.open_submission(submission.id).reuse is reuse
+            assert take_and_claim(job_store).reuse is reuse
+
+    def test_pictures_are_found_by_their_fingerprint(self, job_store: JobStore) -> None:
+        """The newest few, newest first, with where they came from; one without a fingerprint never is."""
+        submission = submit(job_store, 6)
+        add_worker(job_store)
+        for index, mark in enumerate(("a" * 64, "a" * 64, "a" * 64, "b" * 64, None, "a" * 64)):
+            held = take_and_claim(job_store)
+            source = f"{submission.id}:0" if index == 5 else None
+            picture = replace(image(held), fingerprint=mark, copied_from=source)
+            assert job_store.finish(held, picture, warnings=["w"]) is Finish.SAVED
+        found = job_store.find_rendered("a" * 64)
+        assert [job.index for job in found] == [5, 2, 1]
+        assert [job.image and job.image.copied_from for job in found] == [f"{submission.id}:0", None, None]
+        assert {job.label for job in found} == {f"{submission.id}:{index}" for index in (1, 2, 5)}
+        assert found[0].warnings == ["w"]
+        assert [job.index for job in job_store.find_rendered("b" * 64)] == [3]
+        assert job_store.find_rendered("c" * 64) == []
+
     # -- failing
 
     def test_a_failing_job_backs_off_longer_each_time_and_then_fails(
@@ -1203,17 +1232,18 @@ class TestJobStore:
     def test_speed_is_what_was_rendered_while_somebody_rendered(
         self, job_store: JobStore, advance: Advance
     ) -> None:
-        """In units of one evaluation of 512 x 512; a night without work is left out."""
+        """In units of one evaluation of 512 x 512; a night without work, and copies, are left out."""
         add_worker(job_store)
-        submit(job_store, 6)
+        submit(job_store, 8)
         assert job_store.speed(MODEL) is None
         for pause in (4, 4, 100_000, 4):
             claimed = take_and_claim(job_store)
             job_store.finish(claimed, image(claimed))
             cost = estimate_cost(asdict(claimed.parameters))
             advance(pause)
-        claimed = take_and_claim(job_store)
-        job_store.finish(claimed, image(claimed))
+        for source in (None, "abcd2345:0", "abcd2345:1"):
+            claimed = take_and_claim(job_store)
+            job_store.finish(claimed, replace(image(claimed), copied_from=source))
         assert job_store.speed(MODEL) == pytest.approx(cost / 4, rel=0.05)
         assert job_store.speed("another") is None
 
