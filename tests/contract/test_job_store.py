@@ -34,6 +34,7 @@ from storage.records import (
     WorkerState,
 )
 from storage.settings import Settings
+from storage.sqljobstore import progress
 from tests.records import worker_record
 
 MODEL = "demo"
@@ -1079,6 +1080,35 @@ class TestJobStore:
         status = job_store.status(submission.id, lease=LEASE)
         assert status.done
         assert (status.eta_seconds, status.waiting_because) == (None, None)
+
+    def test_the_counts_of_a_large_submission_are_those_of_its_jobs(
+        self, job_store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whichever status is the most frequent one, at every moment of a submission's life."""
+        monkeypatch.setattr(progress, "FEW", 1)
+
+        def check() -> None:
+            counted = Counter(job.status for job in job_store.jobs(submission.id))
+            assert job_store.counts(submission.id) == {status: counted[status] for status in JobStatus}
+            status = job_store.status(submission.id, lease=LEASE)
+            assert status.counts == job_store.counts(submission.id)
+
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        job_store.add_jobs(submission.id, prompts(9))
+        check()
+        job_store.open_submission(submission.id)
+        add_worker(job_store)
+        check()
+        for _ in range(4):
+            job_store.fail(take_and_claim(job_store), error_type="E", message="m", permanent=True)
+        check()
+        held = take_and_claim(job_store)
+        job_store.take_for_dispatch(MODEL, window=2)
+        check()
+        job_store.finish(held, image(held))
+        job_store.cancel(submission.id)
+        job_store.sweep_cancelled()
+        check()
 
     # -- limits
 
