@@ -53,11 +53,7 @@ def test_a_request_becomes_a_picture(engine: Engine) -> None:
     assert ticket.progress == 1.0
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"width": 16}, {"prompt": "fox " * 90, "options": {"prompt_syntax": "weighted"}}],
-    ids=["native", "another size", "another length"],
-)
+@pytest.mark.parametrize("settings", [{}, {"width": 128}], ids=["native size", "another size"])
 def test_the_record_is_known_before_the_picture(
     model: LoadedModel, unet: Any, settings: dict[str, Any]
 ) -> None:
@@ -67,7 +63,7 @@ def test_the_record_is_known_before_the_picture(
     assert engine.numerics_of(_job(**settings)) == {**engine.numerics, "lanes": 8}
     _run(engine)
     assert engine.numerics_of(_job(**settings)) == first.future.result(timeout=0).numerics
-    unet.fits = 4 * 64
+    unet.fits = 4 * 64  # the native size's memory
     second = engine.submit(_job(**settings))
     _run(engine)
     assert engine.numerics_of(_job(**settings)) == second.future.result(timeout=0).numerics
