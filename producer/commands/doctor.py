@@ -119,7 +119,7 @@ def _database(session: Session) -> tuple[str, str]:
 
 
 def _store(session: Session) -> tuple[str, str]:
-    key = f"doctor/{secrets.token_hex(8)}.txt"
+    key = f"doctor-{secrets.token_hex(8)}.txt"  # no folder: a disk that is not mounted has to stay as empty as it is
     probe = secrets.token_bytes(16)
     session.images.write(key, probe)
     try:
