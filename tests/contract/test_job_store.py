@@ -742,6 +742,20 @@ class TestJobStore:
         assert (job.status, job.failures, job.attempt) == (JobStatus.WAITING, 0, 1)
         assert job_store.finish(claimed, image(claimed)) is Finish.LOST
 
+    def test_a_job_of_a_worker_that_has_ended_is_given_back(self, job_store: JobStore) -> None:
+        """A claim may be committed just after its worker was expired; jobs of the living are left alone."""
+        add_worker(job_store)
+        add_worker(job_store, "w2")
+        submission = submit(job_store, 2)
+        lost, kept = take_and_claim(job_store), take_and_claim(job_store, "w2")
+        assert job_store.release_orphans() == 0
+        job_store.set_worker_state("w1", WorkerState.EXPIRED)
+        assert job_store.release_orphans() == 1
+        assert job_store.release_orphans() == 0
+        assert statuses(job_store, submission) == ["waiting", "running"]
+        assert job_store.finish(lost, image(lost)) is Finish.LOST
+        assert job_store.finish(kept, image(kept)) is Finish.SAVED
+
     # -- cancelling, pausing, retrying
 
     def test_cancelling_is_effective_at_once_and_sweeping_ends_the_jobs(self, job_store: JobStore) -> None:
