@@ -16,7 +16,7 @@ from itertools import groupby
 from storage.errors import BadInputError
 from storage.imagestore import FOLDER_JOBS, ImageStore, picture_folder, picture_key
 from storage.jobstore import JobStore
-from storage.records import UNFINISHED, Job, JobStatus, Submission, SubmissionState, WorkerState
+from storage.records import UNFINISHED, Image, Job, JobStatus, Submission, SubmissionState, WorkerState
 
 ALL = 2**31 - 1  # submissions: as many as there are
 READERS = 8  # pictures read at once: an object store answers slowly, but many at a time
@@ -145,9 +145,13 @@ def _judge(images: ImageStore, job: Job) -> Finding | None:
         if job.status is JobStatus.FAILED and not job.error_message:
             return Finding(kind=Kind.NO_REASON, where=job.label, detail="it failed and does not say why")
         return None
-    image = job.image
-    if image is None:
+    if job.image is None:
         return Finding(kind=Kind.NO_PICTURE, where=job.label, detail="no row tells of its picture")
+    return _judge_picture(images, job, job.image)
+
+
+def _judge_picture(images: ImageStore, job: Job, image: Image) -> Finding | None:
+    """Hold a picture's row against its file."""
     if image.key != picture_key(job.submission, job.index, job.attempt, suffix=image.format):
         detail = f"{image.key} is not of attempt {job.attempt}"
         return Finding(kind=Kind.OTHER_ATTEMPT, where=job.label, detail=detail)

@@ -234,7 +234,7 @@ class JobStore(Protocol):
     def release_orphans(self) -> int:
         """Give back, uncharged, jobs that run under incarnations that have ended; say how many.
 
-        A claim that was committed while its worker was expired leaves such a job, for which nobody's heart beats.
+        A claim that was committed while its worker was expired leaves such a job.
         """
         ...
 

@@ -13,7 +13,7 @@ from storage.records import Worker, WorkerState
 
 log = structlog.get_logger()
 
-# Leases that one has which still loads its model: it holds no jobs, and loading can keep a heart from beating.
+# Leases of one that still loads its model: it holds no jobs, and loading can keep a heart from beating.
 LOADING_LEASES = 6
 
 

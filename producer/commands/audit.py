@@ -41,9 +41,7 @@ def audit_everything(session: Session, *, mend: bool, yes: bool, report: Mapping
     if wrong:
         kinds = ", ".join(f"{count} {kind}" for kind, count in wrong.items())
         total = count_of(sum(wrong.values()), "promise")
-        raise DifferenceError(
-            f"{total} broken ({kinds}); `promptmill show JOB` has what is known of each, and a backup its file."
-        )
+        raise DifferenceError(f"{total} broken ({kinds}); `promptmill show JOB` says what is known of each.")
     remark("Every job that has ended has its one picture or its one reason.")
 
 

@@ -54,10 +54,10 @@ Examples:
 def doctor(session: Session, *, audits: bool, mend: bool, yes: bool, as_json: bool) -> None:
     """Check the installation, and say how to mend it; exit code 3 when something is broken.
 
-    With --audit, also every job of every submission: each that succeeded has one row, whose file is there with
-    the bytes that the row tells of; each that failed says why; and each file has a row. A broken promise ends
-    with exit code 1. Files without a row are what killed workers left; --repair removes them. Submissions
-    whose submit was killed are listed, too.
+    With --audit, also every job of every submission: each that succeeded has one row, whose file is there
+    with the bytes that the row tells of; each that failed says why; and each file has a row. A broken promise
+    ends with exit code 1. Files without a row are what killed workers left; --repair removes them.
+    Submissions whose submit was killed are listed, too.
     """
     if (mend and not audits) or (yes and not mend):
         raise BadInputError("--repair belongs to --audit, and --yes to --repair; add it, or leave it out.")
@@ -119,7 +119,7 @@ def _database(session: Session) -> tuple[str, str]:
 
 
 def _store(session: Session) -> tuple[str, str]:
-    key = f"doctor-{secrets.token_hex(8)}.txt"  # no folder: a disk that is not mounted has to stay as empty as it is
+    key = f"doctor-{secrets.token_hex(8)}.txt"  # no folder: an unmounted disk has to stay empty
     probe = secrets.token_bytes(16)
     session.images.write(key, probe)
     try:

@@ -1,4 +1,4 @@
-"""Each fault of a plan, done to a run. A function returns why it cannot be done here, or None once it is done."""
+"""Each fault of a plan, done to a run: a function returns why it cannot be done, None once it is done."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from psycopg import sql
 
 from storage.records import UNFINISHED, JobStatus, Worker
 from tests.chaos.plan import Fault
@@ -113,7 +116,7 @@ def _kill_cancel(run: Run) -> Done:
         assert killed.returncode == -signal.SIGKILL, (killed.returncode, killed.stderr)
         wave.cancelled = True
         if run.dice.random() < 0.5:
-            run.later.append((time.monotonic() + 3, lambda: _bring_back(run, wave.submission)))
+            run.later.append((time.monotonic() + 3, partial(_bring_back, run, wave.submission)))
         return None
     raise NotNow
 
@@ -174,8 +177,10 @@ def _postgres_restart(run: Run) -> Done:
 
 def _postgres_terminate(run: Run) -> Done:
     run.world.postgres.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-        f"AND datname = '{run.world.database}'"
+        sql.SQL(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = {}"
+        ).format(sql.Literal(run.world.database))
     )
     return None
 

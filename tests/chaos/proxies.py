@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
-import os
 import socket
 import struct
 import threading
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
+
+from sqlalchemy import make_url
 
 INSERT = b"INSERT INTO images"
 
@@ -226,10 +227,6 @@ def _answer(
 
 def postgres_socket(url: str) -> Path:
     """Return the socket that a URL of the embedded PostgreSQL names."""
-    from sqlalchemy import make_url  # noqa: PLC0415  (only where there is PostgreSQL)
-
     host = make_url(url).query["host"]
     assert isinstance(host, str)
-    return next(
-        Path(host, name) for name in os.listdir(host) if name.startswith(".s.PGSQL") and "." not in name[9:]
-    )
+    return next(path for path in Path(host).glob(".s.PGSQL.*") if path.suffix != ".lock")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.errors import UnreachableError
-from storage.records import UNFINISHED, Job, JobStatus
+from storage.records import UNFINISHED, Job, JobStatus, SubmissionState
 from tests.chaos.faults import FAULTS, NotNow
 from tests.chaos.plan import Fault, Plan
 from tests.chaos.posts import Posts, held_by
@@ -21,6 +21,7 @@ from tests.chaos.world import World
 WAVE = 40  # jobs that are submitted at once
 LOW = 12  # unfinished jobs, below which the next wave comes
 LOOK = 0.1  # seconds
+OUTAGE = 12.0  # seconds from an outage of Redis until its messages are there again
 STUCK = 300.0  # seconds without a job that ends, after which the rest counts as lost; machines can be slow
 SETTINGS = [("euler", 6), ("euler_a", 10), ("euler", 14)]
 
@@ -64,6 +65,8 @@ class Run:
         recovered: seconds from each blow to the next picture of the jobs that it hit.
         later: what is to be done at a moment of `time.monotonic`.
         exports: folders by submission.
+        resumed: how often a submission had paused by itself, and had to be resumed.
+        outages: moments at which something was done to Redis or a store: its outage is no recovery's fault.
     """
 
     plan: Plan
@@ -78,9 +81,8 @@ class Run:
     injected: list[Fault] = field(default_factory=list)
     left_out: dict[Fault, str] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
-    watched: dict[int, str] = field(default_factory=dict)
     resumed: int = 0
-    outages: list[float] = field(default_factory=list)  # moments of faults of Redis
+    outages: list[float] = field(default_factory=list)
 
     @property
     def submissions(self) -> list[str]:
@@ -209,21 +211,20 @@ def _do_later(run: Run) -> None:
 
 
 def _watch(run: Run) -> None:
-    """See which worker processes died or froze by the markers of their jobs, and whose jobs have a picture."""
-    _see_blows(run)
+    """See whose jobs have a picture again, and be the human whom a paused submission waits for."""
+    store = run.world.farm.store()
+    for submission in map(store.find_submission, run.submissions):
+        if submission.state is SubmissionState.PAUSED:
+            run.resumed += 1
+            run.say(f"{submission.id} paused: {submission.note}")
+            run.world.farm.run("resume", submission.id)
     for blow in list(run.blows):
-        jobs = [run.world.farm.store().find_job(label) for label in blow.held]
+        jobs = [store.find_job(label) for label in blow.held]
         if any(job.status is JobStatus.SUCCEEDED for job in jobs):
-            run.recovered.append(time.monotonic() - blow.at)
+            seconds = time.monotonic() - blow.at
+            run.say(f"recovered from {blow.what} in {seconds:.1f} s")
+            if not any(moment > blow.at - OUTAGE for moment in run.outages):
+                run.recovered.append(seconds)
             run.blows.remove(blow)
         elif all(job.status not in UNFINISHED for job in jobs):
             run.blows.remove(blow)  # cancelled, or guilty
-
-
-def _see_blows(run: Run) -> None:
-    for submission in run.submissions:
-        store = run.world.farm.store()
-        if store.find_submission(submission).state == "paused":
-            run.resumed += 1
-            run.say(f"{submission} paused: {store.find_submission(submission).note}")
-            run.world.farm.run("resume", submission)

@@ -1,4 +1,4 @@
-"""A random model, smaller than the demo model: a picture takes milliseconds, and every job's is another one."""
+"""A random model, smaller than the demo model: a picture takes milliseconds, and each is another one."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ class Verdict:
         duplicated: jobs that were finished by two attempts, or have two pictures.
         wrong: sentences about all else that should not be.
         leftovers: files without a row, before `doctor --audit --repair` removed them.
+        findings: of the auditor.
     """
 
     jobs: int
@@ -42,6 +43,7 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     attempts: int = 0
     leftovers: int = 0
+    findings: list[Finding] = field(default_factory=list)
     charged: int = 0
 
     @property
@@ -60,8 +62,8 @@ def judge(run: Run, references: dict[str, str]) -> Verdict:
     farm = run.world.farm
     verdict = Verdict(jobs=sum(len(wave.rows) for wave in run.waves))
     images = open_image_store(farm.settings)
-    findings = list(audit(farm.store(), images))
-    _sort(findings, verdict)
+    verdict.findings = list(audit(farm.store(), images))
+    _sort(verdict)
     for wave in run.waves:
         jobs = farm.jobs(wave.submission) if wave.submission else []
         there = {job.index: job for job in jobs}
@@ -82,8 +84,8 @@ def judge(run: Run, references: dict[str, str]) -> Verdict:
     return verdict
 
 
-def _sort(findings: list[Finding], verdict: Verdict) -> None:
-    for finding in findings:
+def _sort(verdict: Verdict) -> None:
+    for finding in verdict.findings:
         said = f"{finding.where}: {finding.kind}, {finding.detail}"
         if finding.kind is Kind.NO_ROW:
             verdict.leftovers += 1
@@ -164,9 +166,9 @@ def _judge_exports(run: Run, verdict: Verdict) -> None:
 def repair(run: Run, verdict: Verdict) -> None:
     """Remove what is left without a row as a user does, and check that nothing but that has changed."""
     done = run.world.farm.run("doctor", "--audit", "--repair", "--yes", "--json")
-    expected = 1 if any(True for _ in filter(None, (verdict.lost, verdict.duplicated))) else 0
+    expected = int(any(finding.is_wrong for finding in verdict.findings))
     if done.returncode != expected:
         verdict.wrong.append(f"doctor --audit --repair ended with {done.returncode}: {done.stderr.strip()}")
-    left = [one for one in audit(run.world.farm.store(), open_image_store(run.world.farm.settings))]
+    left = audit(run.world.farm.store(), open_image_store(run.world.farm.settings))
     if any(one.kind is Kind.NO_ROW for one in left):
         verdict.wrong.append("files without a row are left after doctor --audit --repair")

@@ -80,7 +80,7 @@ def test_a_process_has_three_connections(store: SqlJobStore, settings: Settings)
 def test_a_process_that_freezes_in_a_transaction_holds_nobody_up(
     settings: Settings, store: SqlJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its locks are taken from it, so that a reaper can free its jobs; what it was about to commit is undone."""
+    """Its locks are taken from it, so that a reaper can free its jobs; what it did not commit is undone."""
     fill(store, 1)
     (job,) = store.take_for_dispatch("demo", window=1)
     claim = store.claim(job, "w1", defaults={})

@@ -1,4 +1,4 @@
-"""`doctor --audit`: each kind of harm that can come to rows and files is found, and a healthy home is quiet."""
+"""`doctor --audit`: each kind of harm to rows and files is found, and a healthy home is quiet."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_who_is_silent_for_the_lease_is_expired(reaper: Reaper, store: FakeStore
 
 
 def test_who_still_loads_has_more_time(reaper: Reaper, store: FakeStore, clock: Any) -> None:
-    """It holds no jobs; were it expired while a slow disk keeps its heart from beating, it never got ready."""
+    """It holds no jobs; expired while a slow disk keeps its heart from beating, it would never get ready."""
     store.loading = {"w1"}
     assert pass_time(reaper, clock, LEASE) == 2
     assert store.expired == ["w2"]
