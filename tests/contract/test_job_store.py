@@ -685,6 +685,19 @@ class TestJobStore:
         assert (job.status, job.failures, job.attempt) == (JobStatus.FAILED, MAX_FAILURES, MAX_FAILURES)
         assert (job.error_type, job.error_message, job.traceback) == ("RenderError", "NaN", "trace")
 
+    def test_a_clock_that_was_hours_ahead_makes_no_job_wait_for_hours(
+        self, job_store: JobStore, advance: Advance
+    ) -> None:
+        """A moment that lies further ahead than any backoff is none."""
+        add_worker(job_store)
+        submit(job_store)
+        claimed = take_and_claim(job_store)
+        advance(5 * 3600)
+        assert job_store.fail(claimed, error_type="RuntimeError", message="x") is Failure.WAITING
+        assert job_store.take_for_dispatch(MODEL, window=1) == []
+        advance(-5 * 3600)
+        assert job_store.take_for_dispatch(MODEL, window=1) == [claimed.job]
+
     def test_the_backoff_doubles(self, job_store: JobStore, advance: Advance) -> None:
         """The second backoff lasts longer than the first."""
         add_worker(job_store)
