@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT := out/demo
+AUDIT := .venv-audit
+RUNS ?= 50
+JOBS ?= 200
 
-.PHONY: help demo test lint types format bench model docs clean
+.PHONY: help demo test lint types format bench chaos audit model docs clean
 
 help:  ## list what can be done
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,6 +19,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		{ echo "promptmill needs Python 3.11 or newer; say which: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,training,dev]'
+	@touch $@
+
+$(AUDIT)/.installed: Makefile
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	@touch $@
 
 demo: $(VENV)/.installed  ## render examples/prompts.txt end to end into out/demo
@@ -42,6 +50,12 @@ bench: $(VENV)/.installed  ## run a benchmark: make bench NAME=commands
 	@test -n "$(NAME)" || { echo "say which: make bench NAME=..., one of:"; ls benchmarks/*.py | xargs -n1 basename -s .py; exit 2; }
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
+chaos: $(VENV)/.installed  ## let faults happen to real farms: make chaos RUNS=50 JOBS=200; the last line is JSON
+	@$(BIN)/python -m tests.chaos --runs $(RUNS) --jobs $(JOBS) $(ARGS)
+
+audit: $(AUDIT)/.installed  ## ask the advisory databases about every pinned version
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
 model: $(VENV)/.installed  ## train the demo model anew into models/demo: up to 2.5 hours on 2 cores, needs npm
 	$(BIN)/python -m training $(ARGS)
 
@@ -49,4 +63,4 @@ docs: $(VENV)/.installed  ## write docs/cli.md anew from --help
 	$(BIN)/python -m producer.clidoc docs/cli.md
 
 clean:  ## remove the virtual environment and everything rendered here
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(AUDIT) out

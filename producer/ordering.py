@@ -12,11 +12,13 @@ from producer.output import remark
 from producer.prompts import PromptList, fitting, read_prompts
 from producer.rewriting import take_rewriting
 from producer.submitting import Order
+from storage.errors import BadInputError
 
 if TYPE_CHECKING:
     from producer.models import KnownModel
     from storage.settings import Settings
 
+MAX_JOBS = 10_000_000  # of a submission: a week's work of many GPUs, and 10 GB of rows
 # The flags of `producer.options.prompt_options` and `submission_flags`.
 PROMPT_FLAGS = ("files", "texts", "pictures", "input_format", "skip_bad")
 SUBMISSION_FLAGS = ("name", "priority", "weight", "max_running", "key", "again", "reuse")
@@ -76,6 +78,10 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
         origin=model.origin,
         **asked.share | {"again": asked.share["again"] or again},
     )
+    if order.total > MAX_JOBS:
+        raise BadInputError(
+            f"This makes {order.total:,} jobs, and a submission has at most {MAX_JOBS:,}; split it."
+        )
     if order.reuse and order.draws_seeds:
         remark("Seeds that are drawn make new pictures, so --reuse finds none for them; give --seed.")
     return order

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
 from storage.hints import hint
+from storage.safe_url import safe_store_url
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -109,7 +110,7 @@ class FsspecImageStore:
     def __init__(self, url: str) -> None:
         import fsspec  # noqa: PLC0415  (slow to import, and reading commands need no store)
 
-        self.url = url
+        self.url = safe_store_url(url)  # what is shown
         try:
             # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
             local = fsspec.filesystem("file") if url.startswith("file://") else None
@@ -120,10 +121,10 @@ class FsspecImageStore:
         except ImportError as error:
             extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
             raise UnreachableError(
-                f"The picture store {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
+                f"The picture store {self.url} cannot be opened: {str(error).rstrip('.')}; {extra}."
             ) from error
         except (ValueError, OSError) as error:
-            raise UnreachableError(f"The picture store {url} cannot be opened: {error}.") from error
+            raise UnreachableError(f"The picture store {self.url} cannot be opened: {error}.") from error
         if options:
             self._files.retries = 1  # s3fs would do all of botocore's tries five times
         self._root = str(root).rstrip("/")

@@ -5,7 +5,6 @@ JSON only, one queue a model. Celery's own facts that this file relies on are in
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Iterable
@@ -19,14 +18,15 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from storage import strict_transport
 from storage.embedded_redis import socket_path
 from storage.errors import BadInputError, UnreachableError
 from storage.hints import hint
+from storage.safe_url import safe_url
 from storage.settings import Settings
+from storage.strict_transport import QUEUE_PREFIX, TASK, job_of
 from storage.version import MESSAGE_VERSION
 
-TASK = "promptmill.render"
-QUEUE_PREFIX = "render."
 _HINTS = ((re.compile("password|auth", re.IGNORECASE), "check the password in PROMPTMILL_REDIS_URL"),)
 VISIBILITY_TIMEOUT = 3600  # seconds until Redis redelivers; the claim makes a redelivery harmless
 
@@ -43,6 +43,7 @@ def broker_url(settings: Settings) -> str:
 
 def make_app(url: str) -> Celery:
     """Make the Celery app; both ends of the queue use this one configuration."""
+    strict_transport.use()
     app = Celery("promptmill", broker=url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -94,14 +95,6 @@ def _unreachable(url: str, what: str, error: Exception) -> UnreachableError:
     said = " ".join(str(error).split()).rstrip(".")
     mend = hint(_HINTS, said) or "start it, or check PROMPTMILL_REDIS_URL"
     return UnreachableError(f"Redis at {safe_url(url)} does not {what}: {said}; {mend}.")
-
-
-def safe_url(url: str) -> str:
-    """Return the URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    if rest.startswith("/"):
-        return url  # a socket's path, where an `@` is only a letter
-    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}"
 
 
 class JobQueue:
@@ -156,8 +149,6 @@ class JobQueue:
 def _job_of(message: bytes) -> int | None:
     """Read the job's id out of a message as kombu stores it; None for one that is not ours."""
     try:
-        body = json.loads(base64.b64decode(json.loads(message)["body"]))
-        job = body[0][0]
-    except (ValueError, KeyError, IndexError, TypeError):
+        return job_of(json.loads(message))
+    except (ValueError, RecursionError):
         return None
-    return job if isinstance(job, int) else None

@@ -137,14 +137,15 @@ def load_settings() -> Settings:
         ) from error
 
 
-def ensure_home(settings: Settings) -> Path:
-    """Create the home (mode 0700: prompts and pictures are private) and return it.
+def ensure_home(settings: Settings, *below: Path) -> Path:
+    """Create the home, and folders below it (mode 0700: prompts and pictures are private); return the home.
 
     Raises:
         UnreachableError: when it cannot be created or written.
     """
     try:
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (settings.home, *below):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         kind = StoreFullError if error.errno == errno.ENOSPC else UnreachableError
         raise kind(

@@ -24,5 +24,5 @@ def open_image_store(settings: Settings) -> ImageStore:
     """Open the picture store: `store_url`, else a folder in the home."""
     if settings.store_url:
         return FsspecImageStore(settings.store_url)
-    ensure_home(settings)
+    ensure_home(settings, settings.images_path)
     return FsspecImageStore(f"file://{settings.images_path}")

@@ -15,6 +15,7 @@ from producer.models import is_alive
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
 from storage.errors import BadInputError, PromptmillError, UnreachableError
+from storage.safe_url import safe_store_url
 from storage.version import promptmill_version
 
 LITTLE = 2**30  # bytes free, below which a warning is due
@@ -127,7 +128,7 @@ def _store(session: Session) -> tuple[str, str]:
             return BROKEN, "the picture store gives back other bytes than it was given; choose another store"
     finally:
         session.images.delete(key)
-    where = session.settings.store_url or str(session.settings.images_path)
+    where = safe_store_url(session.settings.store_url or str(session.settings.images_path))
     free = session.images.free_bytes()
     if free is None:
         return OK, where

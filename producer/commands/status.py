@@ -13,6 +13,7 @@ from producer.options import LAST, SubmissionReference
 from producer.output import listing, minute, print_fields, print_json, record, timestamp
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
+from storage.safe_url import safe_store_url
 
 
 @click.command(
@@ -161,5 +162,5 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
 
 def _path(session: Session, key: str) -> str:
     if session.settings.store_url:
-        return f"{session.settings.store_url.rstrip('/')}/{key}"
+        return f"{safe_store_url(session.settings.store_url).rstrip('/')}/{key}"
     return str(session.settings.images_path / key)

@@ -66,7 +66,7 @@ class Run:
         later: what is to be done at a moment of `time.monotonic`.
         exports: folders by submission.
         resumed: how often a submission had paused by itself, and had to be resumed.
-        outages: moments at which something was done to Redis or a store: its outage is no recovery's fault.
+        outages: moments at which Redis was gone, or all workers were.
     """
 
     plan: Plan
@@ -218,6 +218,8 @@ def _watch(run: Run) -> None:
             run.resumed += 1
             run.say(f"{submission.id} paused: {submission.note}")
             run.world.farm.run("resume", submission.id)
+    if run.blows and not run.posts.ready():
+        run.outages.append(time.monotonic())  # nobody was left who could take the jobs over
     for blow in list(run.blows):
         jobs = [store.find_job(label) for label in blow.held]
         if any(job.status is JobStatus.SUCCEEDED for job in jobs):

@@ -15,6 +15,7 @@ from PIL import Image as Picture
 from producer.audit import Finding, Kind, audit
 from storage.records import UNFINISHED, Job, JobStatus
 from storage.stores import open_image_store
+from tests.chaos.world import SECRET
 
 if TYPE_CHECKING:
     from tests.chaos.run import Run, Wave
@@ -81,6 +82,7 @@ def judge(run: Run, references: dict[str, str]) -> Verdict:
                     _judge_picture(job, data, references, verdict)
     _read_logs(run, verdict)
     _judge_exports(run, verdict)
+    _look_for_secrets(run, verdict)
     return verdict
 
 
@@ -161,6 +163,13 @@ def _judge_exports(run: Run, verdict: Verdict) -> None:
             verdict.wrong.append(
                 f"the export of {submission} has {len(files)} files, not the {len(rows)} of its rows"
             )
+
+
+def _look_for_secrets(run: Run, verdict: Verdict) -> None:
+    """Search everything that was written for the password of Redis and the token of the hub."""
+    for path in run.world.farm.home.parent.rglob("*"):
+        if path.is_file() and SECRET.encode() in path.read_bytes():
+            verdict.wrong.append(f"a secret was written into {path.name}")
 
 
 def repair(run: Run, verdict: Verdict) -> None:

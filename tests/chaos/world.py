@@ -18,6 +18,7 @@ from tests.servers import S3, Postgres, RedisServer, running_redis
 
 ROOT = Path(__file__).parents[2]
 SABOTAGE = Path(__file__).parent / "sabotage"
+SECRET = "sesame"  # noqa: S105 - in a password and a token that nothing may ever write down
 DISK = "64m"  # of a store that can be filled: hundreds of pictures
 FAKETIME = ("/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime")
 
@@ -69,6 +70,7 @@ def open_world(plan: Plan, servers: Servers, *, lease: float) -> Iterator[World]
         environment = {
             "PROMPTMILL_MODELS": f"tiny={servers.model}",
             "PROMPTMILL_LEASE": str(lease),
+            "HF_TOKEN": f"hf_{SECRET}",
             "PYTHONPATH": os.pathsep.join(map(str, (SABOTAGE, ROOT))),
         }
         redis = postgres_proxy = s3_proxy = disk = None
@@ -80,7 +82,7 @@ def open_world(plan: Plan, servers: Servers, *, lease: float) -> Iterator[World]
             stack.callback(postgres_proxy.close)
             environment["PROMPTMILL_DATABASE_URL"] = url.replace(str(socket.parent), str(folder / "pg"))
             (folder / "redis").mkdir()
-            redis = stack.enter_context(running_redis(folder / "redis"))
+            redis = stack.enter_context(running_redis(folder / "redis", password=SECRET))
             environment["PROMPTMILL_REDIS_URL"] = redis.url
         if plan.pictures == "s3":
             bucket = f"chaos-{plan.seed}"

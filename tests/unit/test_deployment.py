@@ -81,3 +81,13 @@ def test_targets_and_commands_exist(services: dict[str, Any]) -> None:
         command = services[name]["command"]
         assert float(command[command.index("--drain-timeout") + 1]) < 360
         assert services[name]["stop_grace_period"] == "6m"
+
+
+def test_every_pin_can_be_audited() -> None:
+    """`make audit` asks about exactly the versions of constraints.txt: each names one, and none twice."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    names = [re.split("==", pin)[0] for pin in pins]
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.+!-]+( ;.*)?", pin)] == []
+    assert len(names) == len(set(names))
+    assert "--requirement constraints.txt" in (ROOT / "Makefile").read_text()
