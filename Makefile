@@ -54,7 +54,7 @@ chaos: $(VENV)/.installed  ## let faults happen to real farms: make chaos RUNS=5
 	@$(BIN)/python -m tests.chaos --runs $(RUNS) --jobs $(JOBS) $(ARGS)
 
 audit: $(AUDIT)/.installed  ## ask the advisory databases about every pinned version
-	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 model: $(VENV)/.installed  ## train the demo model anew into models/demo: up to 2.5 hours on 2 cores, needs npm
 	$(BIN)/python -m training $(ARGS)

@@ -19,6 +19,7 @@ from storage.jobstore import JobStore
 from storage.records import UNFINISHED, Image, Job, JobStatus, Submission, SubmissionState, WorkerState
 
 ALL = 2**31 - 1  # submissions: as many as there are
+_ENDED = (WorkerState.STOPPED, WorkerState.EXPIRED)
 READERS = 8  # pictures read at once: an object store answers slowly, but many at a time
 # What a worker writes: a picture of any attempt, and what a killed write of it leaves beside it.
 _OURS = re.compile(
@@ -79,15 +80,16 @@ def audit(jobs: JobStore, images: ImageStore) -> Iterator[Finding]:
         UnreachableError: when database or store cannot be asked; nothing is called missing then.
     """
     submissions = jobs.submissions(limit=ALL)
+    ended = {worker.incarnation for worker in jobs.workers() if worker.state in _ENDED}
     with ThreadPoolExecutor(READERS, thread_name_prefix="audit") as pool:
         for submission in submissions:
-            yield from _progress(jobs, submission)
+            yield from _progress(jobs, submission, ended)
             for _, block in groupby(jobs.jobs(submission.id), key=lambda job: job.index // FOLDER_JOBS):
                 yield from _audit_block(jobs, images, list(block), pool)
     yield from _strangers(images, {submission.id for submission in submissions})
 
 
-def _progress(jobs: JobStore, submission: Submission) -> Iterator[Finding]:
+def _progress(jobs: JobStore, submission: Submission, ended: set[str]) -> Iterator[Finding]:
     """Say what of a submission is still to come."""
     if submission.state is SubmissionState.LOADING:
         detail = "its submit goes on or was killed: repeat it with the same --key, or cancel it"
@@ -98,15 +100,6 @@ def _progress(jobs: JobStore, submission: Submission) -> Iterator[Finding]:
     if left:
         detail = ", ".join(f"{count} {status}" for status, count in left.items())
         yield Finding(kind=Kind.UNFINISHED, where=submission.id, detail=f"{submission.state}: {detail}")
-    yield from _held_by_nobody(jobs, submission)
-
-
-def _held_by_nobody(jobs: JobStore, submission: Submission) -> Iterator[Finding]:
-    ended = {
-        worker.incarnation
-        for worker in jobs.workers()
-        if worker.state in (WorkerState.STOPPED, WorkerState.EXPIRED)
-    }
     for job in jobs.jobs(submission.id, statuses=(JobStatus.RUNNING,)):
         if job.incarnation in ended:
             detail = f"it runs in worker {job.incarnation}, which has ended"

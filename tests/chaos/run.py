@@ -171,12 +171,13 @@ def go(run: Run) -> bool:
                 pending.pop(0)
                 continue
             wave = run.next_wave()
-            if wave and unfinished < LOW and (not due or len(run.posts.ready()) == len(run.posts.processes)):
+            at_post = len(run.posts.ready()) == len(run.posts.processes)
+            if wave and unfinished < LOW and (at_post or (ended and not due)):
                 run.send(wave)
                 since = time.monotonic()
             if wave is None and not unfinished and not run.later:
-                for planned in pending:
-                    run.left_out[planned.fault] = "its moment never came"
+                run.left_out |= {planned.fault: "its moment never came" for planned in pending}
+                _check_that_they_hit(run)
                 return True
         except UnreachableError:
             continue  # the harness meets the same outages
@@ -185,6 +186,16 @@ def go(run: Run) -> bool:
         if time.monotonic() - since > STUCK:
             run.say(f"stuck: {counts}")
             return False
+
+
+def _check_that_they_hit(run: Run) -> None:
+    """Count out what had nothing left to hit."""
+    postgres, s3 = run.world.postgres_proxy, run.world.s3_proxy
+    hits = {Fault.COMMIT_REPLY: postgres.lost if postgres else 0}
+    hits |= dict.fromkeys((Fault.S3_ERRORS, Fault.S3_LATE_ERRORS, Fault.S3_SILENCE), s3.failed if s3 else 0)
+    for fault in [fault for fault in run.injected if hits.get(fault, 1) == 0]:
+        run.injected.remove(fault)
+        run.left_out[fault] = "it hit nothing"
 
 
 def _inject(run: Run, fault: Fault) -> bool:
