@@ -88,7 +88,7 @@ class Channel(kombu_redis.Channel):
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # kombu has no types
         except (ValueError, RecursionError) as error:  # no JSON, or JSON that is nested without end
             _reject(error)
             return True  # something was read
@@ -106,7 +106,7 @@ class Transport(kombu_redis.Transport):
             except (ValueError, RecursionError) as error:
                 _reject(error)
                 return
-        super()._deliver(message, queue)
+        super()._deliver(message, queue)  # type: ignore[no-untyped-call]  # kombu has no types
 
 
 def _reject(error: Exception) -> None:

@@ -23,8 +23,9 @@ from celery.worker import state
 from storage.embedded_redis import EmbeddedRedis
 from storage.errors import BadInputError, PromptmillError
 from storage.models import ModelReference, configured_models
-from storage.queue import QUEUE_PREFIX, JobQueue, broker_url, make_app
+from storage.queue import JobQueue, broker_url, make_app
 from storage.settings import Settings, load_settings
+from storage.strict_transport import QUEUE_PREFIX
 from storage.worker_options import WorkerOptions
 from worker import celery_end
 from worker.exits import Exit

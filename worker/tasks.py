@@ -13,8 +13,8 @@ from celery import Celery
 from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.imagestore import picture_key
 from storage.infotext import write_infotext
-from storage.queue import TASK
 from storage.records import Claim, Finish, Image
+from storage.strict_transport import TASK
 from storage.version import MESSAGE_VERSION, promptmill_version
 from worker.engine.errors import Cancelled, EngineDeadError, Released, RenderError
 from worker.engine.request import RenderResult

@@ -10,9 +10,10 @@ import pytest
 
 from storage.embedded_redis import EmbeddedRedis
 from storage.errors import BadInputError, UnreachableError
-from storage.queue import TASK, JobQueue, broker_url, connect, ping, queue_name
+from storage.queue import JobQueue, broker_url, connect, ping, queue_name
 from storage.safe_url import safe_url
 from storage.settings import Settings
+from storage.strict_transport import TASK
 from storage.version import MESSAGE_VERSION
 
 

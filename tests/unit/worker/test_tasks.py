@@ -20,7 +20,6 @@ from storage.imagestore import picture_key
 from storage.infotext import read_infotext
 from storage.jobstore import MAX_FAILURES
 from storage.parameters import JobParameters
-from storage.queue import TASK
 from storage.records import (
     Claim,
     Finish,
@@ -32,6 +31,7 @@ from storage.records import (
     Worker,
     WorkerState,
 )
+from storage.strict_transport import TASK
 from storage.version import MESSAGE_VERSION
 from storage.worker_options import WorkerOptions
 from worker import heartbeat, surroundings
