@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from producer.jobs import settings_of
+from producer.sidecar import sidecar, sidecar_path
 from storage.errors import BadInputError, StoreFullError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
+from storage.parameters import suffix_of
 from storage.records import Image, Job, JobStatus, Submission
 
 MARKER = "promptmill.json"  # says which submission a folder was made for
@@ -85,11 +87,11 @@ def claim_folder(folder: Path, submission: Submission, *, marker: str = MARKER) 
 
 
 def write_pictures(
-    store: JobStore, images: ImageStore, submission: Submission, folder: Path
+    store: JobStore, images: ImageStore, submission: Submission, folder: Path, *, sidecars: bool = False
 ) -> Iterator[Picture]:
     """Write the pictures of all succeeded jobs, in order, and yield each; the metadata come last.
 
-    A file that is there already with the right content is left alone.
+    A file that is there already with the right content is left alone. With `sidecars`, each has one.
 
     Raises:
         UnreachableError: when a picture cannot be read, or the folder not be written.
@@ -102,10 +104,12 @@ def write_pictures(
                 raise UnreachableError(
                     f"Job {job.label} succeeded but has no picture; see `promptmill doctor`."
                 )
-            name = f"{job.index:06d}-{slug(job.parameters.prompt)}.{job.image.format.lower()}"
+            name = f"{job.index:06d}-{slug(job.parameters.prompt)}.{suffix_of(job.image.format)}"
             path = folder / name
             if not _holds(path, job.image):
                 _replace(path, images.read(job.image.key))
+            if sidecars:
+                _replace(sidecar_path(path), sidecar(job, job.image, submission))
             json.dump(metadata_row(job, job.image, submission, name), metadata, ensure_ascii=False)
             metadata.write("\n")
             yield Picture(path=path, job=job)

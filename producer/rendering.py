@@ -40,6 +40,7 @@ class Rendering:
     Attributes:
         options: of the worker to start where none serves the model.
         given: worker options that the user typed, to say when a running worker makes them idle.
+        sidecars: whether each picture gets a JSON file beside it.
     """
 
     session: Session
@@ -48,10 +49,12 @@ class Rendering:
     options: WorkerOptions
     given: list[str]
     out: Path
+    sidecars: bool = False
 
     def resume_command(self) -> str:
         """Return the command line that completes this submission."""
         words = ["promptmill", "render", "--resume", self.submission.id, "--out", str(self.out)]
+        words += ["--sidecar"] if self.sidecars else []
         if configured_models(self.session.settings.models).get(self.model.name) != self.model:
             words += ["--model", str(self.model)]
         return shlex.join(words)
@@ -158,7 +161,8 @@ def _write(rendering: Rendering) -> None:
     """Write the pictures and contact sheets, and print their paths."""
     session = rendering.session
     first, written, warned = [], 0, []
-    for picture in write_pictures(session.jobs, session.images, rendering.submission, rendering.out):
+    stores = (session.jobs, session.images)
+    for picture in write_pictures(*stores, rendering.submission, rendering.out, sidecars=rendering.sidecars):
         written += 1
         if picture.job.warnings:
             warned.append(picture.job.label)

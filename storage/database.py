@@ -72,6 +72,17 @@ class Database:
                 yield connection
 
 
+def database_exists(settings: Settings) -> bool:
+    """Whether there is a database to ask; of a server nobody knows before it is asked, so that counts."""
+    path = settings.database_path
+    if settings.database_url is not None:
+        url = make_url(settings.database_url)
+        if url.get_backend_name() != "sqlite" or not url.database:
+            return True
+        path = Path(url.database)
+    return path.is_file() and path.stat().st_size > 0
+
+
 def open_database(settings: Settings, *, check: bool = True) -> Database:
     """Open the database of these settings; an embedded one is made from nothing on first use.
 

@@ -90,6 +90,10 @@ class JobStore(Protocol):
         """Find a job by `SUBMISSION:INDEX` (the submission as in `find_submission`), with its image."""
         ...
 
+    def find_pictures(self, file_sha256: str, *, limit: int = 50) -> list[Job]:
+        """Return the jobs whose picture has these bytes, the newest first; equal jobs make equal ones."""
+        ...
+
     def jobs(
         self,
         submission: str,

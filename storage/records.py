@@ -145,10 +145,12 @@ class Image:
     """One stored picture.
 
     Attributes:
-        key: path below the store's root, `{submission}/{index // 1000:04d}/{index:06d}.png`.
+        key: path below the store's root, `{submission}/{index // 1000:04d}/{index:06d}.png` (or .jpg, .webp).
         file_sha256: over the file's bytes.
-        pixel_sha256: over the uint8 RGB pixels, row by row.
+        pixel_sha256: over the uint8 RGB pixels as they were rendered, row by row: what a reader of a PNG
+            decodes, and of the lossy formats nobody.
         bytes: file size.
+        format: `png`, `jpeg` or `webp`.
         seconds: seconds per stage (encode, denoise, decode, save).
         numerics: what determined the bits: model revision, dtype, lanes, versions, CPU.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import traceback
+from typing import Any
 
 import structlog
 from celery import Celery
@@ -12,13 +13,16 @@ from celery import Celery
 from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.imagestore import picture_key
 from storage.infotext import write_infotext
+from storage.parameters import PNG, suffix_of
+from storage.picture_metadata import Texts
+from storage.picture_record import Record, write_record
 from storage.queue import TASK
 from storage.records import Claim, Finish, Image
 from storage.version import MESSAGE_VERSION, promptmill_version
 from worker.engine.errors import Cancelled, EngineDeadError, Released, RenderError
 from worker.engine.request import RenderResult
 from worker.process import WorkerProcess
-from worker.stages.picture import encode_png, pixel_sha256
+from worker.stages.picture import encode_picture, encoder_versions, pixel_sha256
 from worker.surroundings import GaveUpError
 
 log = structlog.get_logger()
@@ -70,26 +74,42 @@ def render_claim(process: WorkerProcess, claim: Claim) -> None:
 
 
 def save(process: WorkerProcess, claim: Claim, result: RenderResult) -> Image:
-    """Encode the picture with its infotext and store it: the file first, then the row."""
+    """Encode the picture with what it says of itself and store it: the file first, then the row."""
     began = time.perf_counter()
-    infotext = write_infotext(
-        claim.parameters,
-        model=claim.model,
-        model_hash=process.model.revision[:10],
-        version=promptmill_version(),
-    )
-    data = encode_png(result.pixels, {"parameters": infotext})
-    key = picture_key(claim.submission, claim.index, claim.attempt)
+    options = claim.parameters.options
+    image_format = options.get("image_format", PNG)
+    numerics = with_versions(result.numerics, encoder_versions(image_format))
+    data = encode_picture(result.pixels, texts_of(process, claim, numerics), options)
+    key = picture_key(claim.submission, claim.index, claim.attempt, suffix=suffix_of(image_format))
     process.surroundings.patiently(lambda: process.images.write(key, data), what="save", forever=False)
     return Image(
         key=key,
         file_sha256=hashlib.sha256(data).hexdigest(),
         pixel_sha256=pixel_sha256(result.pixels),
         bytes=len(data),
-        format="png",
+        format=image_format,
         seconds={**result.seconds, "save": time.perf_counter() - began},
-        numerics=result.numerics,
+        numerics=numerics,
     )
+
+
+def texts_of(process: WorkerProcess, claim: Claim, numerics: dict[str, Any]) -> Texts:
+    """Return what the picture says of itself: nothing that differs between two renders of the same job."""
+    infotext = write_infotext(
+        claim.parameters,
+        model=claim.model,
+        model_hash=process.model.revision[:10],
+        version=promptmill_version(),
+    )
+    record = Record(
+        parameters=claim.parameters, model=claim.model, source=process.model.repo, numerics=numerics
+    )
+    return Texts(infotext=infotext, record=write_record(record))
+
+
+def with_versions(numerics: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
+    """Return the numerics record with further libraries' versions."""
+    return {**numerics, "versions": {**numerics.get("versions", {}), **versions}} if versions else numerics
 
 
 def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[str]) -> None:
@@ -110,9 +130,10 @@ def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[st
 
 def sweep_earlier(process: WorkerProcess, claim: Claim) -> None:
     """Delete what earlier attempts wrote and, killed before their row, could not delete themselves."""
+    suffix = suffix_of(claim.parameters.options.get("image_format", PNG))
     try:
         for attempt in range(1, claim.attempt):
-            process.images.delete(picture_key(claim.submission, claim.index, attempt))
+            process.images.delete(picture_key(claim.submission, claim.index, attempt, suffix=suffix))
     except UnreachableError as error:
         log.warning("a stale picture stays", action="sweep", job=claim.label, reason=str(error))
 

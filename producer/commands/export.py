@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from producer.grid import Grid, check_grid, check_pages, lay_out, write_grid
-from producer.options import submission_argument
+from producer.options import sidecar_flag, submission_argument
 from producer.output import count_of, remark
 from producer.pictures import HIDDEN_MARKER, check_folder, claim_folder, write_pictures
 from producer.session import Session, pass_session
@@ -36,8 +36,9 @@ Examples:
 @click.option(
     "--to", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where to."
 )
+@sidecar_flag
 @pass_session
-def export(session: Session, *, submission: str, layout: str, folder: Path) -> None:
+def export(session: Session, *, submission: str, layout: str, folder: Path, sidecar: bool) -> None:
     """Write a submission's pictures, in the order of the prompts, into a folder.
 
     Jobs without a picture are left out. The folder must be missing, empty, or from an earlier export of the
@@ -47,7 +48,7 @@ def export(session: Session, *, submission: str, layout: str, folder: Path) -> N
     grid = _laid_out(session, found) if layout == "grid" else None
     check_folder(folder, submission=found.id, marker=HIDDEN_MARKER)
     claim_folder(folder, found, marker=HIDDEN_MARKER)
-    pictures = write_pictures(session.jobs, session.images, found, folder)
+    pictures = write_pictures(session.jobs, session.images, found, folder, sidecars=sidecar)
     paths = {picture.job.index: picture.path for picture in pictures}
     if grid:
         write_grid(grid, paths, folder)

@@ -148,7 +148,7 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
         return fields | {"image": None}
     return fields | {
         "image": image.key,
-        "image_path": _path(session, image.key),
+        "image_path": picture_path(session, image.key),
         "format": image.format,
         "bytes": image.bytes,
         "file_sha256": image.file_sha256,
@@ -158,7 +158,8 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
     }
 
 
-def _path(session: Session, key: str) -> str:
+def picture_path(session: Session, key: str) -> str:
+    """Return where the picture store keeps a key, as people find it."""
     if session.settings.store_url:
         return f"{session.settings.store_url.rstrip('/')}/{key}"
     return str(session.settings.images_path / key)

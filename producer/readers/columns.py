@@ -11,6 +11,7 @@ from typing import Any
 from producer.lines import Line, Problem
 from producer.readers import kinds
 from producer.readers.kinds import UnfitError
+from storage.parameters import OPTION_DEFAULTS
 
 Convert = Callable[[str, Any], Any]
 
@@ -31,6 +32,8 @@ CONVERTERS: dict[str, Convert] = {
     "guidance_rescale": kinds.number,
     "guidance_interval": kinds.interval,
     "prompt_syntax": kinds.prompt_syntax,
+    "image_format": kinds.image_format,
+    "quality": kinds.whole_number,
     "model": kinds.text,
 }
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -43,7 +46,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 FIELDS: dict[str, str] = {name: name for name in CONVERTERS} | {
     alias: field for field, aliases in _ALIASES.items() for alias in aliases
 }
-_OPTIONS = ("eta", "guidance_rescale", "guidance_interval", "prompt_syntax")
+_OPTIONS = tuple(OPTION_DEFAULTS)
 
 
 def field_of(name: str) -> str | None:

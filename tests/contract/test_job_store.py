@@ -92,11 +92,11 @@ def take_and_claim(store: JobStore, incarnation: str = "w1", *, alone: bool = Fa
     return claim(store, job, incarnation, alone=alone)
 
 
-def image(claimed: Claim) -> Image:
+def image(claimed: Claim, *, file_sha256: str = "f" * 64) -> Image:
     """Return a picture's record."""
     return Image(
         key=f"{claimed.submission}/{claimed.index}-{claimed.attempt}.png",
-        file_sha256="f" * 64,
+        file_sha256=file_sha256,
         pixel_sha256="e" * 64,
         bytes=100,
         format="png",
@@ -604,6 +604,19 @@ class TestJobStore:
         assert job.warnings == ["truncated"]
         assert job.finished_at is not None
         assert job_store.find_job(job.label).image == job.image
+
+    def test_a_picture_is_found_by_the_hash_of_its_file(self, job_store: JobStore) -> None:
+        """With its job, the newest first: equal jobs make equal files; of other bytes nobody knows."""
+        add_worker(job_store)
+        submit(job_store, 3)
+        earlier, later, other = (take_and_claim(job_store) for _ in range(3))
+        for claimed, digest in ((earlier, "a" * 64), (later, "a" * 64), (other, "b" * 64)):
+            job_store.finish(claimed, image(claimed, file_sha256=digest))
+        found = job_store.find_pictures("a" * 64)
+        assert [job.label for job in found] == [later.label, earlier.label]
+        assert found[0] == job_store.find_job(later.label)
+        assert job_store.find_pictures("a" * 64, limit=1) == found[:1]
+        assert job_store.find_pictures("c" * 64) == []
 
     def test_a_repeated_finish_is_ours(self, job_store: JobStore) -> None:
         """A finish whose reply was lost can be repeated; there is still one image."""

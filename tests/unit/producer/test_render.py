@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from collections.abc import Callable
@@ -290,6 +291,25 @@ def test_export_writes_an_imagefolder_and_can_be_repeated(
     assert Path("x/000001-an-otter.png").is_file()
     invoke("submit", "-p", "a fox")
     assert invoke("export", "@last", "--to", "x").exit_code == 2
+
+
+def test_a_sidecar_holds_what_is_known_of_its_picture(
+    invoke: Invoke, processes: type[StandInProcess]
+) -> None:
+    """The prompt file's own columns included; `render` and `export` write the same one."""
+    del processes
+    Path("list.csv").write_text("prompt,eta,sampler,rating\nan otter,0.5,ddim,good\n")
+    assert invoke("render", "list.csv", "--out", "r", "--name", "otters", "--sidecar").exit_code == 0
+    assert invoke("export", "otters", "--to", "x", "--sidecar").exit_code == 0
+    written = Path("r/000000-an-otter.json").read_bytes()
+    assert Path("x/000000-an-otter.json").read_bytes() == written
+    told = json.loads(written)
+    assert (told["version"], told["job"]) == (1, f"{told['submission']['id']}:0")
+    assert (told["submission"]["name"], told["model"]["name"], told["format"]) == ("otters", "demo", "png")
+    assert (told["parameters"]["prompt"], told["parameters"]["options"]) == ("an otter", {"eta": 0.5})
+    assert (told["extra"], told["numerics"]) == ({"rating": "good"}, {"lanes": 2})
+    picture = Path("x/000000-an-otter.png").read_bytes()
+    assert told["file_sha256"] == hashlib.sha256(picture).hexdigest()
 
 
 @pytest.mark.parametrize(

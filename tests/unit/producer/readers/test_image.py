@@ -13,9 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
-from producer.readers.image import EXIF_IFD, USER_COMMENT, read_image
+from producer.readers.image import read_image
 from storage.infotext import write_infotext
 from storage.parameters import JobParameters
+from storage.picture_metadata import EXIF_IFD, USER_COMMENT
 
 A1111 = (
     "a (fox:1.3) in snow\nNegative prompt: blurry, dark\n"
