@@ -16,12 +16,14 @@ from typing import Any
 from storage.errors import BadInputError
 from storage.infotext import read_infotext
 from storage.parameters import parameters_of
-from storage.picture_metadata import Texts, read_texts
+from storage.picture_metadata import INFOTEXT, Texts, read_texts
 from storage.picture_record import Record, read_record
 from storage.samplers import resolve_sampler
 
 OURS = "promptmill"
 _NOBODY = "it does not say how it was made"
+# sd-parsers 0.6 remembers what it read of the last picture by its `id`, which the next one must not get.
+_asked_last: list[Any] = []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,8 @@ def read_picture(path: Path) -> Said:
                     "size": picture.size,
                 }
                 texts = read_texts(picture)
-        return Said(**seen, infotext=texts.infotext, **_understood(path, texts))
+                understood = _understood(picture, texts)
+        return Said(**seen, infotext=texts.infotext, **understood)
     except UnidentifiedImageError as error:
         raise BadInputError("this is no picture; name a PNG, JPEG or WebP file.") from error
     except FileNotFoundError as error:
@@ -84,7 +87,7 @@ def read_picture(path: Path) -> Said:
         raise BadInputError(f"it cannot be read ({reason}).") from error
 
 
-def _understood(path: Path, texts: Texts) -> dict[str, Any]:
+def _understood(picture: Any, texts: Texts) -> dict[str, Any]:
     """Return what the texts mean, as attributes of `Said`."""
     problem = ""
     if texts.record:
@@ -92,13 +95,14 @@ def _understood(path: Path, texts: Texts) -> dict[str, Any]:
             return _of_record(read_record(texts.record))
         except BadInputError as error:
             problem = str(error)
-    if texts.infotext:
-        fields = read_infotext(texts.infotext)
-        ours = str(fields.get("version", "")).startswith(OURS)
-        return {"written_by": OURS if ours else "infotext", "fields": fields, "problem": problem}
-    if problem:
-        return {"written_by": "", "problem": problem}
-    return _of_others(path)
+    fields = read_infotext(texts.infotext)
+    ours = str(fields.get("version", "")).startswith(OURS)
+    of_infotext = {"written_by": OURS if ours else "infotext", "fields": fields, "problem": problem}
+    if fields["other"] or fields.keys() - {"prompt", "negative_prompt", "other"}:
+        return of_infotext
+    others = {"written_by": "", "problem": problem} if problem else _of_others(picture)
+    # A prompt alone may be an infotext; as a comment it is anything that somebody had to say.
+    return of_infotext if not others["written_by"] and INFOTEXT in picture.info else others
 
 
 def _of_record(record: Record) -> dict[str, Any]:
@@ -106,14 +110,19 @@ def _of_record(record: Record) -> dict[str, Any]:
     return {"written_by": OURS, "record": record, "fields": fields}
 
 
-def _of_others(path: Path) -> dict[str, Any]:
+def _of_others(picture: Any) -> dict[str, Any]:
     """Ask sd-parsers."""
     try:
         from sd_parsers import ParserManager  # noqa: PLC0415  (an extra)
     except ModuleNotFoundError:
         more = "as A1111 writes it; `pip install 'promptmill[images]'` reads other programs', too."
         return {"written_by": "", "problem": f"{_NOBODY} {more}"}
-    known = ParserManager().parse(path)
+    try:
+        known = ParserManager().parse(picture)
+    except Exception as error:  # noqa: BLE001 - a library reads what anybody wrote: it stumbles over anything
+        return {"written_by": "", "problem": f"{_NOBODY} (sd-parsers: {error or type(error).__name__})."}
+    finally:
+        _asked_last[:] = [picture]
     if known is None:
         return {"written_by": "", "problem": f"{_NOBODY}."}
     fields: dict[str, Any] = {

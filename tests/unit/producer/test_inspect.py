@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from storage.parameters import JobParameters
-from storage.picture_metadata import Texts
+from storage.picture_metadata import Texts, exif_of
 from storage.picture_record import Record, write_record
 from worker.stages.picture import encode_picture
 
@@ -104,6 +104,23 @@ def test_pictures_of_others_are_understood(invoke: Invoke) -> None:
         A1111,
     )
     assert (second["written_by"], second["said"]["prompt"]) == ("InvokeAI", "a bee")
+
+
+def test_a_comment_is_no_infotext(invoke: Invoke) -> None:
+    """A camera's is nobody's prompt; Fooocus writes JSON there, and the next picture is not taken for it."""
+    fooocus = {
+        "prompt": "a hen", "negative_prompt": "", "base_model": "m", "base_model_hash": "h",
+        "sampler": "euler", "seed": 3, "steps": 5, "guidance_scale": 4.0,
+    }  # fmt: skip
+    for name, comment in (("a", json.dumps(fooocus)), ("b", "Holiday in Spain"), ("c", A1111)):
+        Image.new("RGB", (8, 8)).save(f"{name}.jpg", exif=b"Exif\0\0" + exif_of(comment))
+    for _ in range(3):
+        (hen,) = inspected(invoke, Path("a.jpg"))
+        assert (hen["written_by"], hen["said"]["prompt"]) == ("Fooocus", "a hen")
+        done = invoke("inspect", "b.jpg", "c.jpg")
+        assert done.exit_code == 2
+        assert "b.jpg: it does not say how it was made." in done.stderr
+        assert "a (fox:1.3)" in done.stdout
 
 
 def test_a_record_that_was_changed_is_said_and_the_infotext_shown(invoke: Invoke) -> None:

@@ -21,7 +21,9 @@ from storage.picture_record import Record, read_record, write_record
 from storage.samplers import SAMPLERS, SCHEDULES
 from worker.stages.picture import encode_picture, encoder_versions
 
-PIXELS = np.random.default_rng(7).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+# Grey noise: WebP has colours at half resolution, whatever its quality.
+PIXELS = np.random.default_rng(7).integers(0, 256, (16, 24, 1), dtype=np.uint8).repeat(3, axis=2)
+ALIVE: list[Any] = []
 NUMERICS = {"model_revision": "0" * 64, "lanes": 8, "versions": {"torch": "2.13"}}
 
 # A1111's modules/infotext_utils.py: how it reads a line of parameters.
@@ -140,12 +142,11 @@ def long_job(letter: str, image_format: str) -> JobParameters:
 @example(job=long_job("&", "jpeg"))
 def test_what_is_written_is_read(job: JobParameters) -> None:
     """By A1111's rules all that an infotext can hold, and by ours everything, from every format."""
-    with opened(job) as picture:
-        texts = read_texts(picture)
-        assert read_record(texts.record).parameters == job
-        assert texts == texts_of(job)
-        found = read_as_a1111(infotext_as_a1111(picture))
-        seen = ParserManager().parse(picture)
+    picture = opened(job)
+    texts = read_texts(picture)
+    assert read_record(texts.record).parameters == job
+    assert texts == texts_of(job)
+    found = read_as_a1111(infotext_as_a1111(picture))
     assert (int(found["Steps"]), int(found["Seed"])) == (job.num_inference_steps, job.seed)
     assert float(found["CFG scale"]) == job.guidance_scale
     assert (int(found["Size-1"]), int(found["Size-2"])) == (job.width, job.height)
@@ -164,6 +165,8 @@ def test_what_is_written_is_read(job: JobParameters) -> None:
         assert found["Prompt"] == as_a1111_reads_it(job.prompt)
         assert found["Negative prompt"] == as_a1111_reads_it(job.negative_prompt)
         # sd-parsers splits values at each comma and colon, and those of ours that it looks for have none.
+        seen = ParserManager().parse(picture)
+        ALIVE[:] = [picture]  # it takes the next picture for this one if that gets its `id`
         assert seen is not None
         assert (seen.full_prompt, seen.full_negative_prompt or "") == (job.prompt, job.negative_prompt)
         assert seen.samplers[0].parameters["seed"] == str(job.seed)
@@ -184,7 +187,7 @@ def test_the_same_job_gives_the_same_bytes(image_format: str) -> None:
     if image_format == "png":
         assert error(1) == error(100) == 0
     else:
-        assert error(100) < error(95) < error(10)
+        assert error(100) < error(90) < error(10)
 
 
 def test_colours_of_a_jpeg_keep_their_resolution() -> None:
