@@ -76,7 +76,10 @@ def database_exists(settings: Settings) -> bool:
     """Whether there is a database to ask; of a server nobody knows before it is asked, so that counts."""
     path = settings.database_path
     if settings.database_url is not None:
-        url = make_url(settings.database_url)
+        try:
+            url = make_url(settings.database_url)
+        except ArgumentError:
+            return True  # who opens it says what is wrong
         if url.get_backend_name() != "sqlite" or not url.database:
             return True
         path = Path(url.database)

@@ -148,7 +148,8 @@ def _as_fields(
     """Return what people read: what is not known is left out by whoever prints it."""
     content = _as_json(file, said, stored)
     size = f"{content.pop('width')}x{content.pop('height')}"
-    fields: dict[str, Any] = {**content, **content.pop("said")}
+    said_fields = content.pop("said")
+    fields: dict[str, Any] = content | said_fields
     numerics = {name: value for name, value in (fields["numerics"] or {}).items() if name != "model_revision"}
     for name in ("infotext", "stored", "numerics"):
         del fields[name]

@@ -61,6 +61,7 @@ def read_picture(path: Path) -> Said:
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  (only pictures need it)
 
     try:
+        _check_plain(path)
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -85,6 +86,12 @@ def read_picture(path: Path) -> Said:
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInputError(f"it cannot be read ({reason}).") from error
+
+
+def _check_plain(path: Path) -> None:
+    """Refuse what may have no end, or no beginning to go back to."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise BadInputError("this is a device or a pipe; name a picture's file.")
 
 
 def _understood(picture: Any, texts: Texts) -> dict[str, Any]:

@@ -66,6 +66,9 @@ def test_our_picture_tells_everything_without_a_database(
     assert (picture["source"], picture["revision"]) == ("owner/repo", "c" * 40)
     assert picture["numerics"]["lanes"] == 8
     shown = invoke("inspect", "x")
+    assert [line.split("  ")[0] for line in shown.stdout.splitlines()][:6] == [
+        "file", "format", "file sha256", "written by", "pixels", "prompt",
+    ]  # fmt: skip
     assert "not known, since there is no database here" in shown.stdout
     assert not home.exists()
 
@@ -139,12 +142,13 @@ def test_what_nobody_knows_is_bad_input_after_all_else(
     Path("good.png").write_bytes(ours())
     Path("blank.png").write_bytes(png())
     Path("note.txt").write_text("no picture")
-    done = invoke("inspect", "blank.png", "note.txt", "nosuch.png", ".", "good.png")
+    done = invoke("inspect", "blank.png", "note.txt", "nosuch.png", ".", "/dev/zero", "good.png")
     assert done.exit_code == 2
     assert "an otter" in done.stdout
     for said in (
-        "4 files", "blank.png: it does not say how it was made", "promptmill[images]",
+        "5 files", "blank.png: it does not say how it was made", "promptmill[images]",
         "note.txt: this is no picture", "nosuch.png: there is no such file", ".: this is a folder",
+        "/dev/zero: this is a device",
     ):  # fmt: skip
         assert said in done.stderr
     said = "Error: note.txt: this is no picture; name a PNG, JPEG or WebP file.\n"
