@@ -122,8 +122,8 @@ def _comment(comment: bytes) -> str:
     if code.startswith(_UNICODE.rstrip(b"\0")):
         # In the byte order of the file by the standard, big-endian by everybody's use.
         big, little = (rest.decode(order, errors="replace") for order in ("utf-16-be", "utf-16-le"))
-        small_letters = rest[1::2].count(0) > rest[::2].count(0)  # most are ASCII, if it is little-endian
-        return (little if _SURE not in big and (_SURE in little or small_letters) else big).strip("\0")
+        small = rest[1::2].count(0) > len(little) // 2  # most letters are ASCII, if it is little-endian
+        return (little if _SURE not in big and (_SURE in little or small) else big).strip("\0")
     return (rest if code.strip(b"\0") in (b"ASCII", b"") else comment).decode("utf-8", errors="replace")
 
 
