@@ -26,7 +26,7 @@ from producer.jobs import JobOptions
 from producer.lines import Line
 from producer.presetvalues import Found, no_such_key, read_settings
 from storage.errors import BadInputError
-from storage.parameters import check_prompt, overlaid_options
+from storage.parameters import check_prompt, other_format, overlaid_options
 
 if TYPE_CHECKING:
     from storage.settings import Settings
@@ -156,10 +156,10 @@ def _without_flags(settings: Mapping[str, Any], flags: JobOptions) -> dict[str, 
         said.add("schedule")
     kept = {name: value for name, value in settings.items() if name not in said}
     typed = {*flags.options, *flags.said}
-    if "image_format" in typed:
-        typed.add("quality")  # it was meant for the preset's format
-    options = {name: value for name, value in settings.get("options", {}).items() if name not in typed}
-    return {**kept, "options": options}
+    options = settings.get("options", {})
+    if "image_format" in typed and other_format(options, flags.options):
+        typed.add("quality")
+    return {**kept, "options": {name: value for name, value in options.items() if name not in typed}}
 
 
 def _worth_saying(options: Mapping[str, Any], of_flags: Mapping[str, Any]) -> dict[str, Any]:

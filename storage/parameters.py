@@ -187,11 +187,15 @@ def telling(options: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
+def other_format(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two options ask for different formats, so that a quality of one is not the other's."""
+    return bool(one.get("image_format", PNG) != other.get("image_format", PNG))
+
+
 def overlaid_options(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Lay options over others, whose quality was meant for their own format."""
-    meant = below.get("image_format")
-    other = meant is not None and above.get("image_format", meant) != meant
-    return {name: below[name] for name in below if not (other and name == "quality")} | dict(above)
+    lost = "image_format" in below and "image_format" in above and other_format(below, above)
+    return {name: below[name] for name in below if not (lost and name == "quality")} | dict(above)
 
 
 def check_options(job: JobParameters) -> None:

@@ -10,6 +10,7 @@ from producer.lines import Line, Problem
 from producer.output import printable, remark
 from producer.readers.picture import OURS, Said, read_picture
 from storage.errors import BadInputError
+from storage.parameters import other_format
 from storage.prompt_syntax import WEIGHTED
 
 _SETTINGS = (
@@ -49,7 +50,11 @@ def _line(name: str, said: Said, options: JobOptions) -> Line:
         settings["options"] = {**settings.get("options", {}), "prompt_syntax": WEIGHTED}
     typed = {key for key in _SETTINGS if key != "options" and getattr(options, key) not in (None, "")}
     typed |= options.said | options.swept
-    typed |= {meant for meant, of in (("schedule", "sampler"), ("quality", "image_format")) if of in typed}
+    typed |= {"schedule"} if "sampler" in typed else set()
+    if "image_format" in options.swept or (
+        "image_format" in typed and other_format(settings.get("options", {}), options.options)
+    ):
+        typed.add("quality")
     kept = {key: value for key, value in settings.items() if key not in typed}
     if "options" in kept:
         kept["options"] = {key: value for key, value in kept["options"].items() if key not in typed}

@@ -107,6 +107,8 @@ def test_a_presets_quality_goes_with_its_format(jobs_of: Submitted) -> None:
     Path("presets.toml").write_text('[presets.small]\nimage_format = "jpg"\nquality = 60\n')
     (job,) = jobs_of("-p", "a fox", "--preset", "small")
     assert job.options == {"image_format": "jpeg", "quality": 60}
+    (job,) = jobs_of("-p", "a fox", "--preset", "small", "--image-format", "jpeg", "--seed", "1")
+    assert job.options == {"image_format": "jpeg", "quality": 60}
     (job,) = jobs_of("-p", "a fox", "--preset", "small", "--image-format", "png")
     assert job.options == {}
     jobs = jobs_of("-p", "a fox", "--preset", "small", "--sweep", "image_format=png,webp")

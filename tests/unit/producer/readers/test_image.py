@@ -86,6 +86,9 @@ def test_our_record_is_preferred_to_the_infotext(tmp_path: Path, capsys: pytest.
     assert line.settings["options"] == options
     again = read(png(tmp_path, promptmill=text), said=frozenset({"image_format"}))
     assert again.settings["options"] == {"guidance_interval": [0.1, 0.9]}  # the quality was the JPEG's
+    jpeg = {"image_format": "jpeg"}
+    again = read(png(tmp_path, promptmill=text), said=frozenset(jpeg), options=jpeg)
+    assert again.settings["options"] == {"quality": 70, "guidance_interval": [0.1, 0.9]}
     assert capsys.readouterr().err == ""
     line = read(png(tmp_path, parameters=A1111, promptmill=text[:-9]))
     assert line.seeds == (77,)
