@@ -166,3 +166,12 @@ def test_what_prompts_ask_for_has_one_digest_wherever_they_stood() -> None:
         digest(Line(file="f", line=1, prompt="x"), Line(file="f", line=2, prompt="y", drawn=True)),
     ]
     assert len({one, *others}) == 5
+
+
+def test_a_column_quality_is_the_users_own(tmp_path: Path) -> None:
+    """A rating, as data sets have it; the files' quality is called image_quality."""
+    path = tmp_path / "rated.csv"
+    path.write_text("prompt,quality,image_format,image_quality\na fox,0.9,webp,70\n")
+    (line,) = read_prompts([str(path)], [])
+    assert line.extra == {"quality": "0.9"}
+    assert line.settings["options"] == {"image_format": "webp", "quality": 70}
