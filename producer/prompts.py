@@ -103,7 +103,13 @@ class PromptList:
         self._flush()
         self._spool.seek(0)
         for text in self._spool:
-            yield _unspooled(text)
+            file, number, asked = text.split("\t", 2)
+            if asked[0] == "=":
+                yield Line(file=file, line=int(number), prompt=asked[1:-1])
+            else:
+                fields = dict(zip(_ASKED, json.loads(asked), strict=True))
+                fields["seeds"] = tuple(fields["seeds"])
+                yield Line(**fields, file=json.loads(file), line=int(number))
         self._spool.seek(0, 2)
 
 
@@ -122,14 +128,6 @@ def _spooled(line: Line) -> str:
         return f"{line.file}\t{line.line}\t={line.prompt}\n"
     asked = json.dumps([getattr(line, name) for name in _ASKED])
     return f"{json.dumps(line.file)}\t{line.line}\t{asked}\n"
-
-
-def _unspooled(text: str) -> Line:
-    file, number, asked = text[:-1].split("\t", 2)
-    if asked[0] == "=":
-        return Line(file=file, line=int(number), prompt=asked[1:])
-    fields = dict(zip(_ASKED, json.loads(asked), strict=True))
-    return Line(**{**fields, "seeds": tuple(fields["seeds"])}, file=json.loads(file), line=int(number))
 
 
 def read_prompts(

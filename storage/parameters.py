@@ -7,8 +7,8 @@ the claim does (`storage.model_defaults`).
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ DEFAULT_STEPS = 30
 DEFAULT_GUIDANCE = 7.5
 
 MAX_PROMPT_LENGTH = 10_000
+_SEEDS = random.Random()  # noqa: S311 - no secrets; the system begins it, and is not asked for each
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_SEED = 2**63 - 1
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
@@ -78,7 +79,7 @@ def estimate_cost(job: Mapping[Any, Any]) -> float:
 
 def draw_seed() -> int:
     """Draw a 32-bit seed for a job whose user named none; it is recorded with the job."""
-    return secrets.randbits(32)
+    return _SEEDS.getrandbits(32)
 
 
 def check_prompt(text: str, *, what: str = "prompt") -> str:
@@ -92,7 +93,7 @@ def check_prompt(text: str, *, what: str = "prompt") -> str:
         )
     if "\0" in stripped:
         raise BadInputError(f"A {what} holds a NUL character; remove it.")
-    if _SURROGATE.search(stripped):
+    if not stripped.isascii() and _SURROGATE.search(stripped):
         raise BadInputError(f"A {what} holds half of a surrogate pair; save it as UTF-8.")
     return stripped
 
