@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, literal_column, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, literal_column, select
 
+from storage import rows
 from storage.database import Database
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from storage.records import Image, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
-from storage.rows import ImageRow, JobRow, MetaRow, SubmissionRow, TuningRow, WorkerRow
 
-JOBS = cast("Table", JobRow.__table__)
-SUBMISSIONS = cast("Table", SubmissionRow.__table__)
-IMAGES = cast("Table", ImageRow.__table__)
-WORKERS = cast("Table", WorkerRow.__table__)
-META = cast("Table", MetaRow.__table__)
-TUNINGS = cast("Table", TuningRow.__table__)
+JOBS, SUBMISSIONS, IMAGES = rows.JOBS, rows.SUBMISSIONS, rows.IMAGES
+WORKERS, META, TUNINGS = rows.WORKERS, rows.META, rows.TUNINGS
 
 CHOSEN_LATER = ("num_inference_steps", "guidance_scale", "width", "height", "sampler", "schedule")
 
