@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, func, literal_column, or_, select
 
 from storage.records import JobStatus, Submission, SubmissionState, WorkerState, no_live_worker
 from storage.sqljobstore.base import IMAGES, JOBS, WORKERS, now, status_is
@@ -40,7 +41,9 @@ def _count_up_to(connection: Connection, submission: str, most: int) -> dict[Job
     """Count up to one more than `most` of each status; at one moment, or a job on its way could be missed."""
 
     def counted(status: JobStatus) -> ColumnElement[int]:
-        one = select(literal_column("1")).where(JOBS.c.submission == submission, status_is(status))
+        one: Select[Any] = select(literal_column("1")).where(
+            JOBS.c.submission == submission, status_is(status)
+        )
         return select(func.count()).select_from(one.limit(most + 1).subquery()).scalar_subquery()
 
     counts = connection.execute(select(*map(counted, JobStatus))).one()
