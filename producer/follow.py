@@ -192,5 +192,6 @@ def submission_fields(status: Status) -> dict[str, Any]:
         "priority": submission.priority or None,
         "weight": submission.weight if submission.weight != 1 else None,
         "max_running": submission.max_running,
+        "reuse": submission.reuse or None,
         "note": submission.note,
     }

@@ -15,18 +15,26 @@ from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, check_job, check_prompt, check_seed
 from storage.prompt_syntax import PLAIN
 
-SHOWN_PROBLEMS = 20
 # What a model's recommendations can clash with.
 CLASHING = ("sampler", "schedule", "num_inference_steps", "options")
 
 
-def check_seeds(options: JobOptions, prompts: int, wanted: Iterable[tuple[int, int | None]] = ()) -> None:
-    """Check the seeds of flags and sweeps with the most images that a prompt wants (`PromptList.wanted`).
+def check_seeds(
+    options: JobOptions, prompts: int, wanted: Iterable[tuple[int, int | None]] = ((0, None),)
+) -> None:
+    """Check the seeds of flags and sweeps with the most images that a prompt wants which has none of its own.
+
+    Args:
+        options: the flags.
+        prompts: how many there are.
+        wanted: what they want, as `PromptList.wanted` has it.
 
     Raises:
         BadInputError: if the last job's seed would leave the range, or two pictures would be the same.
     """
-    images = max((own or options.images for _, own in wanted), default=options.images)
+    images = max((own or options.images for seeds, own in wanted if not seeds), default=None)
+    if images is None:
+        return
     swept = sorted({setting["seed"] for setting in options.sweep if "seed" in setting})
     last = max((*options.seeds, *swept), default=0) + images - 1
     if options.seed_per_prompt:
@@ -48,29 +56,17 @@ def _check_apart(seeds: Iterable[int], images: int) -> None:
             )
 
 
-def check_filled(
-    lines: Iterable[Line], options: JobOptions, defaults: Mapping[str, Any], *, model: str
-) -> None:
-    """Raise BadInputError if what lines and flags say does not go with what the model's `defaults` add."""
-    problems = []
-    for line in lines:
-        for setting in options.sweep:
-            own = with_setting(parameters_of(line, options), setting)
-            try:
-                # Sizes go with everything, and each was checked where it came from.
-                check_job(
-                    dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height)
-                )
-            except BadInputError as error:
-                sampler = defaults.get("sampler") if own.sampler is None else own.sampler
-                place = f"{line.file}:{line.line}: " if line.settings and line.line else ""
-                problems.append(
-                    f"{place}With sampler {sampler} and the other settings that model {model} recommends: "
-                    f"{error}"
-                )
-    if problems:
-        more = f"\n  … and {len(problems) - SHOWN_PROBLEMS:,} more." if len(problems) > SHOWN_PROBLEMS else ""
-        raise BadInputError("\n  ".join(problems[:SHOWN_PROBLEMS]) + more)
+def clash(line: Line, options: JobOptions, defaults: Mapping[str, Any], *, model: str) -> str | None:
+    """Say why what a line and the flags ask for does not go with the model's `defaults`; None if it does."""
+    for setting in options.sweep:
+        own = with_setting(parameters_of(line, options), setting)
+        try:
+            # Sizes go with everything, and each was checked where it came from.
+            check_job(dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height))
+        except BadInputError as error:
+            sampler = defaults.get("sampler") if own.sampler is None else own.sampler
+            return f"With sampler {sampler} and the other settings that model {model} recommends: {error}"
+    return None
 
 
 def check_line(line: Line, options: JobOptions) -> None:

@@ -194,12 +194,13 @@ def build_jobs(
     rest stays None.
     """
     # A line that sets nothing itself differs from the next in prompt and seed alone.
-    plain = [_settings(options.parameters("", 0), setting, defaults) for setting in options.sweep]
+    plain = _all_settings(options.parameters("", 0), options, defaults)
     for number, line in enumerate(lines):
         seeds = _seeds(line, number, options)
-        own = parameters_of(line, options) if line.settings or line.extra else None
-        for setting, same in zip(options.sweep, plain, strict=True):
-            settings = same if own is None else _settings(own, setting, defaults)
+        own = line.settings or line.extra
+        for setting, settings in (
+            _all_settings(parameters_of(line, options), options, defaults) if own else plain
+        ):
             for seed in _swept_seeds(setting, line, options) or seeds:
                 yield JobParameters(prompt=line.prompt, seed=seed, **settings)
 
@@ -213,10 +214,12 @@ def count_jobs(wanted: Mapping[tuple[int, int | None], int], options: JobOptions
     )
 
 
-def _settings(job: JobParameters, setting: Setting, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that jobs have in common but prompt and seed."""
-    filled = fill_defaults(with_setting(job, setting), defaults)
-    return {name: getattr(filled, name) for name in _SHARED}
+def _all_settings(
+    job: JobParameters, options: JobOptions, defaults: Mapping[str, Any]
+) -> list[tuple[Setting, dict[str, Any]]]:
+    """Return each combination of the sweeps, with all that its jobs have in common but prompt and seed."""
+    filled = [(setting, fill_defaults(with_setting(job, setting), defaults)) for setting in options.sweep]
+    return [(setting, {name: getattr(made, name) for name in _SHARED}) for setting, made in filled]
 
 
 def parameters_of(line: Line, options: JobOptions) -> JobParameters:

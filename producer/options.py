@@ -221,6 +221,15 @@ submission_flags = stacked(
         is_flag=True,
         help="Render anew what an earlier submission has already: the same jobs with the same seeds.",
     ),
+    click.option(
+        "--reuse",
+        is_flag=True,
+        help="Take over single pictures of earlier submissions, where this very one is there already.",
+    ),
+)
+
+dry_run_flag = click.option(
+    "--dry-run", is_flag=True, help="Show how many jobs it makes, some of them, and how long they may take."
 )
 
 
@@ -239,6 +248,7 @@ def check_submission_flags(
     max_running: int | None,
     key: str | None,
     again: bool = False,
+    reuse: bool = False,
 ) -> None:
     """Check the flags of a submission; BadInputError about the first that cannot be used."""
     if name is not None and not _NAME.fullmatch(name):
@@ -248,6 +258,8 @@ def check_submission_flags(
         )
     if key is not None and again:
         raise BadInputError("--again renders anew, and a --key never does; leave one of them out.")
+    if reuse and again:
+        raise BadInputError("--again renders anew, and --reuse takes over; leave one of them out.")
     check_share(priority=priority, weight=weight, max_running=max_running)
     if key is not None and not 1 <= len(key.strip()) <= MAX_KEY_LENGTH:
         raise BadInputError(f"--key is empty or longer than {MAX_KEY_LENGTH} characters; choose another.")

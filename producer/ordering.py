@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from producer.jobchecks import check_filled, check_seeds
+from producer.jobchecks import check_seeds
 from producer.jobs import JobOptions, job_options
 from producer.options import check_submission_flags
-from producer.prompts import PromptList, read_prompts
+from producer.output import remark
+from producer.prompts import PromptList, fitting, read_prompts
 from producer.rewriting import take_rewriting
 from producer.submitting import Order
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # The flags of `producer.options.prompt_options` and `submission_flags`.
 PROMPT_FLAGS = ("files", "texts", "pictures", "input_format", "skip_bad")
-SUBMISSION_FLAGS = ("name", "priority", "weight", "max_running", "key", "again")
+SUBMISSION_FLAGS = ("name", "priority", "weight", "max_running", "key", "again", "reuse")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,11 +27,13 @@ class Asked:
     """What the user asked for, read and checked, as far as that can be without the model.
 
     Attributes:
+        skip_bad: whether lines that do not go with the model are left out.
         share: the flags of the submission itself, by `SUBMISSION_FLAGS`.
     """
 
     prompts: PromptList
     options: JobOptions
+    skip_bad: bool
     share: dict[str, Any]
 
 
@@ -49,7 +52,7 @@ def read_asked(settings: Settings, flags: dict[str, Any]) -> Asked:
     files, texts = reading.pop("files"), reading.pop("texts")
     prompts = read_prompts(files, texts, options=options, rewriting=rewriting, **reading)
     check_seeds(options, prompts.count, prompts.wanted)
-    return Asked(prompts=prompts, options=options, share=share)
+    return Asked(prompts=prompts, options=options, skip_bad=reading["skip_bad"], share=share)
 
 
 def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
@@ -59,11 +62,13 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
         asked: what the user wants.
         model: that renders it.
         again: render it whatever an earlier submission has.
+
+    Raises:
+        BadInputError: when they do not; with --skip-bad only if no line is left, or the flags alone do not.
     """
     defaults = model.defaults()
-    check_filled(asked.prompts.samples.values(), asked.options, defaults, model=model.name)
-    return Order(
-        prompts=asked.prompts,
+    order = Order(
+        prompts=fitting(asked.prompts, asked.options, defaults, model=model.name, skip_bad=asked.skip_bad),
         options=asked.options,
         model=model.name,
         defaults=defaults,
@@ -71,3 +76,6 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
         origin=model.origin,
         **asked.share | {"again": asked.share["again"] or again},
     )
+    if order.reuse and order.draws_seeds:
+        remark("Seeds that are drawn make new pictures, so --reuse finds none for them; give --seed.")
+    return order

@@ -129,6 +129,7 @@ def metadata_row(job: Job, image: Image, submission: Submission, name: str) -> d
         "job": job.label,
         "file_sha256": image.file_sha256,
         "pixel_sha256": image.pixel_sha256,
+        **({"copied_from": image.copied_from} if image.copied_from else {}),
         **({"warnings": job.warnings} if job.warnings else {}),
     }
     # A column of the prompt file that has the name of one of ours must not hide it.

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import click
 
 from producer.jobs import build_jobs
+from producer.models import serving
 from producer.output import cell, count_of, duration, print_table, remark, shorten
+from producer.session import Session
 from producer.submitting import Order
-from storage.jobstore import JobStore
 from storage.parameters import JobParameters, estimate_cost
 
 SHOWN = 12  # jobs, spread over the list
@@ -17,7 +18,7 @@ PRICED = ("num_inference_steps", "guidance_scale", "width", "height")
 TITLES = ["index", "prompt", "seed", "sampler", "schedule", "steps", "guidance", "size", "more"]
 
 
-def preview(store: JobStore, order: Order, *, live_workers: int) -> None:
+def preview(session: Session, order: Order) -> None:
     """Print a sample of the jobs, and say how many they are and how long they may take; write nothing."""
     total, cost = order.total, 0.0
     wanted = {round(i * (total - 1) / (SHOWN - 1)) for i in range(SHOWN)}
@@ -28,7 +29,10 @@ def preview(store: JobStore, order: Order, *, live_workers: int) -> None:
             rows.append(_row(index, job))
     print_table(TITLES, rows)
     click.echo(f"{count_of(total, 'job')} of {count_of(order.prompts.count, 'prompt')} for {order.model}")
-    remark(_how_long(cost, store.speed(order.model), live_workers))
+    workers = serving(session.jobs.workers(), order.model, lease=session.settings.lease)
+    remark(_how_long(cost, session.jobs.speed(order.model), len(workers)))
+    if order.reuse:
+        remark("What --reuse takes over costs no time; how much that is, only a worker can tell.")
     if order.draws_seeds:
         remark("Seeds that are not given are drawn anew when the jobs are submitted.")
     remark("Nothing was submitted: --dry-run.")

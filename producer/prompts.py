@@ -16,17 +16,19 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from producer.jobchecks import CLASHING, SHOWN_PROBLEMS, check_line
+from producer.jobchecks import CLASHING, check_line, clash
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
-from producer.output import count_of, printable, remark
+from producer.output import remark
+from producer.problems import Problems
 from producer.readers.opening import read
+from producer.readers.slips import Slips
 from producer.readers.text import parse_line
 from storage.errors import BadInputError
 
@@ -48,7 +50,8 @@ class PromptList:
         source: where they came from, in a few words.
         model: that the lines name; None if none does.
         draws: whether a line wants drawn seeds, whatever the flags say.
-        samples: one line for each combination of what may clash with a model's recommendations.
+        samples: one line for each combination of what may clash with a model's recommendations, by
+            `clash_key`.
         wanted: how many prompts say that they want so many seeds (0: they do not say) and images of each.
     """
 
@@ -85,10 +88,10 @@ class PromptList:
         self._pending.clear()
 
     def _keep_sample(self, line: Line) -> None:
-        clashing = {name: line.settings[name] for name in CLASHING if name in line.settings}
-        key = json.dumps(clashing) if clashing else ""
+        key = clash_key(line)
         if key not in self.samples and len(self.samples) < MAX_SAMPLES:
-            self.samples[key] = Line(file=line.file, line=line.line, prompt="any", settings=clashing)
+            settings = {name: line.settings[name] for name in CLASHING if name in line.settings}
+            self.samples[key] = Line(file=line.file, line=line.line, prompt="any", settings=settings)
 
     @property
     def digest(self) -> str:
@@ -100,8 +103,22 @@ class PromptList:
         self._flush()
         self._spool.seek(0)
         for text in self._spool:
-            yield _unspooled(text)
+            file, number, asked = text.split("\t", 2)
+            if asked[0] == "=":
+                yield Line(file=file, line=int(number), prompt=asked[1:-1])
+            else:
+                fields = dict(zip(_ASKED, json.loads(asked), strict=True))
+                fields["seeds"] = tuple(fields["seeds"])
+                yield Line(**fields, file=json.loads(file), line=int(number))
         self._spool.seek(0, 2)
+
+
+def clash_key(line: Line) -> str:
+    """Tell apart what lines say that may clash with a model's recommendations; "" where they say nothing."""
+    if not line.settings:
+        return ""
+    clashing = {name: line.settings[name] for name in CLASHING if name in line.settings}
+    return json.dumps(clashing) if clashing else ""
 
 
 def _spooled(line: Line) -> str:
@@ -111,14 +128,6 @@ def _spooled(line: Line) -> str:
         return f"{line.file}\t{line.line}\t={line.prompt}\n"
     asked = json.dumps([getattr(line, name) for name in _ASKED])
     return f"{json.dumps(line.file)}\t{line.line}\t{asked}\n"
-
-
-def _unspooled(text: str) -> Line:
-    file, number, asked = text[:-1].split("\t", 2)
-    if asked[0] == "=":
-        return Line(file=file, line=int(number), prompt=asked[1:])
-    fields = dict(zip(_ASKED, json.loads(asked), strict=True))
-    return Line(**{**fields, "seeds": tuple(fields["seeds"])}, file=json.loads(file), line=int(number))
 
 
 def read_prompts(
@@ -149,11 +158,11 @@ def read_prompts(
     if not files and not texts and not pictures:
         raise BadInputError("No prompts were given; name a prompt file, - for standard input, or -p TEXT.")
     prompts = PromptList(source=_describe([*files, *pictures], texts))
-    problems = _Problems()
+    problems = Problems()
     options = options or JobOptions()
     if rewriting:
         rewriting.check(options)
-    found_ones = itertools.chain(_all(files, texts, input_format), _of_pictures(pictures, options))
+    found_ones = itertools.chain(_remarked(_all(files, texts, input_format)), _of_pictures(pictures, options))
     for found in _rewritten(found_ones, rewriting, options) if rewriting else found_ones:
         checked = _checked(found, options, prompts)
         if isinstance(checked, Problem):
@@ -162,16 +171,40 @@ def read_prompts(
             prompts.append(checked)
         else:
             prompts.model = prompts.model or checked.model
-    if problems.count and (not skip_bad or problems.fatal or not prompts.count):
-        raise BadInputError(problems.error())
-    if problems.count:
-        for each in problems.warning().splitlines():
-            remark(each)
+    problems.settle(skip_bad=skip_bad, left=prompts.count)
     if not prompts.count:
         raise BadInputError(
             f"There is no prompt in {prompts.source}, only blank lines and comments; add some."
         )
     return prompts
+
+
+def fitting(
+    prompts: PromptList, options: JobOptions, defaults: Mapping[str, Any], *, model: str, skip_bad: bool
+) -> PromptList:
+    """Return the prompts that go with what the model recommends; with `skip_bad` the others are left out.
+
+    Raises:
+        BadInputError: listing what does not go, or saying that the flags alone do not.
+    """
+    clashes = {
+        key: reason
+        for key, line in prompts.samples.items()
+        if (reason := clash(line, options, defaults, model=model)) is not None
+    }
+    if not clashes:
+        return prompts
+    if "" in clashes:  # no line's fault
+        raise BadInputError(clashes[""])
+    problems, left = Problems(), PromptList(source=prompts.source)
+    for line in prompts:
+        reason = clashes.get(clash_key(line))
+        if reason is None:
+            left.append(line)
+        else:
+            problems.add(Problem(file=line.file, line=line.line or None, reason=reason))
+    problems.settle(skip_bad=skip_bad, left=left.count)
+    return left
 
 
 def _of_pictures(names: Sequence[str], options: JobOptions) -> Iterator[Line | Problem]:
@@ -193,41 +226,6 @@ def _rewritten(
             number += 1
 
 
-class _Problems:
-    """What was found that cannot be used: the first ones to be shown, and the count of all.
-
-    Attributes:
-        fatal: whether a whole file is among them, or an option.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.fatal = False
-        self._shown: list[str] = []
-
-    def add(self, problem: Problem) -> None:
-        """Count a problem."""
-        self.count += 1
-        self.fatal = self.fatal or problem.line is None
-        if self.count <= SHOWN_PROBLEMS:
-            self._shown.append(printable(str(problem)))
-
-    def error(self) -> str:
-        """Say why nothing was written: in one sentence where there is one."""
-        if self.count == 1:
-            return self._shown[0]
-        return f"{self.count:,} places cannot be used, so nothing was written:{self._listed()}"
-
-    def warning(self) -> str:
-        """Say what was left out."""
-        return f"Warning: left out {count_of(self.count, 'place')} that cannot be used:{self._listed()}"
-
-    def _listed(self) -> str:
-        listed = "".join(f"\n  {text}" for text in self._shown)
-        more = self.count - len(self._shown)
-        return f"{listed}\n  … and {more:,} more." if more else listed
-
-
 def _all(files: Sequence[str], texts: Sequence[str], input_format: str | None) -> Iterator[Line | Problem]:
     for at, name in enumerate(files):
         if name == STDIN and STDIN in files[:at]:
@@ -237,6 +235,16 @@ def _all(files: Sequence[str], texts: Sequence[str], input_format: str | None) -
     for number, text in enumerate(texts, 1):
         found = parse_line(text, f"--prompt {number}", 0)
         yield dataclasses.replace(found, line=None) if isinstance(found, Problem) else found
+
+
+def _remarked(found_ones: Iterator[Line | Problem]) -> Iterator[Line | Problem]:
+    """Pass on what was found, and remark once on each column that may be a slip of another."""
+    slips = Slips()
+    for found in found_ones:
+        if isinstance(found, Line) and found.extra:
+            for text in slips.of(found):
+                remark(text)
+        yield found
 
 
 def _source(name: str, input_format: str | None) -> Iterator[Line | Problem]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from producer.jobs import JobOptions, build_jobs, count_jobs
 from producer.output import count_of, remark, timestamp
 from producer.prompts import PromptList
 from storage.errors import BadInputError
+from storage.fingerprint import hash_of
 from storage.jobstore import JobStore
 from storage.records import JobStatus, Submission, SubmissionState
 
@@ -26,6 +25,7 @@ class Order:
         revision: of the model, where it is known.
         origin: where the model comes from, as `KnownModel.origin` says it.
         again: render what an earlier submission has already.
+        reuse: take over pictures that are there already, job by job.
     """
 
     prompts: PromptList
@@ -40,6 +40,7 @@ class Order:
     max_running: int | None
     key: str | None
     again: bool = False
+    reuse: bool = False
 
     @property
     def total(self) -> int:
@@ -58,7 +59,7 @@ class Order:
         options = dataclasses.asdict(self.options)
         del options["said"], options["swept"]
         asked = [self.model, self.origin, self.prompts.digest, options]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return hash_of(asked)
 
 
 def submit_order(
@@ -92,6 +93,7 @@ def submit_order(
         weight=order.weight,
         max_running=order.max_running,
         content_hash=content_hash,
+        reuse=order.reuse,
     )
     if submission.model != order.model:
         raise BadInputError(
@@ -138,7 +140,8 @@ def _earlier(store: JobStore, order: Order, content_hash: str) -> Submission | N
     if done and done.image and order.revision not in (None, done.image.numerics.get("model_revision")):
         return None  # the model has changed since
     if order.name not in (None, earlier.name):
-        remark(f"Submission {earlier.id} of {when} has the same jobs; rendering them again as {order.name}.")
+        doing = "taking its pictures over" if order.reuse else "rendering them again"
+        remark(f"Submission {earlier.id} of {when} has the same jobs; {doing} as {order.name}.")
         return None
     remark(
         f"Submission {earlier.id} of {when} has the very same jobs, so nothing was added; --again renders "

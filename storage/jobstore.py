@@ -50,11 +50,13 @@ class JobStore(Protocol):
         weight: float = 1.0,
         max_running: int | None = None,
         content_hash: str | None = None,
+        reuse: bool = False,
     ) -> tuple[Submission, bool]:
         """Insert a submission in state `loading` and commit; return it and whether it is new.
 
         With a key that exists already the existing submission is returned, in whatever state it is. By its
-        `content_hash`, a hash of all that is asked for, `find_content` finds it again.
+        `content_hash`, a hash of all that is asked for, `find_content` finds it again. With `reuse` its
+        claims say that a picture may be taken over (`find_rendered`).
         """
         ...
 
@@ -178,6 +180,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def find_rendered(self, fingerprint: str) -> list[Job]:
+        """Find the jobs whose pictures have this fingerprint: the newest few, newest first."""
+        ...
+
     def oldest_worker_version(self) -> str:
         """Return the oldest promptmill version whose workers this schema allows."""
         ...
@@ -242,7 +248,7 @@ class JobStore(Protocol):
     def speed(self, model: str) -> float | None:
         """What the model's workers got through lately, in `estimate_cost` units/s; None if nothing is known.
 
-        Measured from picture to picture over the latest ones, breaks left out.
+        Measured from picture to picture over the latest ones, breaks and what was only copied left out.
         """
         ...
 

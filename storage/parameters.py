@@ -8,8 +8,8 @@ the claim does (`storage.model_defaults`).
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +39,7 @@ OPTION_DEFAULTS: Mapping[str, Any] = {
 }
 
 MAX_PROMPT_LENGTH = 10_000
+_SEEDS = random.Random()  # noqa: S311 - no secrets; the system begins it, and is not asked for each
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_SEED = 2**63 - 1
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
@@ -85,7 +86,10 @@ class JobParameters:
 def parameters_of(job: JobParameters) -> dict[str, Any]:
     """Return what determined a job's picture, under the names that files use: all but its `extra`."""
     names = (item.name for item in dataclasses.fields(job))
-    return {name: getattr(job, name) for name in names if name != "extra"}
+    found = {name: getattr(job, name) for name in names if name != "extra"}
+    if job.guidance_scale is not None:
+        found["guidance_scale"] = float(job.guidance_scale)  # a recommendation may have come as 4
+    return found
 
 
 def estimate_cost(job: Mapping[Any, Any]) -> float:
@@ -101,7 +105,7 @@ def estimate_cost(job: Mapping[Any, Any]) -> float:
 
 def draw_seed() -> int:
     """Draw a 32-bit seed for a job whose user named none; it is recorded with the job."""
-    return secrets.randbits(32)
+    return _SEEDS.getrandbits(32)
 
 
 def check_prompt(text: str, *, what: str = "prompt") -> str:
@@ -115,7 +119,7 @@ def check_prompt(text: str, *, what: str = "prompt") -> str:
         )
     if "\0" in stripped:
         raise BadInputError(f"A {what} holds a NUL character; remove it.")
-    if _SURROGATE.search(stripped):
+    if not stripped.isascii() and _SURROGATE.search(stripped):
         raise BadInputError(f"A {what} holds half of a surrogate pair; save it as UTF-8.")
     return stripped
 

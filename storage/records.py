@@ -45,7 +45,12 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One submitted prompt list."""
+    """One submitted prompt list.
+
+    Attributes:
+        content_hash: of all that it asks for; None for one from before there was such a hash.
+        reuse: whether its jobs take over pictures that are there already.
+    """
 
     id: str
     seq: int
@@ -61,6 +66,7 @@ class Submission:
     idempotency_key: str | None
     note: str | None
     content_hash: str | None = None
+    reuse: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +104,8 @@ class Job:
 class Claim:
     """The right to render one job: the fencing token (job, attempt, incarnation) with the parameters.
 
-    All parameters are set: what submit left open was filled in from the worker's defaults.
+    All parameters are set: what submit left open was filled in from the worker's defaults. `reuse` is its
+    submission's.
     """
 
     job: int
@@ -109,6 +116,7 @@ class Claim:
     incarnation: str
     model: str
     parameters: JobParameters
+    reuse: bool = False
 
     @property
     def label(self) -> str:
@@ -151,8 +159,10 @@ class Image:
             decodes, and of the lossy formats nobody.
         bytes: file size.
         format: `png`, `jpeg` or `webp`.
-        seconds: seconds per stage (encode, denoise, decode, save).
+        seconds: seconds per stage (encode, denoise, decode, save), or of the copy.
         numerics: what determined the bits: model revision, dtype, lanes, versions, CPU.
+        fingerprint: of all that determined the file (`storage.fingerprint`); None in rows from before it.
+        copied_from: label of the job that it was rendered for, where another one took it over.
     """
 
     key: str
@@ -162,6 +172,8 @@ class Image:
     format: str
     seconds: dict[str, float]
     numerics: dict[str, Any]
+    fingerprint: str | None = None
+    copied_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

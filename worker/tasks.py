@@ -1,28 +1,27 @@
-"""The task: claim -> engine -> save -> finish."""
+"""The task: claim -> engine, or a picture that is there already -> save -> finish."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 import traceback
-from typing import Any
+from dataclasses import replace
 
 import structlog
 from celery import Celery
 
 from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.imagestore import picture_key
-from storage.infotext import write_infotext
-from storage.parameters import PNG, suffix_of
-from storage.picture_metadata import Texts
-from storage.picture_record import Record, write_record
+from storage.parameters import suffix_of
 from storage.queue import TASK
 from storage.records import Claim, Finish, Image
-from storage.version import MESSAGE_VERSION, promptmill_version
+from storage.version import MESSAGE_VERSION
 from worker.engine.errors import Cancelled, EngineDeadError, Released, RenderError
 from worker.engine.request import RenderResult
+from worker.metadata import file_numerics, fingerprint, image_format_of, texts_of
 from worker.process import WorkerProcess
-from worker.stages.picture import encode_picture, encoder_versions, pixel_sha256
+from worker.reuse import Earlier, find_earlier
+from worker.stages.picture import encode_picture, pixel_sha256
 from worker.surroundings import GaveUpError
 
 log = structlog.get_logger()
@@ -58,9 +57,13 @@ def render_job(process: WorkerProcess, job: int) -> None:
 def render_claim(process: WorkerProcess, claim: Claim) -> None:
     """Render a claimed job and say in its row what became of it; GaveUpError if that cannot be kept."""
     try:
-        result = process.render(claim).result()
-        image = save(process, claim, result)
-        finish(process, claim, image, result.warnings)
+        earlier = find_earlier(process, claim) if claim.reuse else None
+        if earlier is not None:
+            image, warnings = copy(process, claim, earlier), earlier.warnings
+        else:
+            result = process.render(claim).result()
+            image, warnings = save(process, claim, result), result.warnings
+        finish(process, claim, image, warnings)
     except GaveUpError:
         raise
     except (Cancelled, Released):
@@ -76,40 +79,41 @@ def render_claim(process: WorkerProcess, claim: Claim) -> None:
 def save(process: WorkerProcess, claim: Claim, result: RenderResult) -> Image:
     """Encode the picture with what it says of itself and store it: the file first, then the row."""
     began = time.perf_counter()
-    options = claim.parameters.options
-    image_format = options.get("image_format", PNG)
-    numerics = with_versions(result.numerics, encoder_versions(image_format))
-    data = encode_picture(result.pixels, texts_of(process, claim, numerics), options)
-    key = picture_key(claim.submission, claim.index, claim.attempt, suffix=suffix_of(image_format))
+    numerics = file_numerics(result.numerics, claim.parameters)
+    data = encode_picture(result.pixels, texts_of(process, claim, numerics), claim.parameters.options)
+    key = key_of(claim, claim.attempt)
     process.surroundings.patiently(lambda: process.images.write(key, data), what="save", forever=False)
     return Image(
         key=key,
         file_sha256=hashlib.sha256(data).hexdigest(),
         pixel_sha256=pixel_sha256(result.pixels),
         bytes=len(data),
-        format=image_format,
+        format=image_format_of(claim.parameters),
         seconds={**result.seconds, "save": time.perf_counter() - began},
         numerics=numerics,
+        fingerprint=fingerprint(process, claim, numerics),
     )
 
 
-def texts_of(process: WorkerProcess, claim: Claim, numerics: dict[str, Any]) -> Texts:
-    """Return what the picture says of itself: nothing that differs between two renders of the same job."""
-    infotext = write_infotext(
-        claim.parameters,
-        model=claim.model,
-        model_hash=process.model.revision[:10],
-        version=promptmill_version(),
+def copy(process: WorkerProcess, claim: Claim, earlier: Earlier) -> Image:
+    """Store an earlier picture once more, as this job's own: the file first, then the row."""
+    began = time.perf_counter()
+    key = key_of(claim, claim.attempt)
+    process.surroundings.patiently(
+        lambda: process.images.write(key, earlier.data), what="save", forever=False
     )
-    record = Record(
-        parameters=claim.parameters, model=claim.model, source=process.model.repo, numerics=numerics
+    return replace(
+        earlier.image,
+        key=key,
+        seconds={"copy": time.perf_counter() - began},
+        copied_from=earlier.image.copied_from or earlier.label,
     )
-    return Texts(infotext=infotext, record=write_record(record))
 
 
-def with_versions(numerics: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
-    """Return the numerics record with further libraries' versions."""
-    return {**numerics, "versions": {**numerics.get("versions", {}), **versions}} if versions else numerics
+def key_of(claim: Claim, attempt: int) -> str:
+    """Return the key of one attempt's picture."""
+    suffix = suffix_of(image_format_of(claim.parameters))
+    return picture_key(claim.submission, claim.index, attempt, suffix=suffix)
 
 
 def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[str]) -> None:
@@ -124,16 +128,16 @@ def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[st
         except UnreachableError as error:
             log.warning("a lost picture stays", action="lost", key=image.key, reason=str(error))
         return
-    log.info("rendered", action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
+    done = "taken over" if image.copied_from else "rendered"
+    log.info(done, action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
     sweep_earlier(process, claim)
 
 
 def sweep_earlier(process: WorkerProcess, claim: Claim) -> None:
     """Delete what earlier attempts wrote and, killed before their row, could not delete themselves."""
-    suffix = suffix_of(claim.parameters.options.get("image_format", PNG))
     try:
         for attempt in range(1, claim.attempt):
-            process.images.delete(picture_key(claim.submission, claim.index, attempt, suffix=suffix))
+            process.images.delete(key_of(claim, attempt))
     except UnreachableError as error:
         log.warning("a stale picture stays", action="sweep", job=claim.label, reason=str(error))
 

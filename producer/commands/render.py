@@ -11,6 +11,7 @@ from producer.background_worker import check_worker_extra
 from producer.models import check_listed, default_model, known_models, named_model, resolve_model, serving
 from producer.options import (
     SubmissionReference,
+    dry_run_flag,
     given_flags,
     job_flags,
     prompt_options,
@@ -21,9 +22,10 @@ from producer.options import (
 from producer.ordering import order_of, read_asked
 from producer.output import remark
 from producer.pictures import check_folder, check_makeable
+from producer.preview import preview
 from producer.rendering import Rendering, check_resumable, run
 from producer.session import Session, pass_session
-from producer.submitting import submit_order
+from producer.submitting import Order, submit_order
 from producer.worker_flags import check_worker_flags, worker_flags
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, parse_model
@@ -46,7 +48,7 @@ Examples:
   promptmill render prompts.txt
   promptmill render -p "A watercolor painting of an otter" --schedule karras --images 4 --out otters
   promptmill render prompts.txt --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype float16
-  promptmill render prompts.csv --images 4 --skip-bad
+  promptmill render prompts.csv --images 4 --skip-bad --dry-run
   promptmill render --resume @last
 """
 )
@@ -70,6 +72,7 @@ Examples:
 @rewriting_flags
 @submission_flags
 @worker_flags
+@dry_run_flag
 @pass_session
 @click.pass_context
 def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
@@ -86,12 +89,18 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
     """
     flags = {name: given.pop(name) for name in WORKER_FLAGS}
     out, resume, model = given.pop("out"), given.pop("resume"), given.pop("model")
-    sidecars = given.pop("sidecar")
+    sidecars, dry_run = given.pop("sidecar"), given.pop("dry_run")
     check_worker_flags(parse_model(BUILTIN_MODEL), **flags)
     if resume is None:
         # Another dtype or mode makes other pictures of the same jobs.
         other_pictures = bool(given_flags(ctx, WORKER_FLAGS))
-        submission, reference = _submitted(session, model, out, other_pictures=other_pictures, **given)
+        order, reference = _ordered(session, model, out, other_pictures=other_pictures, **given)
+        if dry_run:
+            preview(session, order)
+            return
+        submission, _ = submit_order(
+            session.jobs, order, committed=lambda submission: remark(f"Submission {submission.id}")
+        )
     else:
         _refuse_job_flags(ctx)
         submission = session.jobs.find_submission(resume)
@@ -111,15 +120,15 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
     )
 
 
-def _submitted(
+def _ordered(
     session: Session,
     named: str | None,
     out: Path | None,
     *,
     other_pictures: bool,
     **flags: Any,
-) -> tuple[Submission, ModelReference]:
-    """Check everything, then submit; BadInputError before anything is written."""
+) -> tuple[Order, ModelReference]:
+    """Check everything, before anything is written."""
     if named:
         resolve_model(session.settings, named)  # before a long list is read
     asked = read_asked(session.settings, flags)
@@ -139,10 +148,7 @@ def _submitted(
     order = order_of(asked, known, again=other_pictures)
     if chosen is None and not session.settings.models:
         remark(f"No --model is given and none configured; taking {model.name}, which comes with promptmill.")
-    submission, _ = submit_order(
-        session.jobs, order, committed=lambda submission: remark(f"Submission {submission.id}")
-    )
-    return submission, model
+    return order, model
 
 
 def _refuse_job_flags(ctx: click.Context) -> None:

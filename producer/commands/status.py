@@ -153,6 +153,7 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
         "bytes": image.bytes,
         "file_sha256": image.file_sha256,
         "pixel_sha256": image.pixel_sha256,
+        "copied_from": image.copied_from,
         "seconds": image.seconds,
         "numerics": image.numerics,
     }

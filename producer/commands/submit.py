@@ -9,7 +9,7 @@ import click
 from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
 from producer.models import KnownModel, choose_model, known_models, named_model
-from producer.options import job_flags, prompt_options, rewriting_flags, submission_flags
+from producer.options import dry_run_flag, job_flags, prompt_options, rewriting_flags, submission_flags
 from producer.ordering import order_of, read_asked
 from producer.output import count_of, remark
 from producer.preview import preview
@@ -26,6 +26,7 @@ Examples:
   promptmill submit prompts.txt --sampler "DPM++ 2M Karras" --steps 20 --cfg 5 --size 512x768
   promptmill submit PartiPrompts.tsv more.jsonl --skip-bad
   promptmill submit prompts.txt --sweep guidance=3,5,7.5 --sweep steps=10..50:10 --dry-run
+  promptmill submit longer-list.txt --seed 42 --reuse
   grep otter prompts.txt | promptmill submit - --name otters --wait
   id=$(promptmill submit prompts.txt --key nightly-2026-01-31)
 """
@@ -35,9 +36,7 @@ Examples:
 @job_flags
 @rewriting_flags
 @submission_flags
-@click.option(
-    "--dry-run", is_flag=True, help="Show how many jobs it makes, some of them, and how long they may take."
-)
+@dry_run_flag
 @click.option("--wait", is_flag=True, help="Wait until all pictures are there.")
 @pass_session
 def submit(
@@ -62,7 +61,7 @@ def submit(
     chosen = known_model(session, named_model(asked.prompts.model, model))
     order = order_of(asked, chosen)
     if dry_run:
-        preview(session.jobs, order, live_workers=chosen.live_workers)
+        preview(session, order)
         return
     submission, added = submit_order(session.jobs, order, committed=_print_id)
     # Workers look for new jobs twice a second, so nobody has to be told.

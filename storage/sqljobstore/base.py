@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, literal_column, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, literal_column, select
 
+from storage import rows
 from storage.database import Database
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from storage.records import Image, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
-from storage.rows import ImageRow, JobRow, MetaRow, SubmissionRow, TuningRow, WorkerRow
 
-JOBS = cast("Table", JobRow.__table__)
-SUBMISSIONS = cast("Table", SubmissionRow.__table__)
-IMAGES = cast("Table", ImageRow.__table__)
-WORKERS = cast("Table", WorkerRow.__table__)
-META = cast("Table", MetaRow.__table__)
-TUNINGS = cast("Table", TuningRow.__table__)
+JOBS, SUBMISSIONS, IMAGES = rows.JOBS, rows.SUBMISSIONS, rows.IMAGES
+WORKERS, META, TUNINGS = rows.WORKERS, rows.META, rows.TUNINGS
 
 CHOSEN_LATER = ("num_inference_steps", "guidance_scale", "width", "height", "sampler", "schedule")
 
@@ -76,6 +72,7 @@ def to_submission(row: RowMapping) -> Submission:
         "idempotency_key",
         "note",
         "content_hash",
+        "reuse",
     )
     return Submission(**{name: row[name] for name in fields}, state=SubmissionState(row["state"]))
 
@@ -104,7 +101,10 @@ def to_job(row: RowMapping, image: Image | None = None, progress: float | None =
 
 def to_image(row: Mapping[str, Any]) -> Image:
     """Make a record of an images row."""
-    fields = ("key", "file_sha256", "pixel_sha256", "bytes", "format", "seconds", "numerics")
+    fields = (
+        "key", "file_sha256", "pixel_sha256", "bytes", "format", "seconds", "numerics", "fingerprint",
+        "copied_from",
+    )  # fmt: skip
     return Image(**{name: row[name] for name in fields})
 
 

@@ -61,7 +61,7 @@ class Claiming(SqlBase):
             row = connection.execute(_GRANT_ALONE if alone else _GRANT, asked).mappings().one_or_none()
             if row is None:
                 return _refuse(connection, job, alone=alone)
-            fields = ("submission", "index", "attempt", "failures", "model")
+            fields = ("submission", "index", "attempt", "failures", "model", "reuse")
             return Claim(
                 job=job,
                 incarnation=incarnation,
@@ -197,14 +197,18 @@ def _grant(*, alone: bool) -> ReturningUpdate[Any]:
         running = other.c.status == literal_column(f"'{JobStatus.RUNNING.value}'")  # as in status_is
         grant = grant.where(~select(other.c.id).where(other.c.incarnation == asking, running).exists())
     chosen = {name: func.coalesce(JOBS.c[name], _recommended(name)) for name in CHOSEN_LATER}
-    model = select(SUBMISSIONS.c.model).where(SUBMISSIONS.c.id == JOBS.c.submission).correlate(JOBS)
     return grant.values(
         status=JobStatus.RUNNING.value,
         attempt=JOBS.c.attempt + 1,
         incarnation=asking,
         started_at=_asked(JOBS.c.started_at, "at"),
         **chosen,
-    ).returning(JOBS, model.scalar_subquery().label("model"))
+    ).returning(JOBS, _of_submission("model"), _of_submission("reuse"))
+
+
+def _of_submission(column: str) -> ColumnElement[Any]:
+    query = select(SUBMISSIONS.c[column]).where(SUBMISSIONS.c.id == JOBS.c.submission).correlate(JOBS)
+    return query.scalar_subquery().label(column)
 
 
 # Every job runs these, so they are put together once: that took as long as the database did to answer them.

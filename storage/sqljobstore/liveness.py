@@ -24,7 +24,7 @@ from storage.sqljobstore.base import (
     to_worker,
 )
 from storage.sqljobstore.claiming import given_back, in_state
-from storage.sqljobstore.reading import ALIVE
+from storage.sqljobstore.progress import ALIVE
 
 
 class Liveness(SqlBase):

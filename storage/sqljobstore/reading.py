@@ -20,8 +20,6 @@ from storage.records import (
     Submission,
     SubmissionState,
     Worker,
-    WorkerState,
-    no_live_worker,
 )
 from storage.sqljobstore.base import (
     IMAGES,
@@ -37,13 +35,13 @@ from storage.sqljobstore.base import (
     to_submission,
     to_worker,
 )
+from storage.sqljobstore.progress import ALIVE, count_jobs, images_per_second, waiting_because
 
 PAGE = 1_000
 MAX_DIGITS = 10
-RATE_WINDOW = 30.0  # seconds over which images/s is measured
+ORIGINALS = 3  # pictures that are offered to be taken over: the file of one may be lost
 LATEST = 400  # pictures over which a model's speed is measured
 LULL = 60.0  # seconds without a picture, after which nobody is thought to have been rendering
-ALIVE = (WorkerState.STARTING.value, WorkerState.READY.value, WorkerState.DRAINING.value)
 
 # Supervisors ask these twice a second, so they are put together once.
 _RENDERED_SINCE = (
@@ -102,6 +100,12 @@ class Reading(SqlBase):
         with self.database.read() as connection:
             return [_job(row) for row in connection.execute(query.limit(limit)).mappings()]
 
+    def find_rendered(self, fingerprint: str) -> list[Job]:
+        """See `JobStore.find_rendered`."""
+        query = _with_images().where(IMAGES.c.fingerprint == fingerprint).order_by(IMAGES.c.id.desc())
+        with self.database.read() as connection:
+            return [_job(row) for row in connection.execute(query.limit(ORIGINALS)).mappings()]
+
     def jobs(
         self,
         submission: str,
@@ -130,22 +134,23 @@ class Reading(SqlBase):
 
     def counts(self, submission: str) -> dict[JobStatus, int]:
         """See `JobStore.counts`."""
+        query = select(SUBMISSIONS.c.total).where(SUBMISSIONS.c.id == submission)
         with self.database.read() as connection:
-            return _counts(connection, submission)
+            return count_jobs(connection, submission, total=connection.execute(query).scalar() or 0)
 
     def status(self, submission: str, *, lease: float) -> Status:
         """See `JobStore.status`."""
         with self.database.read() as connection:
             record = to_submission(_find(connection, submission))
-            counts = _counts(connection, record.id)
+            counts = count_jobs(connection, record.id, total=record.total)
             unfinished = sum(counts[status] for status in UNFINISHED)
-            rate = _images_per_second(connection, record.id, ended=not unfinished)
+            rate = images_per_second(connection, record.id, ended=not unfinished)
             return Status(
                 submission=record,
                 counts=counts,
                 images_per_second=rate,
                 eta_seconds=unfinished / rate if rate and unfinished else None,
-                waiting_because=_waiting_because(connection, record, counts, lease) if unfinished else None,
+                waiting_because=waiting_because(connection, record, counts, lease) if unfinished else None,
             )
 
     def rendered_since(self, model: str, since: datetime) -> int:
@@ -160,7 +165,7 @@ class Reading(SqlBase):
             select(IMAGES.c.created_at, *columns)
             .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
             .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
-            .where(SUBMISSIONS.c.model == model)
+            .where(SUBMISSIONS.c.model == model, IMAGES.c.copied_from.is_(None))
             .order_by(IMAGES.c.created_at.desc())
             .limit(LATEST)
         )
@@ -240,55 +245,3 @@ def _progress(connection: Connection, row: RowMapping) -> float | None:
     query = select(WORKERS.c.progress).filter_by(incarnation=row["incarnation"])
     progress: dict[str, float] = connection.execute(query).scalar() or {}
     return progress.get(str(row["id"]), 0.0)
-
-
-def _counts(connection: Connection, submission: str) -> dict[JobStatus, int]:
-    query = select(JOBS.c.status, func.count()).where(JOBS.c.submission == submission).group_by(JOBS.c.status)
-    found = {JobStatus(status): count for status, count in connection.execute(query)}
-    return {status: found.get(status, 0) for status in JobStatus}
-
-
-def _images_per_second(connection: Connection, submission: str, *, ended: bool) -> float:
-    moment = now()
-    query = (
-        select(func.count(), func.min(IMAGES.c.created_at), func.max(IMAGES.c.created_at))
-        .select_from(IMAGES.join(JOBS, JOBS.c.id == IMAGES.c.job))
-        .where(IMAGES.c.created_at > moment - timedelta(seconds=RATE_WINDOW), JOBS.c.submission == submission)
-    )
-    count, first, last = connection.execute(query).one()
-    if count < 2:  # noqa: PLR2004  (one picture has no rate)
-        return 0.0
-    # The first picture of the window marks its start, so it does not count.
-    until = last if ended else moment  # what has ended does not get slower by being looked at
-    return float((count - 1) / max((until - first).total_seconds(), 0.001))
-
-
-def _waiting_because(
-    connection: Connection, submission: Submission, counts: dict[JobStatus, int], lease: float
-) -> str | None:
-    if submission.state is SubmissionState.LOADING:
-        return "its jobs are still being submitted"
-    if submission.state is SubmissionState.PAUSED:
-        return f"paused: {submission.note}" if submission.note else "paused"
-    reason = _workers_say(connection, submission.model, lease)
-    if reason or counts[JobStatus.RUNNING] or counts[JobStatus.QUEUED]:
-        return reason
-    waiting = select(JOBS.c.not_before).where(
-        JOBS.c.submission == submission.id, status_is(JobStatus.WAITING)
-    )
-    # NULL first: a job that never failed waits for its turn only.
-    until = connection.execute(waiting.order_by(JOBS.c.not_before.asc().nulls_first()).limit(1)).scalar()
-    if until is None or until <= now():
-        return None
-    return f"backing off after a failure until {until.isoformat(timespec='seconds')}"
-
-
-def _workers_say(connection: Connection, model: str, lease: float) -> str | None:
-    query = select(WORKERS).where(WORKERS.c.model == model, WORKERS.c.state.in_(ALIVE))
-    rows = connection.execute(query).mappings()
-    alive = [row for row in rows if (now() - row["beat_at"]).total_seconds() < lease]
-    if not alive:
-        return no_live_worker(model)
-    if all(row["state"] == WorkerState.STARTING for row in alive):
-        return "the worker is loading its model"
-    return next((str(row["note"]) for row in alive if row["note"]), None)

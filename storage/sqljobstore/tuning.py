@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from storage.fingerprint import hash_of
 from storage.sqljobstore.base import TUNINGS, SqlBase, now
 
 
@@ -19,12 +18,12 @@ class Tuning(SqlBase):
     def tuning(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         """See `JobStore.tuning`."""
         with self.database.read() as connection:
-            kept = connection.execute(select(TUNINGS.c.tuning).filter_by(key=_key(facts))).scalar()
+            kept = connection.execute(select(TUNINGS.c.tuning).filter_by(key=hash_of(dict(facts)))).scalar()
             return None if kept is None else dict(kept)
 
     def keep_tuning(self, facts: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
         """See `JobStore.keep_tuning`."""
-        row = {"key": _key(facts), "facts": dict(facts), "tuning": dict(tuning), "created_at": now()}
+        row = {"key": hash_of(dict(facts)), "facts": dict(facts), "tuning": dict(tuning), "created_at": now()}
         try:
             with self.database.write() as connection:
                 connection.execute(insert(TUNINGS).values(row))
@@ -36,8 +35,3 @@ class Tuning(SqlBase):
         """See `JobStore.forget_tunings`."""
         with self.database.write() as connection:
             return connection.execute(delete(TUNINGS)).rowcount
-
-
-def _key(facts: Mapping[str, Any]) -> str:
-    """Hash the facts, whatever their order."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

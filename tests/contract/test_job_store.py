@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -34,6 +34,7 @@ from storage.records import (
     WorkerState,
 )
 from storage.settings import Settings
+from storage.sqljobstore import progress
 from tests.records import worker_record
 
 MODEL = "demo"
@@ -228,21 +229,21 @@ class TestJobStore:
         assert job.label == f"{submission.id}:0"
 
     def test_jobs_are_committed_in_chunks(self, job_store: JobStore, open_another: OpenAnother) -> None:
-        """Somebody else sees the first chunk before the second is written."""
+        """Somebody else sees the first chunk before the third is made: at most two are held."""
         other = open_another()
         submission, _ = job_store.add_submission(model=MODEL, source="test")
         seen: list[int] = []
 
         def many() -> Iterator[JobParameters]:
-            for index, job in enumerate(prompts(ADD_CHUNK + 7)):
-                if index == ADD_CHUNK:
+            for index, job in enumerate(prompts(2 * ADD_CHUNK + 7)):
+                if index == 2 * ADD_CHUNK:
                     seen.append(other.counts(submission.id)[JobStatus.WAITING])
                 yield job
 
-        assert job_store.add_jobs(submission.id, many()) == ADD_CHUNK + 7
-        assert seen == [ADD_CHUNK]
-        assert [job.index for job in job_store.jobs(submission.id, after=ADD_CHUNK - 1)] == list(
-            range(ADD_CHUNK, ADD_CHUNK + 7)
+        assert job_store.add_jobs(submission.id, many()) == 2 * ADD_CHUNK + 7
+        assert seen[0] in (ADD_CHUNK, 2 * ADD_CHUNK)
+        assert [job.index for job in job_store.jobs(submission.id, after=2 * ADD_CHUNK - 3)] == list(
+            range(2 * ADD_CHUNK - 2, 2 * ADD_CHUNK + 7)
         )
 
     def test_an_idempotency_key_names_one_submission(self, job_store: JobStore) -> None:
@@ -644,6 +645,35 @@ class TestJobStore:
             assert not job_store.release(stale)
             job_store.finish(fresh, image(fresh))
         assert job_store.find_job(fresh.label).image == image(fresh)
+
+    # -- pictures that are there already
+
+    def test_a_claim_says_whether_pictures_may_be_taken_over(self, job_store: JobStore) -> None:
+        """It is its submission's, and off where nobody asked."""
+        add_worker(job_store)
+        for reuse in (True, False):
+            submission, _ = job_store.add_submission(model=MODEL, source="test", reuse=reuse)
+            assert submission.reuse is reuse
+            job_store.add_jobs(submission.id, prompts(1))
+            assert job_store.open_submission(submission.id).reuse is reuse
+            assert take_and_claim(job_store).reuse is reuse
+
+    def test_pictures_are_found_by_their_fingerprint(self, job_store: JobStore) -> None:
+        """The newest few, newest first, with where they came from; one without a fingerprint never is."""
+        submission = submit(job_store, 6)
+        add_worker(job_store)
+        for index, mark in enumerate(("a" * 64, "a" * 64, "a" * 64, "b" * 64, None, "a" * 64)):
+            held = take_and_claim(job_store)
+            source = f"{submission.id}:0" if index == 5 else None
+            picture = replace(image(held), fingerprint=mark, copied_from=source)
+            assert job_store.finish(held, picture, warnings=["w"]) is Finish.SAVED
+        found = job_store.find_rendered("a" * 64)
+        assert [job.index for job in found] == [5, 2, 1]
+        assert [job.image and job.image.copied_from for job in found] == [f"{submission.id}:0", None, None]
+        assert {job.label for job in found} == {f"{submission.id}:{index}" for index in (1, 2, 5)}
+        assert found[0].warnings == ["w"]
+        assert [job.index for job in job_store.find_rendered("b" * 64)] == [3]
+        assert job_store.find_rendered("c" * 64) == []
 
     # -- failing
 
@@ -1064,6 +1094,35 @@ class TestJobStore:
         assert status.done
         assert (status.eta_seconds, status.waiting_because) == (None, None)
 
+    def test_the_counts_of_a_large_submission_are_those_of_its_jobs(
+        self, job_store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whichever status is the most frequent one, at every moment of a submission's life."""
+        monkeypatch.setattr(progress, "FEW", 1)
+
+        def check() -> None:
+            counted = Counter(job.status for job in job_store.jobs(submission.id))
+            assert job_store.counts(submission.id) == {status: counted[status] for status in JobStatus}
+            status = job_store.status(submission.id, lease=LEASE)
+            assert status.counts == job_store.counts(submission.id)
+
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        job_store.add_jobs(submission.id, prompts(9))
+        check()
+        job_store.open_submission(submission.id)
+        add_worker(job_store)
+        check()
+        for _ in range(4):
+            job_store.fail(take_and_claim(job_store), error_type="E", message="m", permanent=True)
+        check()
+        held = take_and_claim(job_store)
+        job_store.take_for_dispatch(MODEL, window=2)
+        check()
+        job_store.finish(held, image(held))
+        job_store.cancel(submission.id)
+        job_store.sweep_cancelled()
+        check()
+
     # -- limits
 
     def test_no_more_than_max_running_are_handed_out(self, job_store: JobStore) -> None:
@@ -1216,17 +1275,18 @@ class TestJobStore:
     def test_speed_is_what_was_rendered_while_somebody_rendered(
         self, job_store: JobStore, advance: Advance
     ) -> None:
-        """In units of one evaluation of 512 x 512; a night without work is left out."""
+        """In units of one evaluation of 512 x 512; a night without work, and copies, are left out."""
         add_worker(job_store)
-        submit(job_store, 6)
+        submit(job_store, 8)
         assert job_store.speed(MODEL) is None
         for pause in (4, 4, 100_000, 4):
             claimed = take_and_claim(job_store)
             job_store.finish(claimed, image(claimed))
             cost = estimate_cost(asdict(claimed.parameters))
             advance(pause)
-        claimed = take_and_claim(job_store)
-        job_store.finish(claimed, image(claimed))
+        for source in (None, "abcd2345:0", "abcd2345:1"):
+            claimed = take_and_claim(job_store)
+            job_store.finish(claimed, replace(image(claimed), copied_from=source))
         assert job_store.speed(MODEL) == pytest.approx(cost / 4, rel=0.05)
         assert job_store.speed("another") is None
 

@@ -13,7 +13,7 @@ from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
 from worker.engine.errors import Cancelled
-from worker.engine.request import RenderResult
+from worker.engine.request import RenderResult, group_of, prepare_request
 from worker.models.load import LoadedModel
 from worker.stages.picture import encode_png
 from worker.stages.text import TextStage
@@ -196,6 +196,13 @@ def test_bytes_do_not_depend_on_company(
     while engine.step():
         pass
     assert [_png(late[job.seed, job.prompt].future.result(timeout=0)) for job in JOBS] == right
+
+
+def test_the_group_of_a_job_is_known_before_its_request(model: LoadedModel) -> None:
+    """Whatever the length of its prompts, and whether the negative one counts."""
+    for job in [*JOBS, replace(JOBS[5], options={**JOBS[7].options, "guidance_interval": [0.99, 1.0]})]:
+        request = prepare_request(model, job, priority=0, keep_latents=False, on_progress=None, tables=None)
+        assert group_of(model, job, tables=None) == request.group
 
 
 def test_nothing_is_dropped_and_nothing_warned_of(together: list[RenderResult]) -> None:

@@ -23,7 +23,7 @@ from worker.engine.errors import Cancelled
 from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite, too_late
 from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
-from worker.engine.request import RenderResult, Request, Ticket, prepare_request
+from worker.engine.request import RenderResult, Request, Ticket, group_of, prepare_request
 from worker.engine.roster import Roster
 from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
@@ -49,7 +49,7 @@ class Engine:
         mode: `exact` (a picture's bytes do not depend on its company: always R lanes, padded), `throughput`
             (no padding) or `reference` (one request at a time, float32: the reference loop bit for bit).
         lanes: R.
-        numerics: the record that goes into every result.
+        numerics: the record that goes into every result, but for the lanes of its group.
         steps: forward passes so far.
     """
 
@@ -140,6 +140,19 @@ class Engine:
         )
         self._roster.add(request)
         return Ticket(request)
+
+    def numerics_of(self, parameters: JobParameters) -> dict[str, Any]:
+        """Return the record that a job's picture gets if it is rendered now; from any thread.
+
+        Of a size that has not been met yet it is assumed that it runs at R lanes, as most do.
+
+        Raises:
+            BadInputError: as `submit` does.
+        """
+        return self._numerics(self._plans.lanes(group_of(self.model, parameters, tables=self._tables)))
+
+    def _numerics(self, lanes: int) -> dict[str, Any]:
+        return {**self.numerics, "lanes": lanes}
 
     def release_waiting(self) -> int:
         """Drain: give back every request that holds no lanes yet (Released) and take no new ones.
@@ -351,7 +364,7 @@ class Engine:
             latents=request.latents.cpu() if request.keep_latents else None,
             warnings=[*request.warnings, *([request.shrunk] if request.shrunk else [])],
             seconds=request.seconds,
-            numerics={**self.numerics, "lanes": request.width},
+            numerics=self._numerics(request.width),
         )
 
     def _attempt(self, request: Request, stage: str, action: Callable[..., T], *arguments: Any) -> T | None:

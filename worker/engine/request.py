@@ -16,7 +16,7 @@ from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from storage.prompt_syntax import PLAIN
-from worker.engine.admission import Group
+from worker.engine.admission import Group, LatentShape
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
@@ -183,36 +183,15 @@ def prepare_request(
     Raises:
         BadInputError: when the job cannot be rendered with this model.
     """
-    job = fill_defaults(parameters, model.defaults)
-    if None in (
-        job.width,
-        job.height,
-        job.sampler,
-        job.schedule,
-        job.num_inference_steps,
-        job.guidance_scale,
-    ):
-        raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
-    check_options(job)
-    width, height = cast("int", job.width), cast("int", job.height)
-    guidance_scale = cast("float", job.guidance_scale)
-    cond_width = model.unet.config.time_cond_proj_dim
-    shape = (model.unet.config.in_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+    job = _complete(model, parameters)
     generator = job_generator(job.seed)
-    settings = SamplerSettings(
-        sampler=cast("str", job.sampler),
-        schedule=cast("str", job.schedule),
-        num_inference_steps=cast("int", job.num_inference_steps),
-        scheduler_config=model.scheduler_config,
-        eta=job.options.get("eta", 0.0),
-    )
-    schedule = NoiseSchedule(settings, seed=job.seed, generator=generator, tables=tables)
+    schedule = _schedule(model, job, generator, tables)
+    shape = _latent_shape(model, job)
     noise = initial_noise(shape, generator)
     in_passing_thread(lambda: schedule.draw_noise((1, *shape), model.device))
-    guided = range(0)
-    if is_guided(guidance_scale, cond_width):
-        guided = guided_evaluations(job.options.get("guidance_interval"), len(schedule))
+    guided = _guided(model, job, schedule)
     texts, tokens = _texts(model, job, guided=len(guided) > 0)
+    guidance_scale, cond_width = cast("float", job.guidance_scale), model.unet.config.time_cond_proj_dim
     return Request(
         parameters=job,
         priority=priority,
@@ -225,6 +204,67 @@ def prepare_request(
         keep_latents=keep_latents,
         on_progress=on_progress,
     )
+
+
+def group_of(model: LoadedModel, parameters: JobParameters, *, tables: Tables | None) -> Group:
+    """Return the group that the request of a job is in, without drawing its noise.
+
+    Args:
+        model: the one that will render it.
+        parameters: as for `prepare_request`.
+        tables: likewise.
+
+    Raises:
+        BadInputError: when the job cannot be rendered with this model.
+    """
+    job = _complete(model, parameters)
+    tokens = model.max_length
+    if job.options.get("prompt_syntax", PLAIN) != PLAIN:
+        schedule = _schedule(model, job, job_generator(job.seed), tables)
+        _, tokens = _texts(model, job, guided=len(_guided(model, job, schedule)) > 0)
+    return Group(shape=_latent_shape(model, job), tokens=tokens)
+
+
+def _complete(model: LoadedModel, parameters: JobParameters) -> JobParameters:
+    """Return the parameters with no field None, or raise BadInputError."""
+    job = fill_defaults(parameters, model.defaults)
+    if None in (
+        job.width,
+        job.height,
+        job.sampler,
+        job.schedule,
+        job.num_inference_steps,
+        job.guidance_scale,
+    ):
+        raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
+    check_options(job)
+    return job
+
+
+def _latent_shape(model: LoadedModel, job: JobParameters) -> LatentShape:
+    width, height = cast("int", job.width), cast("int", job.height)
+    scale = model.vae_scale_factor
+    return model.unet.config.in_channels, height // scale, width // scale
+
+
+def _schedule(
+    model: LoadedModel, job: JobParameters, generator: torch.Generator, tables: Tables | None
+) -> NoiseSchedule:
+    settings = SamplerSettings(
+        sampler=cast("str", job.sampler),
+        schedule=cast("str", job.schedule),
+        num_inference_steps=cast("int", job.num_inference_steps),
+        scheduler_config=model.scheduler_config,
+        eta=job.options.get("eta", 0.0),
+    )
+    return NoiseSchedule(settings, seed=job.seed, generator=generator, tables=tables)
+
+
+def _guided(model: LoadedModel, job: JobParameters, schedule: NoiseSchedule) -> range:
+    """Return the forward passes in which a job is guided."""
+    if not is_guided(cast("float", job.guidance_scale), model.unet.config.time_cond_proj_dim):
+        return range(0)
+    return guided_evaluations(job.options.get("guidance_interval"), len(schedule))
 
 
 def _texts(model: LoadedModel, job: JobParameters, *, guided: bool) -> tuple[dict[str, Text], int]:

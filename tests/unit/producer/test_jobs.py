@@ -193,6 +193,15 @@ def test_a_lines_images_count_for_the_last_seed() -> None:
             check_seeds(options, 1, [(0, 3)])
 
 
+def test_a_line_with_seeds_of_its_own_says_nothing_about_the_flags_seeds() -> None:
+    """Its images go with its own; where all lines have some, the flags' are not used."""
+    options = job_options(**FLAGS | {"seed": f"1,3,{MAX_SEED}"})
+    check_seeds(options, 2, [(0, 1), (1, 5)])
+    check_seeds(options, 1, [(2, 5)])
+    with pytest.raises(BadInputError, match="make a picture twice"):
+        check_seeds(job_options(**FLAGS | {"seed": "1,3"}), 2, [(0, 5), (1, 1)])
+
+
 def test_no_picture_is_made_twice() -> None:
     """Image 1 of seed 1 is image 0 of seed 2."""
     for flags in ({"seed": "1,2"}, {"sweep": ["seed=1,2"]}):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.jobchecks import SHOWN_PROBLEMS
 from producer.lines import Line, Problem
+from producer.problems import SHOWN_PROBLEMS
 from producer.prompts import PromptList, read_prompts
 from producer.readers.decoding import LONGEST_LINE
 from producer.readers.text import read_text

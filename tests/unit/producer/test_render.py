@@ -6,18 +6,19 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
-from PIL import Image
+from PIL import Image as Picture
 
 from producer import rendering
 from producer.pictures import HIDDEN_MARKER, slug
 from storage.errors import ModelLoadError
 from storage.jobstore import JobStore
-from storage.records import SubmissionState
+from storage.records import Claim, Finish, Image, SubmissionState
 from storage.worker_options import WorkerOptions
 
 Invoke = Callable[..., Result]
@@ -85,7 +86,7 @@ def test_render_writes_pictures_in_order_with_metadata_and_sheet(
     assert [next(iter(row)) for row in rows] == ["file_name"] * 4
     assert [(row["file_name"], row["seed"]) for row in rows] == list(zip(names, [5, 6, 5, 6], strict=True))
     assert rows[0]["text"] == "An otter, swimming!"
-    Image.open("o/contact-sheet.png").verify()
+    Picture.open("o/contact-sheet.png").verify()
     (process,) = processes.started
     assert process.stopped
     assert (process.options.lanes, process.options.parent_pipe) == (4, True)
@@ -324,3 +325,36 @@ def test_a_sidecar_holds_what_is_known_of_its_picture(
 def test_slug_is_a_safe_short_file_name(prompt: str, expected: str) -> None:
     """No separator, no leading dot, bounded in bytes."""
     assert slug(prompt) == expected
+
+
+def test_a_dry_run_renders_and_writes_nothing(
+    invoke: Invoke, processes: type[StandInProcess], store: JobStore
+) -> None:
+    """It shows what `submit --dry-run` shows, and bad input is said as it would be."""
+    done = invoke("render", "-p", "an otter", "--seed", "1,2", "--out", "o", "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2 jobs of 1 prompt for demo"
+    assert "Nothing was submitted: --dry-run." in done.stderr
+    assert not Path("o").exists()
+    assert processes.started == []
+    assert store.submissions() == []
+    assert invoke("render", "-p", "an otter", "--steps", "0", "--dry-run").exit_code == 2
+    assert "leave out --dry-run" in invoke("render", "--resume", "@last", "--dry-run").stderr
+
+
+def test_a_picture_that_was_taken_over_says_where_it_came_from(
+    invoke: Invoke, processes: type[StandInProcess], stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `show` and in the metadata of the folder."""
+
+    def copies(claim: Claim, image: Image) -> Finish:
+        return finish(claim, replace(image, copied_from="abcd2345:7" if claim.index else None))
+
+    finish = stand_in.store.finish
+    monkeypatch.setattr(stand_in.store, "finish", copies)
+    assert processes.started == []
+    assert invoke("render", "-p", "an otter", "--images", "2", "--out", "o").exit_code == 0
+    rows = [json.loads(line) for line in Path("o/metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row.get("copied_from") for row in rows] == [None, "abcd2345:7"]
+    assert "abcd2345:7" in invoke("show", "@last:1").stdout
+    assert "copied from" not in invoke("show", "@last:0").stdout

@@ -401,3 +401,70 @@ def test_standard_input_may_have_any_format(invoke: Invoke, store: JobStore) -> 
     done = invoke("submit", "-", stdin=b'{"prompt": "an otter", "steps": 7}\n')
     (job,) = store.jobs(store.find_submission(done.stdout.strip()).id)
     assert (job.parameters.prompt, job.parameters.num_inference_steps) == ("an otter", 7)
+
+
+def test_a_line_that_does_not_go_with_the_recommendations_is_listed_or_left_out(
+    invoke: Invoke, store: JobStore, recommend: Any
+) -> None:
+    """All of them with their places, whoever has the other half of the contradiction."""
+    recommend(sampler="lcm", num_inference_steps=8)
+    Path("list.csv").write_text("prompt,steps\nan otter,60\na fox,8\na bee,60\na hen,70\n")
+    refused = invoke("submit", "list.csv", "--seed", "1")
+    assert refused.exit_code == 2
+    assert refused.stderr.splitlines()[0] == "Error: 3 places cannot be used, so nothing was written:"
+    assert [line.split(": ")[0].strip() for line in refused.stderr.splitlines()[1:]] == [
+        "list.csv:2", "list.csv:4", "list.csv:5",
+    ]  # fmt: skip
+    assert "model demo recommends: Sampler lcm knows at most 50 steps, not 70" in refused.stderr
+    assert store.submissions() == []
+    done = invoke("submit", "list.csv", "--seed", "1", "--skip-bad")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.startswith("Warning: left out 3 places that cannot be used:\n  list.csv:2: With")
+    assert [job.parameters.prompt for job in store.jobs(done.stdout.strip())] == ["a fox"]
+    Path("fox.txt").write_text("a fox --s 8\n")
+    assert invoke("submit", "fox.txt", "--seed", "1").stdout == done.stdout  # the very same jobs
+
+
+@pytest.mark.parametrize("flags", [["--steps", "60"], ["--steps", "60", "-p", "a bee"]])
+def test_skip_bad_leaves_out_no_flags(invoke: Invoke, store: JobStore, recommend: Any, flags: Any) -> None:
+    """What the flags say wrong, or the last line that is left, is an error all the same."""
+    recommend(sampler="lcm", num_inference_steps=8)
+    Path("list.csv").write_text("prompt,steps\nan otter,60\n")
+    done = invoke("submit", "list.csv", "--skip-bad", *flags)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "Sampler lcm knows at most 50 steps, not 60" in done.stderr
+    assert store.submissions() == []
+
+
+def test_a_column_that_may_be_a_slip_is_remarked_on_once_and_kept(invoke: Invoke, store: JobStore) -> None:
+    """No error: it may be meant so."""
+    Path("list.csv").write_text("prompt,stpes\nan otter,20\na fox,20\n")
+    done = invoke("submit", "list.csv")
+    assert done.exit_code == 0
+    assert done.stderr.count("column 'stpes' is not known and kept as extra; did you mean steps?") == 1
+    assert [job.parameters.extra for job in store.jobs(done.stdout.strip())] == [{"stpes": "20"}] * 2
+
+
+def test_reuse_is_kept_with_the_submission(invoke: Invoke, store: JobStore) -> None:
+    """The very same list is not submitted twice; under another name it is, to take its pictures over."""
+    first = invoke("submit", "-p", "an otter", "--seed", "1")
+    assert not store.find_submission("@last").reuse
+    assert invoke("submit", "-p", "an otter", "--seed", "1", "--reuse").stdout == first.stdout
+    named = invoke("submit", "-p", "an otter", "--seed", "1", "--reuse", "--name", "mine")
+    assert "has the same jobs; taking its pictures over as mine" in named.stderr
+    assert store.find_submission("mine").reuse
+    assert "reuse" in invoke("status", "mine").stdout
+    assert len(store.submissions()) == 2
+
+
+def test_reuse_of_what_cannot_be_there_is_said(invoke: Invoke, store: JobStore) -> None:
+    """Drawn seeds are new ones, and --again asks for the contrary."""
+    done = invoke("submit", "-p", "an otter", "--reuse")
+    assert done.exit_code == 0
+    assert "--reuse finds none for them; give --seed" in done.stderr
+    refused = invoke("submit", "-p", "an otter", "--seed", "1", "--reuse", "--again")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "leave one of them out" in refused.stderr
+    dry = invoke("submit", "-p", "an otter", "--seed", "1", "--reuse", "--dry-run")
+    assert "What --reuse takes over costs no time" in dry.stderr
+    assert len(store.submissions()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,7 @@ from worker.tasks import add_render_task, render_job
 from worker.version import check_version
 
 PATIENCE = 10.0
+NUMERICS = {"dtype": "x"}
 
 
 class FakeTicket:
@@ -78,6 +80,7 @@ class FakeEngine:
         self.outcomes: list[Exception] = []
         self.submitted: list[JobParameters] = []
         self.on_submit: Callable[[FakeTicket], None] | None = None
+        self.numerics = NUMERICS
         self.released = False
 
     def submit(self, parameters: JobParameters) -> FakeTicket:
@@ -92,6 +95,10 @@ class FakeEngine:
             ticket.future.set_result(picture())
         return ticket
 
+    def numerics_of(self, _parameters: JobParameters) -> dict[str, Any]:
+        """Return the record of every picture."""
+        return self.numerics
+
     def release_waiting(self) -> None:
         """Remember that the process drains."""
         self.released = True
@@ -101,9 +108,7 @@ def picture() -> RenderResult:
     """Return a small red picture."""
     pixels = np.zeros((64, 64, 3), dtype=np.uint8)
     pixels[..., 0] = 255
-    return RenderResult(
-        pixels=pixels, warnings=["truncated"], seconds={"denoise": 0.5}, numerics={"dtype": "x"}
-    )
+    return RenderResult(pixels=pixels, warnings=["truncated"], seconds={"denoise": 0.5}, numerics=NUMERICS)
 
 
 class Mill:
@@ -113,12 +118,19 @@ class Mill:
         self.process = process
         self.engine = engine
         self.jobs = process.jobs
-        submission, _ = self.jobs.add_submission(model="demo", source="test")
+        self.id = self.submit(count)
+
+    def submit(self, count: int, *, reuse: bool = False, steps: int = 3) -> str:
+        """Submit jobs, the same ones each time, and return the submission's id."""
+        submission, _ = self.jobs.add_submission(model="demo", source="test", reuse=reuse)
         self.jobs.add_jobs(
             submission.id,
-            (JobParameters(prompt=f"otter {i}", seed=i, num_inference_steps=3) for i in range(count)),
+            (
+                JobParameters(prompt=f"otter {i}", seed=i, num_inference_steps=steps, extra={"id": i})
+                for i in range(count)
+            ),
         )
-        self.id = self.jobs.open_submission(submission.id).id
+        return self.jobs.open_submission(submission.id).id
 
     @property
     def submission(self) -> Submission:
@@ -138,6 +150,17 @@ class Mill:
         (job,) = self.dispatch()
         render_job(self.process, job)
         return self.job()
+
+    def render_all(self) -> None:
+        """Render every job that waits."""
+        for job in self.dispatch(100):
+            render_job(self.process, job)
+
+    def again(self, *, reuse: bool = True, steps: int = 3) -> Job:
+        """Submit the first job once more, render it, and return what became of it."""
+        submission = self.submit(1, reuse=reuse, steps=steps)
+        self.render_all()
+        return self.jobs.find_job(f"{submission}:0")
 
     def files(self) -> list[str]:
         """Return the keys of all stored pictures."""
@@ -224,7 +247,7 @@ def test_the_infotext_says_how_the_picture_was_made(mill: Mill) -> None:
         record = read_record(opened.info["promptmill"])
     assert (found["prompt"], found["num_inference_steps"], found["seed"]) == ("otter 0", 3, 0)
     assert found["model_hash"] == "0123456789"
-    assert record.parameters == job.parameters
+    assert record.parameters == replace(job.parameters, extra={})
     assert (record.model, record.source, record.numerics) == ("demo", None, job.image.numerics)
 
 
@@ -270,6 +293,101 @@ def test_many_threads_render_many_messages(mill: Mill) -> None:
         list(pool.map(lambda job: render_job(mill.process, job), [*queued, *reversed(queued)]))
     assert [mill.job(index).status for index in range(3)] == [JobStatus.SUCCEEDED] * 3
     assert len(mill.files()) == 3
+
+
+# -- pictures that are there already
+
+
+def test_a_picture_that_is_there_is_taken_over(mill: Mill) -> None:
+    """The copy is the job's own file with the same bytes, and says where it came from; so does its copy."""
+    mill.render_all()
+    rendered = mill.job()
+    copies = [mill.again(), mill.again()]
+    assert len(mill.engine.submitted) == 3
+    for copy in copies:
+        assert copy.status is JobStatus.SUCCEEDED
+        assert copy.warnings == ["truncated"]
+        assert copy.image is not None
+        assert rendered.image is not None
+        assert copy.image.key == picture_key(copy.submission, 0, 1)
+        assert copy.image.copied_from == rendered.label
+        assert copy.image.file_sha256 == rendered.image.file_sha256
+        assert copy.image.numerics == NUMERICS
+        assert set(copy.image.seconds) == {"copy"}
+        assert mill.process.images.read(copy.image.key) == mill.process.images.read(rendered.image.key)
+
+
+@pytest.mark.parametrize("other", ["not asked for", "other steps", "another kind of worker"])
+def test_what_is_not_the_very_same_picture_is_rendered(mill: Mill, other: str) -> None:
+    """Nothing is taken over unasked, and nothing that this worker would render otherwise."""
+    mill.render_all()
+    if other == "another kind of worker":
+        mill.engine.numerics = {"dtype": "y"}
+    job = mill.again(reuse=other != "not asked for", steps=4 if other == "other steps" else 3)
+    assert len(mill.engine.submitted) == 4
+    assert job.image is not None
+    assert job.image.copied_from is None
+
+
+@pytest.mark.parametrize("fault", ["lost", "changed", "unreachable"])
+def test_an_original_that_cannot_be_read_is_rendered_anew(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The job is none the worse for what became of another one's file."""
+    mill.render_all()
+    original = mill.process.settings.images_path / picture_key(mill.id, 0, 1)
+    if fault == "lost":
+        original.unlink()
+    elif fault == "changed":
+        original.write_bytes(original.read_bytes()[:-1])
+    else:
+        monkeypatch.setattr(
+            mill.process.images, "read", fail_times(1, UnreachableError("gone"), mill.process.images.read)
+        )
+    job = mill.again()
+    assert (job.status, job.failures) == (JobStatus.SUCCEEDED, 0)
+    assert len(mill.engine.submitted) == 4
+    assert job.image is not None
+    assert job.image.copied_from is None
+
+
+def test_where_one_copy_is_lost_another_one_does(mill: Mill) -> None:
+    """Any picture with the fingerprint is as good."""
+    mill.render_all()
+    copy = mill.again()
+    assert copy.image is not None
+    mill.process.images.delete(copy.image.key)
+    third = mill.again()
+    assert third.image is not None
+    assert third.image.copied_from == f"{mill.id}:0"
+
+
+def test_a_copy_that_was_cancelled_meanwhile_deletes_only_its_own_file(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fencing token holds for copies, too."""
+    mill.render_all()
+    write, reusing = mill.process.images.write, mill.submit(1, reuse=True)
+
+    def cancel_first(key: str, data: bytes) -> None:
+        mill.jobs.cancel(reusing)
+        mill.jobs.release_incarnation("w1", crashed=True)
+        write(key, data)
+
+    monkeypatch.setattr(mill.process.images, "write", cancel_first)
+    mill.render_all()
+    assert mill.jobs.find_job(f"{reusing}:0").status is JobStatus.CANCELLED
+    assert mill.files() == [picture_key(mill.id, index, 1) for index in range(3)]
+
+
+def test_a_copy_that_does_not_fit_waits_for_space(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full store is a fault of the surroundings whatever is written."""
+    mill.render_all()
+    full = fail_times(2, StoreFullError("full"), mill.process.images.write)
+    monkeypatch.setattr(mill.process.images, "write", full)
+    job = mill.again()
+    assert job.image is not None
+    assert job.image.copied_from == f"{mill.id}:0"
 
 
 # -- what the engine says

@@ -53,6 +53,22 @@ def test_a_request_becomes_a_picture(engine: Engine) -> None:
     assert ticket.progress == 1.0
 
 
+@pytest.mark.parametrize("settings", [{}, {"width": 128}], ids=["native size", "another size"])
+def test_the_record_is_known_before_the_picture(
+    model: LoadedModel, unet: Any, settings: dict[str, Any]
+) -> None:
+    """So that a picture which is there already can be found; fewer lanes show in it once they are fewer."""
+    engine = Engine(model, lanes=8)
+    first = engine.submit(_job(**settings))
+    assert engine.numerics_of(_job(**settings)) == {**engine.numerics, "lanes": 8}
+    _run(engine)
+    assert engine.numerics_of(_job(**settings)) == first.future.result(timeout=0).numerics
+    unet.fits = 4 * 64  # the native size's memory
+    second = engine.submit(_job(**settings))
+    _run(engine)
+    assert engine.numerics_of(_job(**settings)) == second.future.result(timeout=0).numerics
+
+
 def test_requests_share_forward_passes(engine: Engine) -> None:
     """Two guided requests of different steps and samplers take no more passes than the longer one."""
     engine.submit(_job(num_inference_steps=6))
