@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +31,8 @@ POSTGRES_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,  # milliseconds until what was sent has to be acknowledged
 }
+# A process that is frozen between two statements keeps its locks, and a reaper would wait for them for ever.
+IDLE_IN_TRANSACTION = 10.0  # seconds, or the lease where that is shorter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,20 @@ def _connect(settings: Settings) -> Database:
             f"PROMPTMILL_DATABASE_URL cannot be used ({error}); "
             f"write sqlite:///FILE or postgresql://USER@HOST/NAME."
         ) from error
+    event.listen(db_engine, "connect", _limit_idling(min(IDLE_IN_TRANSACTION, settings.lease)))
     return Database(db_engine=db_engine)
+
+
+def _limit_idling(seconds: float) -> Callable[[Any, Any], None]:
+    """Let the server end a transaction of ours whose process says nothing any more."""
+
+    def configure(connection: Any, _record: Any) -> None:
+        # Not in the connection string: PgBouncer refuses such options there.
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {round(seconds * 1000)}")
+        connection.commit()
+
+    return configure
 
 
 def _sqlite(path: Path) -> Database:

@@ -10,7 +10,8 @@ import os
 import re
 import secrets
 import shutil
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
@@ -21,6 +22,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What stays free on a local disk, since the database that lies there needs room, too: bytes, or a hundredth
 # of a small disk.
 RESERVE, SHARE = 64 * 2**20, 100
+FOLDER_JOBS = 1000  # jobs whose pictures share a folder
 # Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
@@ -49,6 +51,23 @@ class ImageStore(Protocol):
         """Return the bytes under `key`; UnreachableError if it is missing or cannot be read."""
         ...
 
+    def find(self, key: str) -> bytes | None:
+        """Return the bytes under `key`, None if nothing is there.
+
+        Raises:
+            UnreachableError: when that cannot be known, the store being down, or a local folder that is not
+                there or empty, as where its disk is not mounted.
+        """
+        ...
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        """Yield the paths below the root of all files below `folder`, leftovers of killed writes too."""
+        ...
+
+    def discard(self, name: str) -> None:
+        """Remove one file that `names` has yielded; nothing happens if it is gone."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove `key` and what a killed write of it left; nothing happens if neither is there."""
         ...
@@ -65,7 +84,12 @@ class ImageStore(Protocol):
 def picture_key(submission: str, index: int, attempt: int, *, suffix: str = "png") -> str:
     """Return the key of one attempt's picture, so that no attempt can overwrite another's file."""
     tail = "" if attempt <= 1 else f"-{attempt}"
-    return f"{submission}/{index // 1000:04d}/{index:06d}{tail}.{suffix}"
+    return f"{picture_folder(submission, index)}/{index:06d}{tail}.{suffix}"
+
+
+def picture_folder(submission: str, index: int) -> str:
+    """Return the folder of the pictures of FOLDER_JOBS jobs, those beside `index`."""
+    return f"{submission}/{index // FOLDER_JOBS:04d}"
 
 
 def check_key(key: str) -> str:
@@ -137,6 +161,54 @@ class FsspecImageStore:
         except Exception as error:
             raise _translated(error, self.url, f"read {key}") from error
 
+    def find(self, key: str) -> bytes | None:
+        """See `ImageStore.find`."""
+        path = self.path(key)
+        try:
+            return bytes(self._files.cat_file(path))
+        except FileNotFoundError as error:
+            self._check_there(error, f"look for {key}")
+            return None
+        except Exception as error:
+            raise _translated(error, self.url, f"read {key}") from error
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        """See `ImageStore.names`."""
+        path = self.path(folder) if folder else self._root
+        try:
+            found = sorted(self._files.find(path))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise _translated(error, self.url, f"list {folder or 'its files'}") from error
+        yield from (str(name).removeprefix(self._root).lstrip("/") for name in found)
+
+    def discard(self, name: str) -> None:
+        """See `ImageStore.discard`."""
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BadInputError(f"{name!r} lies outside the picture store.")
+        try:
+            self._files.rm_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise _translated(error, self.url, f"delete {name}") from error
+
+    def _check_there(self, missing: FileNotFoundError, what: str) -> None:
+        """Tell a missing file from a missing store; UnreachableError for the latter."""
+        if not self._local:
+            if _NO_BUCKET.search(str(missing)):
+                raise _translated(missing, self.url, what) from missing
+            return
+        root = Path(self._root)
+        if root.is_dir() and any(root.iterdir()):
+            return
+        state = "empty" if root.is_dir() else "not there"
+        raise UnreachableError(
+            f"The picture store {self.url} is {state}; mount its disk, or check PROMPTMILL_STORE_URL; if its "
+            f"pictures are really gone, put any file into it and go on."
+        ) from missing
+
     def delete(self, key: str) -> None:
         """See `ImageStore.delete`."""
         path = self.path(key)
@@ -192,10 +264,11 @@ def _protocols(files: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+_NO_BUCKET = re.compile(r"bucket does not exist|NoSuchBucket")
 # What S3 and its libraries say, and what to do about it.
 _HINTS = (
     (
-        re.compile(r"bucket does not exist|NoSuchBucket"),
+        _NO_BUCKET,
         "create the bucket, or check PROMPTMILL_STORE_URL",
     ),
     (

@@ -235,6 +235,13 @@ class JobStore(Protocol):
         """Give back, uncharged, a job that runs under this incarnation but is held by nobody there."""
         ...
 
+    def release_orphans(self) -> int:
+        """Give back, uncharged, jobs that run under incarnations that have ended; say how many.
+
+        A claim that was committed while its worker was expired leaves such a job.
+        """
+        ...
+
     def set_worker_state(self, incarnation: str, state: WorkerState, *, note: str | None = None) -> None:
         """Record what the incarnation does now; never brings an expired one back."""
         ...

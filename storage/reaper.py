@@ -9,8 +9,12 @@ import structlog
 
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
+from storage.records import Worker, WorkerState
 
 log = structlog.get_logger()
+
+# Leases of one that still loads its model: it holds no jobs, and loading can keep a heart from beating.
+LOADING_LEASES = 6
 
 
 class Reaper:
@@ -55,9 +59,13 @@ class Reaper:
             for worker in alive
         }
         freed = 0
-        for incarnation, (_, since) in self._seen.items():
-            if now - since >= self._lease:
+        for worker in alive:
+            incarnation, (_, since) = worker.incarnation, self._seen[worker.incarnation]
+            if now - since >= self._patience(worker):
                 jobs = self._jobs.release_incarnation(incarnation, crashed=True)
                 log.warning("worker expired", action="expire", incarnation=incarnation, jobs=jobs)
                 freed += jobs
         return freed
+
+    def _patience(self, worker: Worker) -> float:
+        return self._lease * (LOADING_LEASES if worker.state is WorkerState.STARTING else 1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import psycopg
+import redis
 from psycopg import sql
 
 from storage.embedded_redis import find_redis_server
@@ -210,6 +211,10 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
         )
         _wait_for_port(self._port, self._process)
+
+    def client(self) -> redis.Redis:
+        """Return a client of its own."""
+        return redis.Redis(port=self._port, password=self._password or None)
 
     def kill(self) -> None:
         """End at once, and forget everything."""

@@ -16,7 +16,7 @@ from storage.reaper import Reaper
 
 log = structlog.get_logger()
 
-SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` left behind
+SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` or an ended worker left behind
 FAST_TICK = 0.1  # seconds, while the queue's window was more than half empty
 
 
@@ -79,6 +79,8 @@ class Ticker:
         self._reaper.tick()
         if self._ticks % SWEEP_EVERY == 0:
             self._jobs.sweep_cancelled()
+            if orphans := self._jobs.release_orphans():
+                log.warning("released jobs that nobody held", action="orphans", jobs=orphans)
         if self._redis is not None:  # after what needs only the database
             self._redis.ensure_running()
         return FAST_TICK if self._dispatches() and self._dispatcher.tick() else TICK

@@ -10,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from producer.background_worker import check_worker_extra
+from producer.commands.audit import audit_everything
 from producer.models import is_alive
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
-from storage.errors import PromptmillError, UnreachableError
+from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.version import promptmill_version
 
 LITTLE = 2**30  # bytes free, below which a warning is due
@@ -39,19 +40,40 @@ class Finding:
 Examples:
   promptmill doctor
   promptmill doctor --json | jq '.checks[] | select(.state != "ok")'
+  promptmill doctor --audit
+  promptmill doctor --audit --repair
 """
 )
+@click.option(
+    "--audit", "audits", is_flag=True, help="Hold every job against its picture, every file against its row."
+)
+@click.option("--repair", "mend", is_flag=True, help="With --audit: remove the files without a row.")
+@click.option("--yes", is_flag=True, help="Do not ask before removing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @pass_session
-def doctor(session: Session, *, as_json: bool) -> None:
-    """Check the installation, and say how to mend it; exit code 3 when something is broken."""
+def doctor(session: Session, *, audits: bool, mend: bool, yes: bool, as_json: bool) -> None:
+    """Check the installation, and say how to mend it; exit code 3 when something is broken.
+
+    With --audit, also every job of every submission: each that succeeded has one row, whose file is there
+    with the bytes that the row tells of; each that failed says why; and each file has a row. A broken promise
+    ends with exit code 1. Files without a row are what killed workers left; --repair removes them.
+    Submissions whose submit was killed are listed, too.
+    """
+    if (mend and not audits) or (yes and not mend):
+        raise BadInputError("--repair belongs to --audit, and --yes to --repair; add it, or leave it out.")
     findings = list(examine(session))
-    if as_json:
-        print_json({"checks": [asdict(finding) for finding in findings]})
-    else:
+    checks = {"checks": [asdict(finding) for finding in findings]}
+    if not as_json:
         rows = [[finding.check, finding.state, finding.detail] for finding in findings]
         print_table(["CHECK", "STATE", "DETAIL"], rows)
     broken = [finding.check for finding in findings if finding.state == BROKEN]
+    if audits and not broken:
+        if not as_json:
+            click.echo()
+        audit_everything(session, mend=mend, yes=yes, report=checks if as_json else None)
+        return
+    if as_json:
+        print_json(checks)
     if broken:
         raise UnreachableError(
             f"{count_of(len(broken), 'check')} failed ({', '.join(broken)}); mend as said above."
@@ -97,7 +119,7 @@ def _database(session: Session) -> tuple[str, str]:
 
 
 def _store(session: Session) -> tuple[str, str]:
-    key = f"doctor/{secrets.token_hex(8)}.txt"
+    key = f"doctor-{secrets.token_hex(8)}.txt"  # no folder: an unmounted disk has to stay empty
     probe = secrets.token_bytes(16)
     session.images.write(key, probe)
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, bindparam, case, func, or_, select, text, update
@@ -16,7 +16,10 @@ from sqlalchemy import Connection, RowMapping, Select, bindparam, case, func, or
 from storage.parameters import estimate_cost
 from storage.records import JobStatus, SubmissionState
 from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, now, status_is
+from storage.sqljobstore.claiming import BACKOFF_LIMIT
 
+# Nobody backs off for longer: a later moment was written by a worker whose clock was wrong by hours.
+NEVER_LATER = timedelta(seconds=BACKOFF_LIMIT)
 DISPATCH_LOCK = 0x70726F6D  # PostgreSQL's advisory lock for dispatch: "prom"
 
 
@@ -59,14 +62,19 @@ def _queued_count(connection: Connection, model: str) -> int:
 
 
 def _candidates(connection: Connection, model: str, moment: datetime) -> list[RowMapping]:
-    return list(connection.execute(_CANDIDATES, {"of_model": model, "by_now": moment}).mappings())
+    asked = {"of_model": model, "by_now": moment, "by_then": moment + NEVER_LATER}
+    return list(connection.execute(_CANDIDATES, asked).mappings())
 
 
 def _candidates_query() -> Select[Any]:
     ready = (
         select(JOBS.c.id)
         .where(
-            JOBS.c.submission == SUBMISSIONS.c.id, *_ready(bindparam("by_now", type_=JOBS.c.not_before.type))
+            JOBS.c.submission == SUBMISSIONS.c.id,
+            *_ready(
+                bindparam("by_now", type_=JOBS.c.not_before.type),
+                bindparam("by_then", type_=JOBS.c.not_before.type),
+            ),
         )
         .correlate(SUBMISSIONS)
         .exists()
@@ -91,8 +99,9 @@ def _candidates_query() -> Select[Any]:
     return query.where(*_OPEN_ONES, ready, room)
 
 
-def _ready(moment: Any) -> tuple[Any, Any]:
-    return status_is(JobStatus.WAITING), or_(JOBS.c.not_before.is_(None), JOBS.c.not_before <= moment)
+def _ready(moment: Any, never_later: Any) -> tuple[Any, Any]:
+    due = or_(JOBS.c.not_before.is_(None), JOBS.c.not_before <= moment, JOBS.c.not_before > never_later)
+    return status_is(JobStatus.WAITING), due
 
 
 def _picks(connection: Connection, model: str, moment: datetime, room: int) -> Iterator[int]:
@@ -128,7 +137,7 @@ def _next_jobs(connection: Connection, submission: str, moment: datetime, limit:
     columns = (JOBS.c.id, JOBS.c.num_inference_steps, JOBS.c.guidance_scale, JOBS.c.width, JOBS.c.height)
     query = (
         select(*columns)
-        .where(JOBS.c.submission == submission, *_ready(moment))
+        .where(JOBS.c.submission == submission, *_ready(moment, moment + NEVER_LATER))
         .order_by(JOBS.c.index)
         .limit(limit)
         # A row that a cancel or a sweep holds now is left to the next tick, not waited for (PostgreSQL only).

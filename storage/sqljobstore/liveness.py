@@ -111,6 +111,25 @@ class Liveness(SqlBase):
             others = update(JOBS).where(*mine).values(**given_back(), **suspicion)
             return freed + connection.execute(others).rowcount
 
+    def release_orphans(self) -> int:
+        """See `JobStore.release_orphans`."""
+        with self.database.read() as connection:
+            found = list(connection.execute(select(JOBS.c.id).where(*_ORPHANS)).scalars())
+        if not found:
+            return 0
+        back = update(JOBS).where(JOBS.c.id.in_(found), *_ORPHANS).values(given_back())
+        with self.database.write() as connection:
+            return connection.execute(back).rowcount
+
+
+_ORPHANS = (
+    status_is(JobStatus.RUNNING),
+    select(WORKERS.c.incarnation)
+    .where(WORKERS.c.incarnation == JOBS.c.incarnation, WORKERS.c.state.not_in(ALIVE))
+    .correlate(JOBS)
+    .exists(),
+)
+
 
 def _stale(incarnation: str) -> StaleWorkerError:
     return StaleWorkerError(

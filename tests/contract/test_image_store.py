@@ -81,6 +81,39 @@ class TestImageStore:
         image_store.delete(KEY)
         assert image_store.read(other) == b"two"
 
+    def test_all_files_below_a_folder_are_named(self, image_store: ImageStore) -> None:
+        """Paths below the root, as keys are; nothing where there is no such folder."""
+        keys = [
+            picture_key("abcd2345", 7, 1),
+            picture_key("abcd2345", 1007, 2),
+            picture_key("efgh2345", 0, 1),
+        ]
+        for key in keys:
+            image_store.write(key, b"data")
+        assert set(keys) <= set(image_store.names())
+        assert list(image_store.names("abcd2345")) == keys[:2]
+        assert list(image_store.names("abcd2345/0001")) == keys[1:2]
+        assert list(image_store.names("nowhere1")) == []
+
+    def test_a_named_file_is_discarded(self, image_store: ImageStore) -> None:
+        """Once is enough, twice is no error, and nothing outside the root can be named."""
+        other = picture_key("abcd2345", 8, 1)
+        image_store.write(KEY, b"data")
+        image_store.write(other, b"data")
+        for _ in range(2):
+            image_store.discard(KEY)
+        assert not image_store.exists(KEY)
+        assert image_store.exists(other)
+        for outside in ("../secret", "/etc/passwd", "a/../../b"):
+            with pytest.raises(BadInputError, match="outside"):
+                image_store.discard(outside)
+
+    def test_what_is_not_there_is_not_found(self, image_store: ImageStore) -> None:
+        """`find` tells a missing picture from a store that cannot be asked."""
+        image_store.write(KEY, b"data")
+        assert image_store.find(KEY) == b"data"
+        assert image_store.find("never/there.png") is None
+
     def test_reading_what_is_missing_names_the_key(self, image_store: ImageStore) -> None:
         """A missing picture is one sentence with its key."""
         with pytest.raises(UnreachableError, match=KEY):

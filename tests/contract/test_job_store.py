@@ -698,6 +698,19 @@ class TestJobStore:
         assert (job.status, job.failures, job.attempt) == (JobStatus.FAILED, MAX_FAILURES, MAX_FAILURES)
         assert (job.error_type, job.error_message, job.traceback) == ("RenderError", "NaN", "trace")
 
+    def test_a_clock_that_was_hours_ahead_makes_no_job_wait_for_hours(
+        self, job_store: JobStore, advance: Advance
+    ) -> None:
+        """A moment that lies further ahead than any backoff is none."""
+        add_worker(job_store)
+        submit(job_store)
+        claimed = take_and_claim(job_store)
+        advance(5 * 3600)
+        assert job_store.fail(claimed, error_type="RuntimeError", message="x") is Failure.WAITING
+        assert job_store.take_for_dispatch(MODEL, window=1) == []
+        advance(-5 * 3600)
+        assert job_store.take_for_dispatch(MODEL, window=1) == [claimed.job]
+
     def test_the_backoff_doubles(self, job_store: JobStore, advance: Advance) -> None:
         """The second backoff lasts longer than the first."""
         add_worker(job_store)
@@ -754,6 +767,20 @@ class TestJobStore:
         (job,) = jobs(job_store, submission)
         assert (job.status, job.failures, job.attempt) == (JobStatus.WAITING, 0, 1)
         assert job_store.finish(claimed, image(claimed)) is Finish.LOST
+
+    def test_a_job_of_a_worker_that_has_ended_is_given_back(self, job_store: JobStore) -> None:
+        """A claim may be committed just after its worker was expired; jobs of the living are left alone."""
+        add_worker(job_store)
+        add_worker(job_store, "w2")
+        submission = submit(job_store, 2)
+        lost, kept = take_and_claim(job_store), take_and_claim(job_store, "w2")
+        assert job_store.release_orphans() == 0
+        job_store.set_worker_state("w1", WorkerState.EXPIRED)
+        assert job_store.release_orphans() == 1
+        assert job_store.release_orphans() == 0
+        assert statuses(job_store, submission) == ["waiting", "running"]
+        assert job_store.finish(lost, image(lost)) is Finish.LOST
+        assert job_store.finish(kept, image(kept)) is Finish.SAVED
 
     # -- cancelling, pausing, retrying
 

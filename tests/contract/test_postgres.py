@@ -6,23 +6,25 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from storage.database import CONNECTIONS, HEAD, current_revision, open_database, upgrade
 from storage.errors import BadInputError, SchemaError, UnreachableError
 from storage.parameters import JobParameters
-from storage.records import Claim
+from storage.records import Claim, JobStatus
 from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore
 from storage.sqljobstore.dispatching import DISPATCH_LOCK
 from storage.stores import open_job_store
 from tests.records import worker_record
 from tests.servers import Postgres
+
+PATIENCE = 30.0  # seconds: only how long a broken test may take
 
 
 @pytest.fixture
@@ -73,6 +75,27 @@ def test_a_process_has_three_connections(store: SqlJobStore, settings: Settings)
     watcher.join()
     assert all(isinstance(claim, Claim) for claim in claims)
     assert max(counts) == CONNECTIONS
+
+
+def test_a_process_that_freezes_in_a_transaction_holds_nobody_up(
+    settings: Settings, store: SqlJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its locks are taken from it, so that a reaper can free its jobs; what it did not commit is undone."""
+    fill(store, 1)
+    (job,) = store.take_for_dispatch("demo", window=1)
+    claim = store.claim(job, "w1", defaults={})
+    assert isinstance(claim, Claim)
+    monkeypatch.setattr("storage.database.IDLE_IN_TRANSACTION", 0.2)
+    frozen = open_job_store(settings)
+    assert isinstance(frozen, SqlJobStore)
+    with ThreadPoolExecutor(1) as pool, frozen.database.db_engine.connect() as connection:
+        connection.execute(text("UPDATE workers SET beat = beat + 1"))
+        released = pool.submit(store.release_incarnation, "w1", crashed=True)
+        in_time, _ = wait([released], timeout=PATIENCE)
+        connection.invalidate()
+    frozen.close()
+    assert in_time
+    assert store.find_job(f"{claim.label}").status is JobStatus.WAITING
 
 
 def test_a_restart_of_the_server_costs_no_call_after_it(

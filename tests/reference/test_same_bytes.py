@@ -31,7 +31,7 @@ def random_jobs(
     count: int, draw: random.Random | None = None, *, most_steps: int = 11
 ) -> list[JobParameters]:
     """Make jobs that differ in everything a job can differ in."""
-    draw = draw or random.Random(5)  # noqa: S311 - test data
+    draw = draw or random.Random(5)
 
     def options(sampler: str) -> dict[str, Any]:
         drawn: dict[str, Any] = {

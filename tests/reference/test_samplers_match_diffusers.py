@@ -58,7 +58,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def rendered(render: Any) -> dict[str, RenderResult]:
     """Render all cases in one engine, in an order that mixes samplers, steps, guidance and seeds."""
-    names = random.Random(1).sample(sorted(CASES), k=len(CASES))  # noqa: S311 - an order, not a secret
+    names = random.Random(1).sample(sorted(CASES), k=len(CASES))
     return dict(zip(names, render([CASES[name] for name in names]), strict=True))
 
 

@@ -151,7 +151,7 @@ def test_same_seed_line_and_image_give_the_same_prompt() -> None:
     )
     assert first == second
     assert len(set(first)) > 20
-    assert template_rng(7, 1, 2).random() == Random("7:1:2").random()  # noqa: S311
+    assert template_rng(7, 1, 2).random() == Random("7:1:2").random()
 
 
 def test_draws_are_as_documented() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
-from storage.reaper import Reaper
+from storage.reaper import LOADING_LEASES, Reaper
+from storage.records import WorkerState
 
 LEASE = 30.0
 
@@ -19,6 +20,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.beats = {"w1": 1, "w2": 1}
+        self.loading: set[str] = set()
         self.down = False
         self.expired: list[str] = []
 
@@ -27,7 +29,14 @@ class FakeStore:
         assert alive_only
         if self.down:
             raise UnreachableError("The database is down.")
-        return [SimpleNamespace(incarnation=name, beat=beat) for name, beat in self.beats.items()]
+        return [
+            SimpleNamespace(
+                incarnation=name,
+                beat=beat,
+                state=WorkerState.STARTING if name in self.loading else WorkerState.READY,
+            )
+            for name, beat in self.beats.items()
+        ]
 
     def release_incarnation(self, incarnation: str, *, crashed: bool) -> int:
         """Expire one, which held two jobs."""
@@ -70,6 +79,17 @@ def test_who_is_silent_for_the_lease_is_expired(reaper: Reaper, store: FakeStore
     assert pass_time(reaper, clock, 5) == 2
     assert store.expired == ["w2", "w1"]
     assert pass_time(reaper, clock, 60) == 0
+
+
+def test_who_still_loads_has_more_time(reaper: Reaper, store: FakeStore, clock: Any) -> None:
+    """It holds no jobs; expired while a slow disk keeps its heart from beating, it would never get ready."""
+    store.loading = {"w1"}
+    assert pass_time(reaper, clock, LEASE) == 2
+    assert store.expired == ["w2"]
+    pass_time(reaper, clock, LEASE * (LOADING_LEASES - 1) - 5)
+    assert store.expired == ["w2"]
+    pass_time(reaper, clock, 5)
+    assert store.expired == ["w2", "w1"]
 
 
 def test_a_beat_that_starts_again_at_zero_is_a_beat(reaper: Reaper, store: FakeStore, clock: Any) -> None:

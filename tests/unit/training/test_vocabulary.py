@@ -65,7 +65,7 @@ def test_the_prompt_names_everything_plainly() -> None:
 
 def test_captions_name_the_background_in_some_cases() -> None:
     """About seven in ten captions name it, the rest leave it open."""
-    rng = random.Random(1)  # noqa: S311 - draws captions
+    rng = random.Random(1)
     written = [caption(Triple("cat", "oil", "teal"), rng) for _ in range(500)]
     assert 300 < sum("teal" in text for text in written) < 400
     assert all("cat" in text and "oil painting" in text for text in written)
@@ -78,7 +78,7 @@ def test_every_caption_word_is_one_token(tokenizer: CLIPTokenizer) -> None:
 
 def test_every_caption_fits(tokenizer: CLIPTokenizer) -> None:
     """The longest captions stay below the text encoder's positions."""
-    rng = random.Random(2)  # noqa: S311 - draws captions
+    rng = random.Random(2)
     written = [caption(triple, rng, filler=1.0) for triple in all_triples()]
     assert max(len(ids) for ids in tokenizer(written).input_ids) <= MAX_LENGTH
 
