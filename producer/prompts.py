@@ -39,6 +39,7 @@ STDIN = "-"
 MAX_SAMPLES = 10_000
 PENDING = 1_000  # lines written at once
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
+_PARTING = re.compile(r"[\t\n]")  # what parts the spool: a file may be called so
 _ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
 
 
@@ -124,7 +125,7 @@ def clash_key(line: Line) -> str:
 def _spooled(line: Line) -> str:
     """Write a line as file, number and what it asks for; most ask for a prompt alone, kept as it is."""
     plain = not (line.settings or line.seeds or line.drawn or line.images or line.model or line.extra)
-    if plain and "\n" not in line.prompt and "\t" not in line.file:
+    if plain and "\n" not in line.prompt and not _PARTING.search(line.file):
         return f"{line.file}\t{line.line}\t={line.prompt}\n"
     asked = json.dumps([getattr(line, name) for name in _ASKED])
     return f"{json.dumps(line.file)}\t{line.line}\t{asked}\n"

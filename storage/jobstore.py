@@ -63,7 +63,8 @@ class JobStore(Protocol):
     def add_jobs(self, submission: str, jobs: Iterable[JobParameters], *, first_index: int = 0) -> int:
         """Insert jobs as `waiting` in commits of ADD_CHUNK and return how many the submission has now.
 
-        Jobs whose index is there already are left alone, so that a killed submit can be finished.
+        Jobs whose index is there already are left alone, so that a killed submit can be finished. At most two
+        chunks are held: one is written while the next is made of `jobs`.
         """
         ...
 

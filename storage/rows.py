@@ -1,6 +1,6 @@
 """The tables. `migrations/` makes them; a test compares the two.
 
-Tables only, without SQLAlchemy's ORM: to import that would take a quarter of a short command's time.
+Tables only, without SQLAlchemy's ORM: a short command would spend a sixth of its time on importing that.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from itertools import chain, islice
 from operator import attrgetter
 from typing import Any
@@ -212,7 +212,7 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(value) if value else "{}"
 
 
-@cache
+@lru_cache(maxsize=2)
 def _insert_many(count: int) -> str:
     """Return the statement that inserts so many rows."""
     places = ", ".join("?" * len(_COLUMNS))
