@@ -14,6 +14,10 @@ class PromptmillError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class DifferenceError(PromptmillError):
+    """A picture is not what it was, or what its row says that it is."""
+
+
 class BadInputError(PromptmillError):
     """What the user gave cannot be used; nothing was written."""
 

@@ -6,21 +6,17 @@ A key is a path below the store's root, made by `picture_key`; nothing that come
 from __future__ import annotations
 
 import errno
-import os
 import re
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
 from storage.hints import hint
+from storage.local_files import remove_tree, room_below, write_file
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What stays free on a local disk, since the database that lies there needs room, too: bytes, or a hundredth
-# of a small disk.
-RESERVE, SHARE = 64 * 2**20, 100
+FOLDER_JOBS = 1000  # jobs whose pictures share a folder
 # Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
@@ -49,6 +45,22 @@ class ImageStore(Protocol):
         """Return the bytes under `key`; UnreachableError if it is missing or cannot be read."""
         ...
 
+    def find(self, key: str) -> bytes | None:
+        """Return the bytes under `key`, None if nothing is there.
+
+        Raises:
+            UnreachableError: when that cannot be known, the store being down, or a local folder that is not
+                there or empty, as where its disk is not mounted.
+        """
+        ...
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove all that lies below `folder`, leftovers of killed writes too, and folders left empty by it.
+
+        Nothing happens if nothing is there.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Remove `key` and what a killed write of it left; nothing happens if neither is there."""
         ...
@@ -65,7 +77,12 @@ class ImageStore(Protocol):
 def picture_key(submission: str, index: int, attempt: int, *, suffix: str = "png") -> str:
     """Return the key of one attempt's picture, so that no attempt can overwrite another's file."""
     tail = "" if attempt <= 1 else f"-{attempt}"
-    return f"{submission}/{index // 1000:04d}/{index:06d}{tail}.{suffix}"
+    return f"{picture_folder(submission, index)}/{index:06d}{tail}.{suffix}"
+
+
+def picture_folder(submission: str, index: int) -> str:
+    """Return the folder of the pictures of FOLDER_JOBS jobs, those beside `index`."""
+    return f"{submission}/{index // FOLDER_JOBS:04d}"
 
 
 def check_key(key: str) -> str:
@@ -110,7 +127,7 @@ class FsspecImageStore:
         if not self._local:
             return None
         try:
-            return _room_below(Path(self._root))
+            return room_below(Path(self._root))
         except OSError as error:
             raise _translated(error, self.url, "say how much space is free") from error
 
@@ -123,7 +140,7 @@ class FsspecImageStore:
         path = self.path(key)
         try:
             if self._local:
-                _write_local(Path(path), data)
+                write_file(Path(path), data)
             else:
                 self._files.pipe_file(path, data)
         except Exception as error:
@@ -136,6 +153,46 @@ class FsspecImageStore:
             return bytes(self._files.cat_file(path))
         except Exception as error:
             raise _translated(error, self.url, f"read {key}") from error
+
+    def find(self, key: str) -> bytes | None:
+        """See `ImageStore.find`."""
+        path = self.path(key)
+        try:
+            return bytes(self._files.cat_file(path))
+        except FileNotFoundError as error:
+            self._check_there(error, f"look for {key}")
+            return None
+        except Exception as error:
+            raise _translated(error, self.url, f"read {key}") from error
+
+    def delete_folder(self, folder: str) -> None:
+        """See `ImageStore.delete_folder`."""
+        path = self.path(folder)
+        try:
+            if self._local:
+                remove_tree(Path(path), root=Path(self._root))
+            else:
+                self._files.rm(path, recursive=True)
+        except FileNotFoundError as error:
+            if not self._local:
+                self._check_there(error, f"delete {folder}")
+        except Exception as error:
+            raise _translated(error, self.url, f"delete {folder}") from error
+
+    def _check_there(self, missing: FileNotFoundError, what: str) -> None:
+        """Tell a missing file from a missing store; UnreachableError for the latter."""
+        if not self._local:
+            if _NO_BUCKET.search(str(missing)):
+                raise _translated(missing, self.url, what) from missing
+            return
+        root = Path(self._root)
+        if root.is_dir() and any(root.iterdir()):
+            return
+        state = "empty" if root.is_dir() else "not there"
+        raise UnreachableError(
+            f"The picture store {self.url} is {state}; mount its disk, or check PROMPTMILL_STORE_URL; if its "
+            f"pictures are really gone, put any file into it and go on."
+        ) from missing
 
     def delete(self, key: str) -> None:
         """See `ImageStore.delete`."""
@@ -159,43 +216,16 @@ class FsspecImageStore:
             raise _translated(error, self.url, f"look for {key}") from error
 
 
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _room_below(path.parent) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # the row must never promise a file that a power cut can empty
-        temporary.replace(path)
-    except BaseException:  # also an interrupt: no half file stays
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name has to survive a power cut, too
-    finally:
-        os.close(folder)
-
-
-def _room_below(folder: Path) -> int:
-    """Return the bytes that pictures may take where a folder lies, or will lie."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(there)
-    return usage.free - min(RESERVE, usage.total // SHARE)
-
-
 def _protocols(files: Any) -> tuple[str, ...]:
     protocol = files.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+_NO_BUCKET = re.compile(r"bucket does not exist|NoSuchBucket")
 # What S3 and its libraries say, and what to do about it.
 _HINTS = (
     (
-        re.compile(r"bucket does not exist|NoSuchBucket"),
+        _NO_BUCKET,
         "create the bucket, or check PROMPTMILL_STORE_URL",
     ),
     (

@@ -137,6 +137,7 @@ class JobRow(Base):
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
     traceback: Mapped[str | None]
+    lost_sha256: Mapped[str | None] = mapped_column(String(64))
 
     __table_args__ = (
         UniqueConstraint("submission", "index"),

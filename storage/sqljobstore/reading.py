@@ -96,6 +96,12 @@ class Reading(SqlBase):
                 raise BadInputError(f"Submission {submission['id']} has no job {index}; {_span(submission)}.")
             return _job(row, _progress(connection, row))
 
+    def find_pictures(self, file_sha256: str, *, limit: int = 10) -> list[Job]:
+        """See `JobStore.find_pictures`."""
+        query = _with_images().where(IMAGES.c.file_sha256 == file_sha256).order_by(IMAGES.c.id.desc())
+        with self.database.read() as connection:
+            return [_job(row) for row in connection.execute(query.limit(limit)).mappings()]
+
     def jobs(
         self,
         submission: str,

@@ -14,7 +14,7 @@ from storage.database import upgrade
 from storage.imagestore import FsspecImageStore, ImageStore
 from storage.jobstore import JobStore
 from storage.settings import Settings
-from storage.sqljobstore import base, claiming, dispatching, liveness, reading, steering, submitting
+from storage.sqljobstore import base, claiming, dispatching, keeping, liveness, reading, steering, submitting
 from storage.stores import open_job_store
 from tests.servers import S3, Postgres
 
@@ -88,7 +88,7 @@ def advance(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal ahead
         ahead += timedelta(seconds=seconds)
 
-    for module in (base, claiming, dispatching, liveness, reading, steering, submitting):
+    for module in (base, claiming, dispatching, keeping, liveness, reading, steering, submitting):
         if hasattr(module, "now"):
             monkeypatch.setattr(module, "now", lambda: datetime.now(UTC) + ahead)
     return later
