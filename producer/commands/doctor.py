@@ -10,10 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from producer.background_worker import check_worker_extra
+from producer.commands.repair import repair_pictures
 from producer.models import is_alive
+from producer.options import SubmissionReference
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
-from storage.errors import PromptmillError, UnreachableError
+from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.version import promptmill_version
 
 LITTLE = 2**30  # bytes free, below which a warning is due
@@ -39,19 +41,34 @@ class Finding:
 Examples:
   promptmill doctor
   promptmill doctor --json | jq '.checks[] | select(.state != "ok")'
+  promptmill doctor --repair otters
 """
 )
+@click.argument("submissions", nargs=-1, metavar="[ID]...", type=SubmissionReference())
+@click.option("--repair", "mend", is_flag=True, help="Verify the pictures of ID, or all, and mend them.")
+@click.option("--yes", is_flag=True, help="Do not ask before mending.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @pass_session
-def doctor(session: Session, *, as_json: bool) -> None:
-    """Check the installation, and say how to mend it; exit code 3 when something is broken."""
+def doctor(session: Session, *, submissions: tuple[str, ...], mend: bool, yes: bool, as_json: bool) -> None:
+    """Check the installation, and say how to mend it; exit code 3 when something is broken.
+
+    With --repair, pictures that `promptmill verify` finds wrong or missing are mended: put back where their
+    bytes lie elsewhere in the store, else rendered again, by a worker that serves the model or one that is
+    started for it. What cannot be mended is listed, and ends with exit code 1.
+    """
+    if (submissions or yes) and not mend:
+        raise BadInputError("An ID and --yes belong to --repair; add it, or leave them out.")
     findings = list(examine(session))
-    if as_json:
-        print_json({"checks": [asdict(finding) for finding in findings]})
-    else:
+    checks = {"checks": [asdict(finding) for finding in findings]}
+    if not as_json:
         rows = [[finding.check, finding.state, finding.detail] for finding in findings]
         print_table(["CHECK", "STATE", "DETAIL"], rows)
     broken = [finding.check for finding in findings if finding.state == BROKEN]
+    if mend and not broken:
+        repair_pictures(session, submissions, yes=yes, report=checks if as_json else None)
+        return
+    if as_json:
+        print_json(checks)
     if broken:
         raise UnreachableError(
             f"{count_of(len(broken), 'check')} failed ({', '.join(broken)}); mend as said above."
@@ -97,14 +114,16 @@ def _database(session: Session) -> tuple[str, str]:
 
 
 def _store(session: Session) -> tuple[str, str]:
-    key = f"doctor/{secrets.token_hex(8)}.txt"
+    folder = f"doctor-{secrets.token_hex(8)}"
+    key = f"{folder}/probe.txt"
     probe = secrets.token_bytes(16)
     session.images.write(key, probe)
     try:
         if session.images.read(key) != probe:
             return BROKEN, "the picture store gives back other bytes than it was given; choose another store"
     finally:
-        session.images.delete(key)
+        # The folder goes, too: a disk that is not mounted has to look as empty as it is.
+        session.images.delete_folder(folder)
     where = session.settings.store_url or str(session.settings.images_path)
     free = session.images.free_bytes()
     if free is None:
