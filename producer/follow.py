@@ -81,7 +81,8 @@ def follow(
 def derived_state(status: Status) -> str:
     """Return the submission's state as users see it: `done` once every job has reached its end."""
     state = status.submission.state
-    return "done" if status.done and state is not SubmissionState.CANCELLED else str(state)
+    ended = (SubmissionState.CANCELLED, SubmissionState.PRUNING)
+    return "done" if status.done and state not in ended else str(state)
 
 
 def status_fields(status: Status) -> dict[str, Any]:

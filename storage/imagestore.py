@@ -6,22 +6,17 @@ A key is a path below the store's root, made by `picture_key`; nothing that come
 from __future__ import annotations
 
 import errno
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
 from storage.hints import hint
+from storage.local_files import remove_tree, room_below, write_file
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What stays free on a local disk, since the database that lies there needs room, too: bytes, or a hundredth
-# of a small disk.
-RESERVE, SHARE = 64 * 2**20, 100
 FOLDER_JOBS = 1000  # jobs whose pictures share a folder
 # Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
 _S3_OPTIONS: dict[str, Any] = {
@@ -66,6 +61,13 @@ class ImageStore(Protocol):
 
     def discard(self, name: str) -> None:
         """Remove one file that `names` has yielded; nothing happens if it is gone."""
+        ...
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove all that lies below `folder`, leftovers of killed writes too, and folders left empty by it.
+
+        Nothing happens if nothing is there.
+        """
         ...
 
     def delete(self, key: str) -> None:
@@ -134,7 +136,7 @@ class FsspecImageStore:
         if not self._local:
             return None
         try:
-            return _room_below(Path(self._root))
+            return room_below(Path(self._root))
         except OSError as error:
             raise _translated(error, self.url, "say how much space is free") from error
 
@@ -147,7 +149,7 @@ class FsspecImageStore:
         path = self.path(key)
         try:
             if self._local:
-                _write_local(Path(path), data)
+                write_file(Path(path), data)
             else:
                 self._files.pipe_file(path, data)
         except Exception as error:
@@ -194,6 +196,20 @@ class FsspecImageStore:
         except Exception as error:
             raise _translated(error, self.url, f"delete {name}") from error
 
+    def delete_folder(self, folder: str) -> None:
+        """See `ImageStore.delete_folder`."""
+        path = self.path(folder)
+        try:
+            if self._local:
+                remove_tree(Path(path), root=Path(self._root))
+            else:
+                self._files.rm(path, recursive=True)
+        except FileNotFoundError as error:
+            if not self._local:
+                self._check_there(error, f"delete {folder}")
+        except Exception as error:
+            raise _translated(error, self.url, f"delete {folder}") from error
+
     def _check_there(self, missing: FileNotFoundError, what: str) -> None:
         """Tell a missing file from a missing store; UnreachableError for the latter."""
         if not self._local:
@@ -229,34 +245,6 @@ class FsspecImageStore:
             return bool(self._files.exists(path))
         except Exception as error:
             raise _translated(error, self.url, f"look for {key}") from error
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _room_below(path.parent) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # the row must never promise a file that a power cut can empty
-        temporary.replace(path)
-    except BaseException:  # also an interrupt: no half file stays
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name has to survive a power cut, too
-    finally:
-        os.close(folder)
-
-
-def _room_below(folder: Path) -> int:
-    """Return the bytes that pictures may take where a folder lies, or will lie."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(there)
-    return usage.free - min(RESERVE, usage.total // SHARE)
 
 
 def _protocols(files: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from storage.keeping import Keeping
 from storage.parameters import JobParameters
 from storage.records import (
     Claim,
@@ -30,7 +31,7 @@ ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writ
 MAX_FAILURES = 3
 
 
-class JobStore(Protocol):
+class JobStore(Keeping, Protocol):
     """Submissions, jobs, images and workers.
 
     All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and

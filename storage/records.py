@@ -31,6 +31,7 @@ class SubmissionState(StrEnum):
     OPEN = "open"
     PAUSED = "paused"  # nothing new is dispatched or claimed; note says why
     CANCELLED = "cancelled"
+    PRUNING = "pruning"  # files and rows are being removed; there is no way back
 
 
 class WorkerState(StrEnum):
@@ -71,7 +72,11 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One job with all that is known of it; `id` is the database's, users see `label`."""
+    """One job with all that is known of it; `id` is the database's, users see `label`.
+
+    Attributes:
+        lost_sha256: the `file_sha256` of a picture that was lost or damaged and is, or was, rendered again.
+    """
 
     id: int
     submission: str
@@ -93,6 +98,7 @@ class Job:
     traceback: str | None
     image: Image | None = None
     progress: float | None = None
+    lost_sha256: str | None = None
 
     @property
     def label(self) -> str:
@@ -225,6 +231,20 @@ class Heard:
 
     jobs: set[int]
     drain_timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holdings:
+    """What a submission holds: its jobs, its pictures, and the bytes of these."""
+
+    jobs: int
+    pictures: int
+    bytes: int
+
+
+def being_pruned(submission: str) -> str:
+    """Say why nothing can be done any more with a submission in state `pruning`."""
+    return f"Submission {submission} is being removed; `promptmill prune {submission}` completes that."
 
 
 def no_live_worker(model: str) -> str:

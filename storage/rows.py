@@ -130,6 +130,7 @@ JOBS = Table(
     Column("error_type", Text),
     Column("error_message", Text),
     Column("traceback", Text),
+    Column("lost_sha256", String(64)),
     UniqueConstraint("submission", "index"),
     Index("ix_jobs_submission_status", "submission", "status"),
     # Partial on PostgreSQL too, by the migration: to say so here would load its dialect in every command.

@@ -11,7 +11,8 @@ from producer.options import sidecar_flag, submission_argument
 from producer.output import count_of, remark
 from producer.pictures import HIDDEN_MARKER, check_folder, claim_folder, write_pictures
 from producer.session import Session, pass_session
-from storage.records import Submission
+from storage.errors import BadInputError
+from storage.records import Submission, SubmissionState, being_pruned
 
 
 @click.command(
@@ -45,6 +46,8 @@ def export(session: Session, *, submission: str, layout: str, folder: Path, side
     same submission: then only what is missing is written.
     """
     found = session.jobs.find_submission(submission)
+    if found.state is SubmissionState.PRUNING:
+        raise BadInputError(being_pruned(found.id))
     grid = _laid_out(session, found) if layout == "grid" else None
     check_folder(folder, submission=found.id, marker=HIDDEN_MARKER)
     claim_folder(folder, found, marker=HIDDEN_MARKER)

@@ -138,6 +138,7 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
         "queued": timestamp(job.queued_at),
         "started": timestamp(job.started_at),
         "finished": timestamp(job.finished_at),
+        "lost_sha256": job.lost_sha256,
         "not_before": timestamp(job.not_before),
         "warnings": job.warnings,
         "error_type": job.error_type,

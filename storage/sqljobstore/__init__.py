@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from storage.sqljobstore.claiming import Claiming
 from storage.sqljobstore.dispatching import Dispatching
+from storage.sqljobstore.keeping import Keeping
 from storage.sqljobstore.liveness import Liveness
 from storage.sqljobstore.reading import Reading
 from storage.sqljobstore.steering import Steering
@@ -17,5 +18,5 @@ from storage.sqljobstore.tuning import Tuning
 __all__ = ["SqlJobStore"]
 
 
-class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness, Tuning):
+class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness, Tuning, Keeping):
     """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from storage.errors import BadInputError
 from storage.jobstore import ADD_CHUNK
 from storage.parameters import JobParameters
-from storage.records import UNFINISHED, JobStatus, Submission, SubmissionState
+from storage.records import UNFINISHED, JobStatus, Submission, SubmissionState, being_pruned
 from storage.sqljobstore.base import (
     JOBS,
     SUBMISSIONS,
@@ -145,6 +145,8 @@ class Submitting(SqlBase):
         """See `JobStore.open_submission`."""
         with self.database.write(durable=True) as connection:
             row = submission_row(connection, submission)
+            if row["state"] == SubmissionState.PRUNING:
+                raise BadInputError(being_pruned(submission))
             if row["state"] == SubmissionState.CANCELLED:
                 raise BadInputError(
                     f"Submission {submission} is cancelled; `promptmill retry {submission}` reopens it."

@@ -14,58 +14,13 @@ import pytest
 from click.testing import Result
 from PIL import Image as Picture
 
-from producer import rendering
 from producer.pictures import HIDDEN_MARKER, slug
 from storage.errors import ModelLoadError
 from storage.jobstore import JobStore
 from storage.records import Claim, Finish, Image, SubmissionState
-from storage.worker_options import WorkerOptions
+from tests.stand_in_process import StandInProcess
 
 Invoke = Callable[..., Result]
-
-
-class StandInProcess:
-    """Stands in for BackgroundWorker: renders all that waits whenever it is looked at."""
-
-    started: list[StandInProcess]
-    behaviour: Callable[[Any], object]
-
-    def __init__(self, options: WorkerOptions, settings: object) -> None:
-        del settings
-        self.options = options
-        self.stopped = False
-        type(self).started.append(self)
-
-    def check(self) -> None:
-        """Render."""
-        type(self).behaviour(self)
-
-    def ask_to_stop(self) -> None:
-        """Nothing to ask."""
-
-    def stop(self) -> None:
-        """Remember it."""
-        self.stopped = True
-
-
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch, stand_in: Any) -> type[StandInProcess]:
-    """Put the stand-in in the place of worker processes."""
-
-    class Process(StandInProcess):
-        started: list[StandInProcess] = []  # noqa: RUF012  (one for each test)
-
-        def behaviour(self) -> object:  # type: ignore[override]
-            stand_in.start()
-            return stand_in.render()
-
-        def stop(self) -> None:
-            super().stop()
-            stand_in.stop()
-
-    monkeypatch.setattr(rendering, "BackgroundWorker", Process)
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    return Process
 
 
 def test_render_writes_pictures_in_order_with_metadata_and_sheet(
