@@ -57,6 +57,10 @@ class ImageStore(Protocol):
         """Whether something is stored under `key`."""
         ...
 
+    def link(self, key: str) -> str:
+        """Return where other programs find `key`: a folder's path, or the store's URL, with the key."""
+        ...
+
     def free_bytes(self) -> int | None:
         """How many bytes pictures may still take; None where nobody can say."""
         ...
@@ -75,6 +79,41 @@ def check_key(key: str) -> str:
     return key
 
 
+def open_files(
+    url: str, *, what: str = "picture store", setting: str = "PROMPTMILL_STORE_URL"
+) -> tuple[Any, str]:
+    """Open any fsspec URL, or a folder; return the file system and the path in it, without a last slash.
+
+    Args:
+        url: such as `s3://BUCKET/FOLDER`, `file:///FOLDER` or a folder's path.
+        what: what it is, for errors.
+        setting: where it was said, likewise.
+
+    Raises:
+        UnreachableError: when it cannot be opened, or what opens it is not installed.
+    """
+    import fsspec  # noqa: PLC0415  (slow to import, and reading commands need no store)
+
+    try:
+        # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
+        if url.startswith("file://"):
+            return fsspec.filesystem("file"), url.removeprefix("file://").rstrip("/")
+        options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+        files, root = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
+        raise UnreachableError(
+            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise UnreachableError(
+            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; check {setting}."
+        ) from error
+    if options:
+        files.retries = 1  # s3fs would do all of botocore's tries five times
+    return files, str(root).rstrip("/")
+
+
 class FsspecImageStore:
     """An image store on any fsspec file system.
 
@@ -83,26 +122,8 @@ class FsspecImageStore:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec  # noqa: PLC0415  (slow to import, and reading commands need no store)
-
         self.url = url
-        try:
-            # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
-            local = fsspec.filesystem("file") if url.startswith("file://") else None
-            options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
-            self._files, root = (
-                (local, url.removeprefix("file://")) if local else fsspec.url_to_fs(url, **options)
-            )
-        except ImportError as error:
-            extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
-            raise UnreachableError(
-                f"The picture store {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
-            ) from error
-        except (ValueError, OSError) as error:
-            raise UnreachableError(f"The picture store {url} cannot be opened: {error}.") from error
-        if options:
-            self._files.retries = 1  # s3fs would do all of botocore's tries five times
-        self._root = str(root).rstrip("/")
+        self._files, self._root = open_files(url)
         self._local = "file" in _protocols(self._files)
 
     def free_bytes(self) -> int | None:
@@ -112,11 +133,15 @@ class FsspecImageStore:
         try:
             return _room_below(Path(self._root))
         except OSError as error:
-            raise _translated(error, self.url, "say how much space is free") from error
+            raise translated(error, self.url, "say how much space is free") from error
 
     def path(self, key: str) -> str:
         """Return the full path of `key` inside the file system."""
         return f"{self._root}/{check_key(key)}"
+
+    def link(self, key: str) -> str:
+        """See `ImageStore.link`."""
+        return self.path(key) if self._local else f"{self.url.rstrip('/')}/{check_key(key)}"
 
     def write(self, key: str, data: bytes) -> None:
         """See `ImageStore.write`."""
@@ -127,7 +152,7 @@ class FsspecImageStore:
             else:
                 self._files.pipe_file(path, data)
         except Exception as error:
-            raise _translated(error, self.url, f"write {key}") from error
+            raise translated(error, self.url, f"write {key}") from error
 
     def read(self, key: str) -> bytes:
         """See `ImageStore.read`."""
@@ -135,7 +160,7 @@ class FsspecImageStore:
         try:
             return bytes(self._files.cat_file(path))
         except Exception as error:
-            raise _translated(error, self.url, f"read {key}") from error
+            raise translated(error, self.url, f"read {key}") from error
 
     def delete(self, key: str) -> None:
         """See `ImageStore.delete`."""
@@ -148,7 +173,7 @@ class FsspecImageStore:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, self.url, f"delete {key}") from error
+            raise translated(error, self.url, f"delete {key}") from error
 
     def exists(self, key: str) -> bool:
         """See `ImageStore.exists`."""
@@ -156,7 +181,7 @@ class FsspecImageStore:
         try:
             return bool(self._files.exists(path))
         except Exception as error:
-            raise _translated(error, self.url, f"look for {key}") from error
+            raise translated(error, self.url, f"look for {key}") from error
 
 
 def _write_local(path: Path, data: bytes) -> None:
@@ -213,14 +238,27 @@ _HINTS = (
 )
 
 
-def _translated(error: Exception, url: str, what: str) -> UnreachableError:
-    """Name the store's fault; object stores let errors of their own HTTP libraries through."""
+def translated(
+    error: Exception,
+    url: str,
+    doing: str,
+    *,
+    what: str = "picture store",
+    setting: str = "PROMPTMILL_STORE_URL",
+) -> UnreachableError:
+    """Name a store's fault; object stores let errors of their own HTTP libraries through.
+
+    Args:
+        error: what was raised.
+        url: the store's.
+        doing: what failed, such as `write 000000.png`.
+        what: see `open_files`.
+        setting: likewise.
+    """
     if isinstance(error, OSError) and error.errno in _FULL:
-        return StoreFullError(
-            f"The picture store {url} is full: no space left to {what}; free some, then resume."
-        )
+        return StoreFullError(f"The {what} {url} is full: no space left to {doing}; free some, then resume.")
     said = " ".join(str(error).split())[:300]
     reason = getattr(error, "strerror", None) or said or type(error).__name__
-    mend = hint(_HINTS, f"{what} {reason} {said}")
-    advice = f"; {mend}" if mend else ""
-    return UnreachableError(f"The picture store {url} failed to {what}: {reason.rstrip('.')}{advice}.")
+    mend = hint(_HINTS, f"{doing} {reason} {said}")
+    advice = f"; {mend.replace('PROMPTMILL_STORE_URL', setting)}" if mend else ""
+    return UnreachableError(f"The {what} {url} failed to {doing}: {reason.rstrip('.')}{advice}.")

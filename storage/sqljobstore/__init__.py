@@ -10,6 +10,7 @@ from storage.sqljobstore.claiming import Claiming
 from storage.sqljobstore.dispatching import Dispatching
 from storage.sqljobstore.liveness import Liveness
 from storage.sqljobstore.reading import Reading
+from storage.sqljobstore.selecting import Selecting
 from storage.sqljobstore.steering import Steering
 from storage.sqljobstore.submitting import Submitting
 from storage.sqljobstore.tuning import Tuning
@@ -17,5 +18,5 @@ from storage.sqljobstore.tuning import Tuning
 __all__ = ["SqlJobStore"]
 
 
-class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness, Tuning):
+class SqlJobStore(Submitting, Reading, Selecting, Steering, Dispatching, Claiming, Liveness, Tuning):
     """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""
