@@ -69,7 +69,8 @@ def prepare(
     """
     if options.format in SHARDED:
         check_arrow(options.format)
-    template = parse_template(options.name or DEFAULT_TEMPLATE, columns, dots=options.format != WEBDATASET)
+    text = DEFAULT_TEMPLATE if options.name is None else options.name
+    template = parse_template(text, columns, dots=options.format != WEBDATASET)
     marker = check_target(target, submission, options)
     grid = _laid_out(session, submission, options) if options.format == GRID else None
     found = survey(session.jobs, submission, options, template)
