@@ -35,6 +35,11 @@ _S3_OPTIONS: dict[str, Any] = {
 class ImageStore(Protocol):
     """Where pictures rest."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a disk of this machine, which several at a time only keep waiting for each other."""
+        ...
+
     def write(self, key: str, data: bytes) -> None:
         """Store `data` under `key` atomically: afterwards it is there whole, or not at all.
 
@@ -126,6 +131,11 @@ class FsspecImageStore:
         self._files, self._root = open_files(url)
         self._local = "file" in _protocols(self._files)
 
+    @property
+    def is_local(self) -> bool:
+        """See `ImageStore.is_local`."""
+        return self._local
+
     def free_bytes(self) -> int | None:
         """See `ImageStore.free_bytes`; object stores have no end."""
         if not self._local:
@@ -158,7 +168,8 @@ class FsspecImageStore:
         """See `ImageStore.read`."""
         path = self.path(key)
         try:
-            return bytes(self._files.cat_file(path))
+            # What fsspec does around a local file takes longer than a small picture.
+            return Path(path).read_bytes() if self._local else bytes(self._files.cat_file(path))
         except Exception as error:
             raise translated(error, self.url, f"read {key}") from error
 

@@ -36,7 +36,7 @@ def write_imagefolder(
             target.write(sample.file_name, read_picture(images, sample.image))
 
     with target.published(METADATA) as path, path.open("w", encoding="utf-8", newline="\n") as metadata:
-        for sample, _ in in_order(place, found.samples(store)):
+        for sample, _ in in_order(place, found.samples(store), local=images.is_local and target.is_local):
             row = same_columns(picture_row(sample, found.submission), found.columns)
             metadata.write(json.dumps(row, ensure_ascii=False) + "\n")
             done(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -24,23 +24,17 @@ class Kind(StrEnum):
     TEXT = "text"  # also where values of several kinds meet
 
 
-def kind_of(value: Any) -> Kind:  # noqa: PLR0911  (one for each kind)
+_KINDS: dict[type, Kind] = {
+    type(None): Kind.UNKNOWN, bool: Kind.BOOL, float: Kind.FLOAT, str: Kind.TEXT, list: Kind.LIST,
+    tuple: Kind.LIST, dict: Kind.OBJECT,
+}  # fmt: skip
+
+
+def kind_of(value: Any) -> Kind:
     """Return a value's own kind."""
-    match value:
-        case None:
-            return Kind.UNKNOWN
-        case bool():
-            return Kind.BOOL
-        case int():
-            return Kind.INT if -MAX_SEED - 1 <= value <= MAX_SEED else Kind.TEXT
-        case float():
-            return Kind.FLOAT
-        case list() | tuple():
-            return Kind.LIST
-        case Mapping():
-            return Kind.OBJECT
-        case _:
-            return Kind.TEXT
+    if type(value) is int:
+        return Kind.INT if -MAX_SEED - 1 <= value <= MAX_SEED else Kind.TEXT
+    return _KINDS.get(type(value), Kind.TEXT)
 
 
 def joined(one: Kind, other: Kind) -> Kind:
@@ -55,20 +49,17 @@ def joined(one: Kind, other: Kind) -> Kind:
 def add_row(columns: Columns, row: Mapping[str, Any]) -> None:
     """Take a row's values into account, in place; new columns come last."""
     for name, value in row.items():
-        known = columns.get(name)
-        kind = kind_of(value)
+        known, kind = columns.get(name), kind_of(value)
         if known is not kind:
             columns[name] = kind if known is None else joined(known, kind)
 
 
 def fitted(value: Any, kind: Kind) -> Any:
     """Return a value as its column's kind has it."""
-    if value is None:
-        return None
-    if kind is Kind.FLOAT:
-        return float(value)
-    if kind is Kind.TEXT and not isinstance(value, str):
+    if kind is Kind.TEXT and type(value) is not str and value is not None:
         return json.dumps(value, ensure_ascii=False)
+    if kind is Kind.FLOAT and value is not None:
+        return float(value)
     return value
 
 
@@ -82,9 +73,3 @@ def flat(value: Any, kind: Kind) -> Any:
 def same_columns(row: Mapping[str, Any], columns: Mapping[str, Kind]) -> dict[str, Any]:
     """Return a row with a value, or None, for every column, in their order."""
     return {name: fitted(row.get(name), kind) for name, kind in columns.items()}
-
-
-def ordered(columns: Mapping[str, Kind], first: Iterable[str]) -> Columns:
-    """Return columns with these ahead of the others."""
-    ahead = {name: columns[name] for name in first if name in columns}
-    return ahead | {name: kind for name, kind in columns.items() if name not in ahead}

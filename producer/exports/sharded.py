@@ -144,7 +144,10 @@ def fingerprint(layout: ShardFormat, entries: Sequence[Entry]) -> str:
 
 
 def _pictures(entries: Sequence[Entry], images: ImageStore, done: Callable[[int], None]) -> Iterator[bytes]:
-    for _, data in in_order(lambda entry: read_picture(images, entry.sample.image), entries):
+    def read(entry: Entry) -> bytes:
+        return read_picture(images, entry.sample.image)
+
+    for _, data in in_order(read, entries, local=images.is_local):
         yield data
         done(1)
 

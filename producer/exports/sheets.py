@@ -21,7 +21,9 @@ def write_sheets(
     store: JobStore, images: ImageStore, found: Survey, target: Target, *, done: Callable[[int], None]
 ) -> None:
     """Write as many contact sheets as the pictures take; see `write_imagefolder`."""
-    fetched = in_order(lambda sample: read_picture(images, sample.image), found.samples(store))
+    fetched = in_order(
+        lambda sample: read_picture(images, sample.image), found.samples(store), local=images.is_local
+    )
     page = 0
     while cells := [(sample.job, data) for sample, data in islice(fetched, PER_PAGE)]:
         page += 1

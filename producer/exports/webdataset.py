@@ -6,14 +6,13 @@ sample's key has five digits of its shard and four of its place in it; its files
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from producer.exports.arrow import table, table_schema
 from producer.exports.kinds import Columns, Kind, same_columns
@@ -75,9 +74,10 @@ class WebDataset:
                 for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json")
             }
             tar, table_path, stats = paths.values()
-            with tarfile.open(tar, "w") as archive:
+            with tar.open("wb") as archive:
                 for entry, row, data in zip(entries, rows, pictures, strict=True):
                     _add_sample(archive, row, suffix_of(entry.sample.image), data)
+                archive.write(bytes(2 * BLOCK))
             self._write_table(table_path, rows)
             stats.write_text(json.dumps(_stats(len(entries), began), indent=4))
             return {name: path.stat().st_size for name, path in paths.items()}
@@ -97,13 +97,16 @@ def _other(name: str) -> str:
     return f"{EXTRA}{name}" if name in _FIRST else name
 
 
-def _add_sample(archive: tarfile.TarFile, row: dict[str, Any], suffix: str, picture: bytes) -> None:
+def _add_sample(archive: BinaryIO, row: dict[str, Any], suffix: str, picture: bytes) -> None:
     """Add a sample's files; nothing but its content decides their bytes."""
-    said = json.dumps(row, ensure_ascii=False, indent=4).encode()
+    said = json.dumps(row, ensure_ascii=False).encode()
     for ending, data in ((suffix, picture), ("txt", row["caption"].encode()), ("json", said)):
         member = tarfile.TarInfo(f"{row['key']}.{ending}")
         member.size = len(data)
-        archive.addfile(member, io.BytesIO(data))
+        # What `tarfile` does around this takes longer than to write a small picture.
+        archive.write(member.tobuf(tarfile.GNU_FORMAT, "utf-8"))
+        archive.write(data)
+        archive.write(bytes(-len(data) % BLOCK))
 
 
 def _stats(count: int, began: float) -> dict[str, Any]:

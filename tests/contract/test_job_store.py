@@ -392,7 +392,7 @@ class TestJobStore:
     def test_jobs_are_filtered_alike_everywhere(
         self, job_store: JobStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """By words of any script, with % and _ as they are, and by values; whatever the page and the limit."""
+        """By words of any script, % and _ as they are, and by values; whatever the page and the limit."""
         monkeypatch.setattr(selecting, "PAGE", 3)
         submission, _ = job_store.add_submission(model=MODEL, source="test")
         words = ["ÉMILE", "100% otter", "1000 otters", "a_b", "axb", "Straße"] * 3

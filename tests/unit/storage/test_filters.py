@@ -56,7 +56,7 @@ def test_every_character_stands_for_itself(match: str, prompt: str) -> None:
     ],
 )
 def test_a_column_has_a_value(column: str, text: str, value: Any) -> None:
-    """Settings by their short names, options, and columns of the prompt file; an empty text means no value."""
+    """Settings by short names, options, columns of the prompt file; an empty text means no value."""
     places: dict[str, dict[str, Any]] = {
         "seed": {"seed": value},
         "guidance": {"guidance_scale": value},
