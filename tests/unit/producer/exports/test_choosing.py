@@ -68,7 +68,7 @@ def test_jobs_are_chosen(invoke: Invoke, flags: tuple[str, ...], expected: list[
         (("--format", "webdataset", "--link"), "--link is for parquet"),
         (("--name", "{colour}"), "no column 'colour'"),
         (("--name", "../{index}"), "would leave the folder"),
-        (("--name", "/tmp/{index}"), "would leave the folder"),
+        (("--name", "/etc/{index}"), "would leave the folder"),
         (("--name", "a//{index}"), "would leave the folder"),
         (("--name", ".{index}"), "hide files"),
         (("--name", ""), "would leave the folder"),
