@@ -164,7 +164,10 @@ _COMMANDS = {
     "pause": ("producer.commands.steer:pause", "Start no more jobs of a submission."),
     "resume": ("producer.commands.steer:resume", "Let a paused submission go on."),
     "adjust": ("producer.commands.steer:adjust", "Change a submission's priority, weight or limit."),
-    "export": ("producer.commands.export:export", "Write a submission's pictures, for training or to look at."),
+    "export": (
+        "producer.commands.export:export",
+        "Write a submission's pictures in many formats.",
+    ),
     "samplers": ("producer.commands.tables:samplers", "List the samplers and their schedules."),
     "models": ("producer.commands.tables:models", "List the models that can be asked for."),
     "worker": ("producer.commands.worker:worker", "Start and list workers."),

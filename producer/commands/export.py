@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producer.exports.options import DEFAULT_SHARD_SIZE, FORMATS, SHARDED, export_options
+from producer.exports.options import CSV, DEFAULT_SHARD_SIZE, FORMATS, SHARDED, export_options
 from producer.options import submission_argument
 from producer.output import count_of, remark, size_of
 from producer.session import Session, pass_session
@@ -80,7 +80,8 @@ def export(session: Session, /, *, submission: str, to: str, dry_run: bool, wher
     from producer.exports.target import open_target  # noqa: PLC0415  (likewise)
 
     found = session.jobs.find_submission(submission)
-    columns = session.jobs.columns(found.id)
+    # To look for columns takes a moment with a million jobs.
+    columns = session.jobs.columns(found.id) if where or flags["name"] else []
     options = export_options(where=where, columns=columns, **flags)
     exported = prepare(session, found, options, columns, open_target(to))
     if dry_run:
@@ -92,13 +93,14 @@ def export(session: Session, /, *, submission: str, to: str, dry_run: bool, wher
 def _preview(exported: Any) -> None:
     """Say what would be written."""
     found = exported.found
-    for name in found.names:
-        click.echo(name)
-    if found.count > len(found.names) > 0:
-        click.echo(f"… and {found.count - len(found.names):,} more")
     shards = exported.shards()
+    names = exported.names(shards)
+    for name in names:
+        click.echo(name)
+    if found.count > len(names) > 0:
+        remark(f"… and {found.count - len(names):,} more.")
     cut = f" in {count_of(len(shards), 'shard')}" if shards else ""
-    noun = "picture" if found.names or not found.count else "job"
+    noun = "job" if found.options.format == CSV else "picture"
     remark(f"{count_of(found.count, noun)}, {size_of(found.bytes)}{cut}. Nothing was written: --dry-run.")
 
 
@@ -111,7 +113,7 @@ def _write(exported: Any) -> None:
         progress, card_is_ours = write(exported, done=done)
     click.echo(exported.target)
     submission: Submission = found.submission
-    noun = "picture" if found.options.format != "csv" else "row"
+    noun = "row" if found.options.format == CSV else "picture"
     said = f"Exported {count_of(found.count, noun)} of {count_of(submission.total, 'job')}"
     if progress:
         kept = f", of which {progress.kept:,} were complete already" if progress.kept else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,7 +99,23 @@ def check_target(target: Target, submission: Submission, options: ExportOptions)
 
 
 def _shown(options: dict[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{name} {json.dumps(options.get(name), ensure_ascii=False)}" for name in names)
+    """Write options as the flags that ask for them."""
+    return " ".join(_flag(name, options.get(name)) for name in names)
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    match value:
+        case None | "" | False | []:
+            return f"no {flag}"
+        case True:
+            return flag
+        case dict():
+            pairs = [f"{column}={one}" for column, texts in value.items() for one in texts]
+            return " ".join(f"{flag} {shlex.quote(pair)}" for pair in pairs) or f"no {flag}"
+        case list():
+            return " ".join(f"{flag} {shlex.quote(str(one))}" for one in value)
+    return f"{flag} {shlex.quote(str(value))}"
 
 
 def _read(target: Target) -> dict[str, Any]:

@@ -6,6 +6,7 @@ https://huggingface.co/docs/hub/datasets-image#parquet-format
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 from producer.exports.arrow import IMAGE, table, table_schema
@@ -70,8 +71,8 @@ class Parquet:
     ) -> Iterator[list[tuple[Entry, bytes | None]]]:
         group: list[tuple[Entry, bytes | None]] = []
         held = 0
-        for entry in entries:
-            data = next(pictures) if self.needs_pictures else None
+        given: Iterator[bytes | None] = pictures if self.needs_pictures else repeat(None, len(entries))
+        for entry, data in zip(entries, given, strict=True):
             group.append((entry, data))
             held += len(data or b"")
             if len(group) == ROWS or held >= ROW_BYTES:

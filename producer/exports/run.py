@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from producer.exports.arrow import check_arrow
@@ -18,7 +18,7 @@ from producer.exports.sharded import Progress, ShardFormat, cut, write_shards
 from producer.exports.sheets import write_grid_pages, write_sheets
 from producer.exports.survey import Survey, survey
 from producer.exports.target import Target
-from producer.exports.webdataset import WebDataset
+from producer.exports.webdataset import WebDataset, shard_key
 from producer.grid import Grid, check_grid, check_pages, lay_out
 from producer.session import Session
 from storage.errors import BadInputError
@@ -43,6 +43,14 @@ class Export:
     target: Target
     marker: Marker
     grid: Grid | None = None
+
+    def names(self, shards: Sequence[int]) -> list[str]:
+        """Return the first pictures' names, also those that come with their shards."""
+        named = self.found.options.name is not None
+        if self.found.options.format != WEBDATASET or named:
+            return self.found.names
+        keys = (shard_key(number, at) for number, count in enumerate(shards) for at in range(count))
+        return [f"{key}.{name.rpartition('.')[2]}" for name, key in zip(self.found.names, keys, strict=False)]
 
     def shards(self) -> list[int]:
         """Count the pictures of each shard; none for formats without shards."""

@@ -148,8 +148,8 @@ def _pictures(entries: Sequence[Entry], images: ImageStore, done: Callable[[int]
         return read_picture(images, entry.sample.image)
 
     for _, data in in_order(read, entries, local=images.is_local):
-        yield data
         done(1)
+        yield data
 
 
 def _is_there(target: Target, shard: Shard) -> bool:

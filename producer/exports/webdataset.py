@@ -83,13 +83,18 @@ class WebDataset:
             return {name: path.stat().st_size for name, path in paths.items()}
 
     def _key(self, sample: Sample, number: int, at: int) -> str:
-        return sample.name if self._named else f"{number:05d}{at:04d}"
+        return sample.name if self._named else shard_key(number, at)
 
     def _write_table(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
         from pyarrow import parquet  # noqa: PLC0415  (slow to import, and an extra)
 
         schema = table_schema(self.columns, image=False)
         parquet.write_table(table(schema, self.columns, rows), path)
+
+
+def shard_key(number: int, at: int) -> str:
+    """Return the key of a sample by its shard and its place in it."""
+    return f"{number:05d}{at:04d}"
 
 
 def _other(name: str) -> str:

@@ -121,7 +121,7 @@ def test_a_dry_run_only_says_what_it_would_be(invoke: Invoke) -> None:
     flags = ("--format", "webdataset", "--shard-size", "8KB", "--dry-run")
     done = invoke("export", "otters", "--to", "x", *flags)
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "000000-an-otter-číslo-0.png"
+    assert done.stdout.splitlines()[-2:] == ["000040000.png", "000040001.png"]
     assert "10 pictures" in done.stderr
     assert "5 shards" in done.stderr
     assert not Path("x").exists()

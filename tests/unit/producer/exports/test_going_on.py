@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import fsspec
 import pytest
 from click.testing import Result
 
+from producer.exports.options import FORMATS as LAYOUTS
 from tests.servers import S3
 
 Invoke = Callable[..., Result]
@@ -23,15 +25,15 @@ ROOT = Path(__file__).parents[4]
 
 # The command line, killed by the operating system instead of giving its nth file its name.
 KILLED = """
-import os, pathlib, signal, sys
-left, rename = int(sys.argv.pop(1)), pathlib.Path.replace
-def replace(path, target):
+import os, signal, sys
+left, rename = int(sys.argv.pop(1)), os.replace
+def replace(path, target, **options):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return rename(path, target)
-pathlib.Path.replace = replace
+    return rename(path, target, **options)
+os.replace = replace
 from producer.cli import main
 main()
 """
@@ -107,10 +109,10 @@ def test_what_has_succeeded_since_is_in_the_next_run(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--format", "csv"), 'with format "imagefolder", not format "csv"'),
-        (("--name", "{seed}"), 'with name null, not name "{seed}"'),
-        (("--where", "genre=neon"), 'where {"genre": ["neon"]}'),
-        (("--match", "1"), 'match "1"'),
+        (("--format", "csv"), "with --format imagefolder, not --format csv"),
+        (("--name", "{seed}"), "with no --name, not --name '{seed}'"),
+        (("--where", "genre=neon"), "with no --where, not --where genre=neon"),
+        (("--match", "1"), "with no --match, not --match 1"),
     ],
 )
 def test_other_options_do_not_go_into_the_same_folder(
@@ -220,3 +222,26 @@ def test_any_file_system_of_fsspec_will_do(invoke: Invoke) -> None:
     files = fsspec.filesystem("memory")
     assert len(files.ls("/somewhere/a", detail=False)) == 10
     assert files.exists("/somewhere/grid.png")
+
+
+@pytest.mark.usefixtures("otters")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_progress_counts_every_job_once(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    """In the first run and in one that finds everything there; a bar that stops short looks like a hang."""
+    told: list[list[int]] = []
+
+    @contextlib.contextmanager
+    def counting(total: int, *, title: str) -> Iterator[Callable[[int], None]]:
+        told.append([total, 0])
+        assert title
+
+        def done(more: int) -> None:
+            told[-1][1] += more
+
+        yield done
+
+    monkeypatch.setattr("producer.follow.counting", counting)
+    for _ in range(2):
+        flags = FORMATS.get(layout, ())
+        assert invoke("export", "otters", "--format", layout, *flags, "--to", "x").exit_code == 0
+    assert told == [[10, 10], [10, 10]]
