@@ -100,8 +100,10 @@ def _preview(exported: Any) -> None:
     if found.count > len(names) > 0:
         remark(f"… and {found.count - len(names):,} more.")
     cut = f" in {count_of(len(shards), 'shard')}" if shards else ""
-    noun = "job" if found.options.format == CSV else "picture"
-    remark(f"{count_of(found.count, noun)}, {size_of(found.bytes)}{cut}. Nothing was written: --dry-run.")
+    table = found.options.format == CSV
+    what = count_of(found.count, "job") if table else count_of(found.count, "picture")
+    size = "" if table or found.options.link else f", {size_of(found.bytes)}"
+    remark(f"{what}{size}{cut}. Nothing was written: --dry-run.")
 
 
 def _write(exported: Any) -> None:

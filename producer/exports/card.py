@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 from producer.exports.csv_table import CSV_NAME
 from producer.exports.marker import Marker
@@ -132,6 +133,7 @@ def _model(found: Survey, licence: str | None) -> list[str]:
 
 def _settings(found: Survey) -> list[str]:
     rows = [f"| {name} | {_values(values)} |" for name, values in found.values.items() if _values(values)]
+    rows += [f"| file format | {_numbers(found.suffixes)} |"] if found.suffixes else []
     others = [name for name in found.columns if name not in _USUAL]
     return [
         "## Settings",
@@ -148,7 +150,12 @@ def _values(values: Values) -> str:
     """Write each of a few values with how often it occurs, or the smallest and the largest."""
     if values.few is None:
         return f"{cell(values.least)} to {cell(values.most)}, more than {FEW} of them"
-    shown = sorted(values.few.items(), key=lambda item: (-item[1], item[0]))
+    return _numbers(values.few)
+
+
+def _numbers(found: Mapping[Any, int]) -> str:
+    """Write values with how often each occurs, the most frequent first."""
+    shown = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{cell(value)} ({number:,})" for value, number in shown)
 
 

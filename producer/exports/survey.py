@@ -130,7 +130,9 @@ def survey(store: JobStore, submission: Submission, options: ExportOptions, temp
         if options.format == CSV:
             add_row(found.columns, link_row(job, submission, None))
             continue
-        sample = Sample(job=job, image=image_of(job), name=template.name(job, submission))
+        # To put a name together takes a while; the usual ones need no look.
+        name = template.name(job, submission) if distinct or len(found.names) < SHOWN_NAMES else ""
+        sample = Sample(job=job, image=image_of(job), name=name)
         if distinct is not None:
             distinct.add(sample.name, job)
         if len(found.names) < SHOWN_NAMES:

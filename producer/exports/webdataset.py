@@ -106,12 +106,33 @@ def _add_sample(archive: BinaryIO, row: dict[str, Any], suffix: str, picture: by
     """Add a sample's files; nothing but its content decides their bytes."""
     said = json.dumps(row, ensure_ascii=False).encode()
     for ending, data in ((suffix, picture), ("txt", row["caption"].encode()), ("json", said)):
-        member = tarfile.TarInfo(f"{row['key']}.{ending}")
-        member.size = len(data)
-        # What `tarfile` does around this takes longer than to write a small picture.
-        archive.write(member.tobuf(tarfile.GNU_FORMAT, "utf-8"))
+        archive.write(tar_head(f"{row['key']}.{ending}", len(data)))
         archive.write(data)
         archive.write(bytes(-len(data) % BLOCK))
+
+
+def tar_head(name: str, size: int) -> bytes:
+    """Return the blocks ahead of a file in a tar, as `tarfile` makes them, but in a tenth of the time.
+
+    Args:
+        name: of the file.
+        size: in bytes.
+    """
+    encoded = name.encode()
+    if len(encoded) > _NAME_BYTES or size >= 8**_SIZE_DIGITS:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        return member.tobuf(tarfile.GNU_FORMAT, "utf-8")
+    head = bytearray(_EMPTY_HEAD)
+    head[: len(encoded)] = encoded
+    head[124:135] = b"%011o" % size
+    head[148:156] = b"%06o\0 " % sum(head)  # a checksum, over its own place as eight blanks
+    return bytes(head)
+
+
+_NAME_BYTES, _SIZE_DIGITS = 100, 11  # what the old head has room for
+_EMPTY_HEAD = bytearray(tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT, "utf-8"))
+_EMPTY_HEAD[148:156] = b" " * 8
 
 
 def _stats(count: int, began: float) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def test_it_says_models_settings_counts_and_licences(card: str, otters: str) -> 
         "| demo | not known (4) | apache-2.0 |",
         "| sampler | euler (2), lms (2) |",
         "| num_inference_steps | 30 (4) |",
+        "| file format | png (4) |",
         "| succeeded | 10 |",
         "| failed | 1 |",
         "Further columns: `genre`, `score`.",

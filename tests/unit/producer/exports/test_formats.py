@@ -16,6 +16,7 @@ from click.testing import Result
 from PIL import Image
 from pyarrow import parquet
 
+from producer.exports.webdataset import tar_head
 from storage.jobstore import JobStore
 from tests.unit.producer.exports.conftest import PROMPTS
 
@@ -163,6 +164,15 @@ def test_a_grid_comes_beside_an_imagefolder(invoke: Invoke, load: Callable[..., 
     folder = exported(invoke, "grid")
     assert (folder / "grid.png").is_file()
     assert load("imagefolder", data_dir=str(folder))["text"] == CAPTIONS
+
+
+@pytest.mark.parametrize("name", ["a.png", "é" * 50, "é" * 51, "folder/" * 14 + "ab", "x" * 101, "x" * 250])
+@pytest.mark.parametrize("size", [0, 511, 8**11 - 1, 8**11])
+def test_the_head_of_a_file_in_a_tar_is_tarfiles_own(name: str, size: int) -> None:
+    """Short and long names, small files and ones of over 8 GiB."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert tar_head(name, size) == member.tobuf(tarfile.GNU_FORMAT, "utf-8")
 
 
 def test_a_picture_keeps_the_suffix_of_its_format(invoke: Invoke, stand_in: Any, store: JobStore) -> None:
