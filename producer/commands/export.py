@@ -118,8 +118,9 @@ def _write(exported: Any) -> None:
     noun = "row" if found.options.format == CSV else "picture"
     said = f"Exported {count_of(found.count, noun)} of {count_of(submission.total, 'job')}"
     if progress:
-        kept = f", of which {progress.kept:,} were complete already" if progress.kept else ""
-        said += f" in {count_of(progress.kept + progress.written, 'shard')}{kept}"
+        said += f" in {count_of(progress.count, 'shard')}"
+        said += f"; {progress.kept:,} were complete already" if progress.kept else ""
+        said += f"; {progress.renewed:,} were made anew for jobs that came since" if progress.renewed else ""
     remark(f"{said}.")
     if not card_is_ours:
         remark("The README.md there is not the one that was written before, so it was left alone.")

@@ -61,10 +61,11 @@ class ShardFormat(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How many shards were written, and how many were complete already."""
+    """How many shards there are, were complete already, and were complete but for jobs that came since."""
 
-    written: int
+    count: int
     kept: int
+    renewed: int
 
 
 def write_shards(
@@ -88,24 +89,25 @@ def write_shards(
         size: bytes at which a shard ends.
         done: is told how many more pictures are there.
     """
-    before, written = marker.shards, 0
+    before, kept, renewed = marker.shards, 0, 0
     now: list[Shard] = []
     for number, entries in enumerate(cut(layout, samples, size)):
         mark = fingerprint(layout, entries)
         known = before[number] if number < len(before) else None
         if known is None or known.fingerprint != mark or not _is_there(target, known):
             pictures = _pictures(entries, images, done) if layout.needs_pictures else iter(())
+            renewed += known is not None and known.fingerprint != mark
             files = layout.write(target, number, entries, pictures)
             known = Shard(
                 first=entries[0].sample.job.index, last=entries[-1].sample.job.index, count=len(entries),
                 fingerprint=mark, files=files,
             )  # fmt: skip
-            written += 1
             marker.shards = [*now, known, *before[number + 1 :]]
             marker.save(target)
             if not layout.needs_pictures:
                 done(len(entries))
         else:
+            kept += 1
             done(len(entries))
         now.append(known)
     for stale in before[len(now) :]:
@@ -113,7 +115,7 @@ def write_shards(
             target.remove(name)
     marker.shards = now
     marker.save(target)
-    return Progress(written, len(now) - written)
+    return Progress(len(now), kept, renewed)
 
 
 def cut(layout: ShardFormat, samples: Iterable[Sample], size: int) -> Iterator[list[Entry]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from producer.folder_faults import folder_faults
-from producer.pictures import check_makeable
+from producer.pictures import HIDDEN_MARKER, check_makeable
 from storage.errors import BadInputError
 from storage.imagestore import open_files, translated
 from storage.records import Image
@@ -106,7 +106,9 @@ class FolderTarget:
         if not folder.is_dir():
             raise BadInputError(f"{self} is a file, not a folder; choose another place for the export.")
         try:
-            empty = next(folder.iterdir(), None) is None
+            # A run that was killed before its marker had its name has written nothing else.
+            begun = _partial(folder / HIDDEN_MARKER)
+            empty = all(path == begun for path in folder.iterdir())
         except OSError as error:
             raise BadInputError(
                 f"The folder {self} cannot be read ({error.strerror}); choose another."
