@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +10,10 @@ from producer.exports.options import CSV, DEFAULT_SHARD_SIZE, FORMATS, SHARDED, 
 from producer.options import submission_argument
 from producer.output import count_of, remark, size_of
 from producer.session import Session, pass_session
-from storage.records import JobStatus, Submission
+from storage.records import JobStatus
+
+if TYPE_CHECKING:
+    from producer.exports.run import Export
 
 
 @click.command(
@@ -90,7 +93,7 @@ def export(session: Session, /, *, submission: str, to: str, dry_run: bool, wher
         _write(exported)
 
 
-def _preview(exported: Any) -> None:
+def _preview(exported: Export) -> None:
     """Say what would be written."""
     found = exported.found
     shards = exported.shards()
@@ -106,7 +109,7 @@ def _preview(exported: Any) -> None:
     remark(f"{what}{size}{cut}. Nothing was written: --dry-run.")
 
 
-def _write(exported: Any) -> None:
+def _write(exported: Export) -> None:
     from producer.exports.run import write  # noqa: PLC0415  (see above)
     from producer.follow import counting  # noqa: PLC0415  (likewise)
 
@@ -114,9 +117,8 @@ def _write(exported: Any) -> None:
     with counting(found.count, title="exporting") as done:
         progress, card_is_ours = write(exported, done=done)
     click.echo(exported.target)
-    submission: Submission = found.submission
     noun = "row" if found.options.format == CSV else "picture"
-    said = f"Exported {count_of(found.count, noun)} of {count_of(submission.total, 'job')}"
+    said = f"Exported {count_of(found.count, noun)} of {count_of(found.submission.total, 'job')}"
     if progress:
         said += f" in {count_of(progress.count, 'shard')}"
         said += f"; {progress.kept:,} were complete already" if progress.kept else ""

@@ -41,10 +41,9 @@ def write_card(
     found: Survey, counts: Mapping[JobStatus, int], licence: str | None, target: Target, marker: Marker
 ) -> bool:
     """Write the card, and note its hash; return False, and leave it alone, where somebody else wrote one."""
-    there = target.read(CARD)
-    if there is not None and hashlib.sha256(there).hexdigest() != marker.card:
+    there, text = target.read(CARD), card(found, counts, licence).encode()
+    if there not in (None, text) and hashlib.sha256(there or b"").hexdigest() != marker.card:
         return False
-    text = card(found, counts, licence).encode()
     # Noted first: killed in between, the next run finds its own card or the one before.
     marker.card = hashlib.sha256(text).hexdigest()
     if there != text:
@@ -100,7 +99,7 @@ def _front(found: Survey) -> list[str]:
 
 def _what(found: Survey) -> str:
     if found.options.format == CSV:
-        return count_of(found.count, "job")
+        return f"{count_of(found.count, 'job')} ({', '.join(found.options.statuses)})"
     return f"{count_of(found.count, 'picture')} ({size_of(found.bytes)})"
 
 

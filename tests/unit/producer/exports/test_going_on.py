@@ -17,6 +17,7 @@ import fsspec
 import pytest
 from click.testing import Result
 
+from producer.exports import survey
 from producer.exports.options import FORMATS as LAYOUTS
 from tests.servers import S3
 
@@ -105,6 +106,31 @@ def test_what_has_succeeded_since_is_in_the_next_run(
     assert ("made anew for jobs that came since" in done.stderr) == (layout != "imagefolder")
     assert invoke(*flags, "--to", "whole").exit_code == 0
     assert contents(Path("x")) == contents(Path("whole"))
+
+
+def test_a_large_export_is_of_the_jobs_that_were_looked_at(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, otters: str, stand_in: Any
+) -> None:
+    """One that does not stay in memory reads them twice; what succeeds in between waits for the next run."""
+    invoke("export", otters, "--to", "whole")
+    monkeypatch.setattr("producer.exports.survey.KEPT", 2)
+    assert invoke("retry", otters).exit_code == 0
+    stand_in.start()
+
+    looked = survey.survey
+
+    def look(*arguments: Any) -> Any:
+        found = looked(*arguments)
+        stand_in.render()
+        return found
+
+    monkeypatch.setattr("producer.exports.run.survey", look)
+    done = invoke("export", otters, "--to", "x")
+    assert "Exported 10 pictures" in done.stderr
+    x, whole = contents(Path("x")), contents(Path("whole"))
+    assert x.pop("README.md") != whole.pop("README.md")  # it counts the new one among the submission's
+    assert x == whole
+    assert "Exported 11 pictures" in invoke("export", otters, "--to", "x").stderr
 
 
 @pytest.mark.usefixtures("otters")
