@@ -170,7 +170,7 @@ _COMMANDS = {
     ),
     "verify": ("producer.commands.again:verify_command", "Hash every stored picture again."),
     "prune": ("producer.commands.prune:prune_command", "Remove submissions, rows and files together."),
-    "export": ("producer.commands.export:export", "Write a submission's pictures into a folder."),
+    "export": ("producer.commands.export:export", "Write a submission's pictures in many formats."),
     "inspect": ("producer.commands.inspect:inspect_pictures", "Show what pictures say of themselves."),
     "samplers": ("producer.commands.tables:samplers", "List the samplers and their schedules."),
     "models": ("producer.commands.tables:models", "List the models that can be asked for."),

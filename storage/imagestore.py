@@ -5,18 +5,16 @@ A key is a path below the store's root, made by `picture_key`; nothing that come
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from storage.errors import BadInputError, StoreFullError, UnreachableError
-from storage.hints import hint
+from storage.errors import BadInputError, UnreachableError
 from storage.local_files import remove_tree, room_below, write_file
+from storage.store_faults import NO_BUCKET, translated
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FOLDER_JOBS = 1000  # jobs whose pictures share a folder
 # Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
 _S3_OPTIONS: dict[str, Any] = {
@@ -31,6 +29,11 @@ _S3_OPTIONS: dict[str, Any] = {
 
 class ImageStore(Protocol):
     """Where pictures rest."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a disk of this machine, which several at a time only keep waiting for each other."""
+        ...
 
     def write(self, key: str, data: bytes) -> None:
         """Store `data` under `key` atomically: afterwards it is there whole, or not at all.
@@ -78,6 +81,10 @@ class ImageStore(Protocol):
         """Whether something is stored under `key`."""
         ...
 
+    def link(self, key: str) -> str:
+        """Return where other programs find `key`: a folder's path, or the store's URL, with the key."""
+        ...
+
     def free_bytes(self) -> int | None:
         """How many bytes pictures may still take; None where nobody can say."""
         ...
@@ -101,6 +108,41 @@ def check_key(key: str) -> str:
     return key
 
 
+def open_files(
+    url: str, *, what: str = "picture store", setting: str = "PROMPTMILL_STORE_URL"
+) -> tuple[Any, str]:
+    """Open any fsspec URL, or a folder; return the file system and the path in it, without a last slash.
+
+    Args:
+        url: such as `s3://BUCKET/FOLDER`, `file:///FOLDER` or a folder's path.
+        what: what it is, for errors.
+        setting: where it was said, likewise.
+
+    Raises:
+        UnreachableError: when it cannot be opened, or what opens it is not installed.
+    """
+    import fsspec  # noqa: PLC0415  (slow to import, and reading commands need no store)
+
+    try:
+        # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
+        if url.startswith("file://"):
+            return fsspec.filesystem("file"), url.removeprefix("file://").rstrip("/")
+        options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+        files, root = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
+        raise UnreachableError(
+            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise UnreachableError(
+            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; check {setting}."
+        ) from error
+    if options:
+        files.retries = 1  # s3fs would do all of botocore's tries five times
+    return files, str(root).rstrip("/")
+
+
 class FsspecImageStore:
     """An image store on any fsspec file system.
 
@@ -109,27 +151,14 @@ class FsspecImageStore:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec  # noqa: PLC0415  (slow to import, and reading commands need no store)
-
         self.url = url
-        try:
-            # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
-            local = fsspec.filesystem("file") if url.startswith("file://") else None
-            options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
-            self._files, root = (
-                (local, url.removeprefix("file://")) if local else fsspec.url_to_fs(url, **options)
-            )
-        except ImportError as error:
-            extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
-            raise UnreachableError(
-                f"The picture store {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
-            ) from error
-        except (ValueError, OSError) as error:
-            raise UnreachableError(f"The picture store {url} cannot be opened: {error}.") from error
-        if options:
-            self._files.retries = 1  # s3fs would do all of botocore's tries five times
-        self._root = str(root).rstrip("/")
+        self._files, self._root = open_files(url)
         self._local = "file" in _protocols(self._files)
+
+    @property
+    def is_local(self) -> bool:
+        """See `ImageStore.is_local`."""
+        return self._local
 
     def free_bytes(self) -> int | None:
         """See `ImageStore.free_bytes`; object stores have no end."""
@@ -138,11 +167,15 @@ class FsspecImageStore:
         try:
             return room_below(Path(self._root))
         except OSError as error:
-            raise _translated(error, self.url, "say how much space is free") from error
+            raise translated(error, self.url, "say how much space is free") from error
 
     def path(self, key: str) -> str:
         """Return the full path of `key` inside the file system."""
         return f"{self._root}/{check_key(key)}"
+
+    def link(self, key: str) -> str:
+        """See `ImageStore.link`."""
+        return self.path(key) if self._local else f"{self.url.rstrip('/')}/{check_key(key)}"
 
     def write(self, key: str, data: bytes) -> None:
         """See `ImageStore.write`."""
@@ -153,15 +186,16 @@ class FsspecImageStore:
             else:
                 self._files.pipe_file(path, data)
         except Exception as error:
-            raise _translated(error, self.url, f"write {key}") from error
+            raise translated(error, self.url, f"write {key}") from error
 
     def read(self, key: str) -> bytes:
         """See `ImageStore.read`."""
         path = self.path(key)
         try:
-            return bytes(self._files.cat_file(path))
+            # What fsspec does around a local file takes longer than a small picture.
+            return Path(path).read_bytes() if self._local else bytes(self._files.cat_file(path))
         except Exception as error:
-            raise _translated(error, self.url, f"read {key}") from error
+            raise translated(error, self.url, f"read {key}") from error
 
     def find(self, key: str) -> bytes | None:
         """See `ImageStore.find`."""
@@ -172,7 +206,7 @@ class FsspecImageStore:
             self._check_there(error, f"look for {key}")
             return None
         except Exception as error:
-            raise _translated(error, self.url, f"read {key}") from error
+            raise translated(error, self.url, f"read {key}") from error
 
     def names(self, folder: str = "") -> Iterator[str]:
         """See `ImageStore.names`."""
@@ -182,7 +216,7 @@ class FsspecImageStore:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, self.url, f"list {folder or 'its files'}") from error
+            raise translated(error, self.url, f"list {folder or 'its files'}") from error
         yield from (str(name).removeprefix(self._root).lstrip("/") for name in found)
 
     def discard(self, name: str) -> None:
@@ -194,7 +228,7 @@ class FsspecImageStore:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, self.url, f"delete {name}") from error
+            raise translated(error, self.url, f"delete {name}") from error
 
     def delete_folder(self, folder: str) -> None:
         """See `ImageStore.delete_folder`."""
@@ -208,13 +242,13 @@ class FsspecImageStore:
             if not self._local:
                 self._check_there(error, f"delete {folder}")
         except Exception as error:
-            raise _translated(error, self.url, f"delete {folder}") from error
+            raise translated(error, self.url, f"delete {folder}") from error
 
     def _check_there(self, missing: FileNotFoundError, what: str) -> None:
         """Tell a missing file from a missing store; UnreachableError for the latter."""
         if not self._local:
-            if _NO_BUCKET.search(str(missing)):
-                raise _translated(missing, self.url, what) from missing
+            if NO_BUCKET.search(str(missing)):
+                raise translated(missing, self.url, what) from missing
             return
         root = Path(self._root)
         if root.is_dir() and any(root.iterdir()):
@@ -236,7 +270,7 @@ class FsspecImageStore:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, self.url, f"delete {key}") from error
+            raise translated(error, self.url, f"delete {key}") from error
 
     def exists(self, key: str) -> bool:
         """See `ImageStore.exists`."""
@@ -244,44 +278,9 @@ class FsspecImageStore:
         try:
             return bool(self._files.exists(path))
         except Exception as error:
-            raise _translated(error, self.url, f"look for {key}") from error
+            raise translated(error, self.url, f"look for {key}") from error
 
 
 def _protocols(files: Any) -> tuple[str, ...]:
     protocol = files.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-_NO_BUCKET = re.compile(r"bucket does not exist|NoSuchBucket")
-# What S3 and its libraries say, and what to do about it.
-_HINTS = (
-    (
-        _NO_BUCKET,
-        "create the bucket, or check PROMPTMILL_STORE_URL",
-    ),
-    (
-        re.compile(r"credentials|[Aa]ccess ?[Dd]enied|InvalidAccessKeyId|SignatureDoesNotMatch|Forbidden"),
-        "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do",
-    ),
-    (
-        re.compile(r"connect to the endpoint|Connect timeout|[Cc]annot connect"),
-        "start the server, or check AWS_ENDPOINT_URL",
-    ),
-    (
-        re.compile(r"Permission denied|Read-only file system|^write .*(No such file|Not a directory)"),
-        "let this user write there, or choose another PROMPTMILL_STORE_URL",
-    ),
-)
-
-
-def _translated(error: Exception, url: str, what: str) -> UnreachableError:
-    """Name the store's fault; object stores let errors of their own HTTP libraries through."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return StoreFullError(
-            f"The picture store {url} is full: no space left to {what}; free some, then resume."
-        )
-    said = " ".join(str(error).split())[:300]
-    reason = getattr(error, "strerror", None) or said or type(error).__name__
-    mend = hint(_HINTS, f"{what} {reason} {said}")
-    advice = f"; {mend}" if mend else ""
-    return UnreachableError(f"The picture store {url} failed to {what}: {reason.rstrip('.')}{advice}.")

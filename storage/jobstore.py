@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from storage.filters import JobFilter
 from storage.keeping import Keeping
 from storage.parameters import JobParameters
 from storage.records import (
@@ -103,10 +104,18 @@ class JobStore(Keeping, Protocol):
         submission: str,
         *,
         statuses: Sequence[JobStatus] = (),
+        meant: JobFilter | None = None,
         after: int = -1,
         limit: int | None = None,
     ) -> Iterator[Job]:
-        """Yield jobs in the order of their index, with their images, in pages (memory stays flat)."""
+        """Yield jobs in the order of their index, with their images, in pages (memory stays flat).
+
+        Only those that have one of the statuses, if any is given, and that the filter means.
+        """
+        ...
+
+    def columns(self, submission: str) -> list[str]:
+        """Return the names of the prompt file's own columns that any job of a submission has, sorted."""
         ...
 
     def counts(self, submission: str) -> dict[JobStatus, int]:

@@ -11,6 +11,7 @@ from storage.sqljobstore.dispatching import Dispatching
 from storage.sqljobstore.keeping import Keeping
 from storage.sqljobstore.liveness import Liveness
 from storage.sqljobstore.reading import Reading
+from storage.sqljobstore.selecting import Selecting
 from storage.sqljobstore.steering import Steering
 from storage.sqljobstore.submitting import Submitting
 from storage.sqljobstore.tuning import Tuning
@@ -18,5 +19,5 @@ from storage.sqljobstore.tuning import Tuning
 __all__ = ["SqlJobStore"]
 
 
-class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness, Tuning, Keeping):
+class SqlJobStore(Submitting, Reading, Selecting, Steering, Dispatching, Claiming, Liveness, Tuning, Keeping):
     """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""

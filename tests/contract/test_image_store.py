@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
@@ -59,6 +60,12 @@ class TestImageStore:
             image_store.write(key, data)
             assert image_store.exists(key)
             assert image_store.read(key) == data
+
+    def test_a_link_leads_other_programs_to_the_picture(self, image_store: ImageStore) -> None:
+        """What fsspec opens under it is what was written."""
+        image_store.write(KEY, b"picture")
+        with fsspec.open(image_store.link(KEY), "rb") as file:
+            assert file.read() == b"picture"
 
     def test_a_second_write_replaces_the_first(self, image_store: ImageStore) -> None:
         """A key holds what was written last."""

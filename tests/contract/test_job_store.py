@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -18,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from storage.errors import BadInputError, StaleWorkerError
+from storage.filters import JobFilter
 from storage.jobstore import ADD_CHUNK, MAX_FAILURES, JobStore
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, estimate_cost
@@ -35,7 +37,7 @@ from storage.records import (
     WorkerState,
 )
 from storage.settings import Settings
-from storage.sqljobstore import progress
+from storage.sqljobstore import progress, selecting
 from tests.records import worker_record
 
 MODEL = "demo"
@@ -394,6 +396,43 @@ class TestJobStore:
         )
         assert list(job_store.jobs(submission.id, statuses=[JobStatus.FAILED])) == []
         assert list(job_store.jobs(submission.id, limit=0)) == []
+
+    def test_jobs_are_filtered_alike_everywhere(
+        self, job_store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By words of any script, % and _ as they are, and by values; whatever the page and the limit."""
+        monkeypatch.setattr(selecting, "PAGE", 3)
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        words = ["ÉMILE", "100% otter", "1000 otters", "a_b", "axb", "Straße"] * 3
+        job_store.add_jobs(
+            submission.id,
+            (
+                JobParameters(prompt=word, seed=number, extra={"set": number // 6, "名": "é"})
+                for number, word in enumerate(words)
+            ),
+        )
+
+        def found(limit: int | None = None, **meant: Any) -> list[int]:
+            jobs = job_store.jobs(submission.id, meant=JobFilter(**meant), limit=limit)
+            return [job.index for job in jobs]
+
+        assert found(match="émile") == [0, 6, 12]
+        assert found(match="100%") == [1, 7, 13]
+        assert found(match="A_B") == [3, 9, 15]
+        assert found(match="STRASSE") == [5, 11, 17]
+        assert found(match="otter", where={"set": ("1", "2")}) == [7, 8, 13, 14]
+        assert found(match="otter", limit=3) == [1, 2, 7]
+        assert found(where={"名": ("é",), "seed": ("4",)}) == [4]
+        assert found(match="fox") == []
+
+    def test_columns_of_a_prompt_file_are_known(self, job_store: JobStore) -> None:
+        """Those that any job of this submission has, and of no other one."""
+        submit(job_store, extra={"other": 1})
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        assert job_store.columns(submission.id) == []
+        extras: list[dict[str, Any]] = [{}, {"genre": "neon", "a.b": 1}, {"genre": None, "名": [1]}]
+        job_store.add_jobs(submission.id, (JobParameters(prompt="p", seed=1, extra=one) for one in extras))
+        assert job_store.columns(submission.id) == ["a.b", "genre", "名"]
 
     # -- dispatch
 

@@ -233,13 +233,14 @@ def test_signals_are_ours_again_afterwards(invoke: Invoke, processes: type[Stand
 def test_export_writes_an_imagefolder_and_can_be_repeated(
     invoke: Invoke, processes: type[StandInProcess]
 ) -> None:
-    """Pictures and metadata only; a second run leaves identical files alone and restores missing ones."""
+    """No sheet; a second run leaves identical files alone and restores missing ones."""
     del processes
     invoke("render", "-p", "an otter", "--images", "2", "--name", "otters")
     done = invoke("export", "otters", "--format", "imagefolder", "--to", "x")
     assert (done.exit_code, done.stdout) == (0, "x\n")
     names = sorted(path.name for path in Path("x").iterdir())
-    assert names == [HIDDEN_MARKER, "000000-an-otter.png", "000001-an-otter.png", "metadata.jsonl"]
+    pictures = ["000000-an-otter.png", "000001-an-otter.png"]
+    assert names == [HIDDEN_MARKER, *pictures, "README.md", "metadata.jsonl"]
     kept = Path("x/000000-an-otter.png").stat().st_mtime_ns
     Path("x/000001-an-otter.png").unlink()
     assert invoke("export", "otters", "--to", "x").exit_code == 0
