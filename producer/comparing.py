@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.picture_metadata import INFOTEXT, read_texts
+from storage.picture_record import RECORD
 
 PEAK = 255  # the largest difference that 8-bit pixels can have
 SHOWN = 12  # characters of a hash or commit: more than these nobody reads
@@ -120,8 +123,10 @@ def _decoded(data: bytes) -> tuple[Any, dict[str, str]]:
         with Image.open(io.BytesIO(data)) as picture:
             pixels = picture.convert("RGB")
             texts = {str(key): str(value) for key, value in getattr(picture, "text", {}).items()}
+            said = read_texts(picture)  # also where JPEG and WebP keep them
+            texts |= {INFOTEXT: said.infotext, RECORD: said.record}
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BadInputError("The file is no picture that can be compared.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise BadInputError(f"The picture cannot be decoded ({error}).") from error
     return pixels, texts

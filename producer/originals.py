@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from producer.readers.picture import OURS, read_picture
 from producer.session import Session
 from storage.errors import BadInputError, UnreachableError
-from storage.parameters import JobParameters, check_job
+from storage.parameters import JobParameters
 from storage.records import Job, JobStatus, Submission, SubmissionState, being_pruned
-
-_SHOWN = (
-    "prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "width", "height",
-    "sampler", "schedule", "options",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,44 +109,24 @@ def _of_file(session: Session, path: Path) -> Original:
 
 
 def _of_record(path: Path, digest: str) -> Original:
-    record = _record_in(path)
+    """Believe what a picture says of itself."""
     try:
-        parameters = check_job(JobParameters(**{name: record["parameters"][name] for name in _SHOWN}))
-        numerics = {"model_revision": record["model"].get("revision"), **record["numerics"]}
-        model = str(record["model"]["name"])
-    except (KeyError, TypeError, AttributeError) as error:
+        said = read_picture(path)
+    except BadInputError as error:
+        raise BadInputError(f"{path}: {error}") from error
+    if said.record is None:
+        why = f" ({said.problem.rstrip('.')})" if said.written_by == OURS and said.problem else ""
         raise BadInputError(
-            f"What {path} says of itself lacks what rendering needs; name its job instead."
-        ) from error
+            f"No picture of this database has the bytes of {path}, and it has no record of promptmill's that "
+            f"can be used{why}; `promptmill render --from-image {path}` begins with what others wrote."
+        )
     return Original(
         name=str(path),
         job=None,
-        model=model,
-        parameters=parameters,
-        numerics=numerics,
+        model=said.record.model,
+        parameters=said.record.parameters,
+        numerics=said.record.numerics,
         file_sha256=digest,
         pixel_sha256=None,
         read=lambda: None,
     )
-
-
-def _record_in(path: Path) -> dict[str, Any]:
-    """Return the JSON under a picture's key `promptmill`."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  (only pictures need it)
-
-    nothing = BadInputError(
-        f"No picture of this database has the bytes of {path}, and it has no record of promptmill's; "
-        f"`promptmill render --from-image {path}` begins with what other programs wrote."
-    )
-    try:
-        with Image.open(path) as picture:
-            record = json.loads(picture.info["promptmill"])
-    except UnidentifiedImageError as error:
-        raise BadInputError(f"{path} is no picture; name a PNG, a job or a submission.") from error
-    except KeyError:
-        raise nothing from None
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise BadInputError(f"{path} cannot be read ({error}).") from error
-    if not isinstance(record, dict):
-        raise nothing
-    return record

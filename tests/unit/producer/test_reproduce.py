@@ -279,7 +279,7 @@ PARAMETERS = {
     "prompt": "an otter", "negative_prompt": "", "seed": 9, "num_inference_steps": 30, "guidance_scale": 7.5,
     "width": 64, "height": 64, "sampler": "lms", "schedule": "default", "options": {},
 }  # fmt: skip
-MODEL = {"name": "demo", "source": None, "revision": "abc"}
+MODEL = {"name": "demo", "source": None}
 
 
 @pytest.mark.parametrize(
