@@ -37,14 +37,21 @@ ORIGINALS = 3  # pictures that are offered to be taken over: the file of one may
 LATEST = 400  # pictures over which a model's speed is measured
 LULL = 60.0  # seconds without a picture, after which nobody is thought to have been rendering
 
+# Not a join: SQLite would begin with all the jobs of the model.
+_model_of_image = (
+    select(SUBMISSIONS.c.model)
+    .join_from(JOBS, SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+    .where(JOBS.c.id == IMAGES.c.job)
+    .correlate(IMAGES)
+    .scalar_subquery()
+)
 # Supervisors ask these twice a second, so they are put together once.
 _RENDERED_SINCE = (
     select(func.count())
-    .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
-    .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+    .select_from(IMAGES)
     .where(
         IMAGES.c.created_at > bindparam("since", type_=IMAGES.c.created_at.type),
-        SUBMISSIONS.c.model == bindparam("of_model", type_=SUBMISSIONS.c.model.type),
+        _model_of_image == bindparam("of_model", type_=SUBMISSIONS.c.model.type),
     )
 )
 _WORKERS = select(WORKERS).order_by(WORKERS.c.started_at.desc(), WORKERS.c.incarnation)
@@ -132,8 +139,7 @@ class Reading(SqlBase):
         query = (
             select(IMAGES.c.created_at, *columns)
             .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
-            .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
-            .where(SUBMISSIONS.c.model == model, IMAGES.c.copied_from.is_(None))
+            .where(_model_of_image == model, IMAGES.c.copied_from.is_(None))
             .order_by(IMAGES.c.created_at.desc())
             .limit(LATEST)
         )
