@@ -31,8 +31,11 @@ demo: $(VENV)/.installed  ## render examples/prompts.txt end to end into out/dem
 	@PROMPTMILL_HOME=$(CURDIR)/out/home $(BIN)/promptmill render examples/prompts.txt \
 		--model demo --seed 32 --again --out $(DEMO_OUT)
 
+# What starts workers of its own runs alone, the rest side by side: a process a core, at most 4.
 test: $(VENV)/.installed  ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=15 tests/acceptance
+	$(BIN)/python -m pytest --durations=15 --ignore=tests/acceptance -n auto --maxprocesses=4 --dist=loadscope \
+		--no-loadscope-reorder
 
 lint: $(VENV)/.installed  ## ruff, formatting and import rules
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import text
 
-from storage.rows import Base
+from storage.rows import METADATA
 
 UPGRADE_LOCK = 0x70726F6E  # of PostgreSQL; the one next to it is dispatch's
 
@@ -15,7 +15,7 @@ def run() -> None:
     connection = context.config.attributes["connection"]
     context.configure(
         connection=connection,
-        target_metadata=Base.metadata,
+        target_metadata=METADATA,
         render_as_batch=True,
         on_version_apply=lambda **step: context.config.attributes["applied"].append(step["step"]),
     )

@@ -16,6 +16,7 @@ from itertools import groupby
 from storage.errors import BadInputError
 from storage.imagestore import FOLDER_JOBS, ImageStore, picture_folder, picture_key
 from storage.jobstore import JobStore
+from storage.parameters import suffix_of
 from storage.records import UNFINISHED, Image, Job, JobStatus, Submission, SubmissionState, WorkerState
 
 ALL = 2**31 - 1  # submissions: as many as there are
@@ -84,6 +85,8 @@ def audit(jobs: JobStore, images: ImageStore) -> Iterator[Finding]:
     with ThreadPoolExecutor(READERS, thread_name_prefix="audit") as pool:
         for submission in submissions:
             yield from _progress(jobs, submission, ended)
+            if submission.state is SubmissionState.PRUNING:
+                continue  # its rows promise nothing any more
             for _, block in groupby(jobs.jobs(submission.id), key=lambda job: job.index // FOLDER_JOBS):
                 yield from _audit_block(jobs, images, list(block), pool)
     yield from _strangers(images, {submission.id for submission in submissions})
@@ -94,6 +97,10 @@ def _progress(jobs: JobStore, submission: Submission, ended: set[str]) -> Iterat
     if submission.state is SubmissionState.LOADING:
         detail = "its submit goes on or was killed: repeat it with the same --key, or cancel it"
         yield Finding(kind=Kind.LOADING, where=submission.id, detail=detail)
+        return
+    if submission.state is SubmissionState.PRUNING:
+        detail = f"its files are being removed; `promptmill prune {submission.id}` completes that"
+        yield Finding(kind=Kind.UNFINISHED, where=submission.id, detail=detail)
         return
     counts = jobs.counts(submission.id)
     left = {status: counts[status] for status in UNFINISHED if counts[status]}
@@ -145,7 +152,7 @@ def _judge(images: ImageStore, job: Job) -> Finding | None:
 
 def _judge_picture(images: ImageStore, job: Job, image: Image) -> Finding | None:
     """Hold a picture's row against its file."""
-    if image.key != picture_key(job.submission, job.index, job.attempt, suffix=image.format):
+    if image.key != picture_key(job.submission, job.index, job.attempt, suffix=suffix_of(image.format)):
         detail = f"{image.key} is not of attempt {job.attempt}"
         return Finding(kind=Kind.OTHER_ATTEMPT, where=job.label, detail=detail)
     data = images.find(image.key)

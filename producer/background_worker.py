@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -47,11 +47,18 @@ def check_worker_extra() -> None:
 class BackgroundWorker:
     """One supervisor with its processes.
 
+    Args:
+        options: what it is started with.
+        settings: where its log goes.
+        environment: what it gets besides ours.
+
     Raises:
         UnreachableError: when its log cannot be written or it cannot be started.
     """
 
-    def __init__(self, options: WorkerOptions, settings: Settings) -> None:
+    def __init__(
+        self, options: WorkerOptions, settings: Settings, *, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.log = _new_log(settings)
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         try:
@@ -61,6 +68,7 @@ class BackgroundWorker:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
+                    env={**os.environ, **(environment or {})},
                     # Ctrl-C on the terminal is for us; we stop the worker in order.
                     start_new_session=True,
                 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from producer.follow import unlucky, waiting_because
@@ -45,6 +47,20 @@ class Bar:
             completed=submission.total - status.unfinished,
             remark=_remark(status),
         )
+
+
+@contextmanager
+def counting_bar(total: int, *, title: str) -> Iterator[Callable[[int], None]]:
+    """Show how many of `total` are done and how long the rest takes; give a function to be told of more."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda more: progress.advance(bar, more)
 
 
 def _remark(status: Status) -> str:

@@ -164,7 +164,14 @@ _COMMANDS = {
     "pause": ("producer.commands.steer:pause", "Start no more jobs of a submission."),
     "resume": ("producer.commands.steer:resume", "Let a paused submission go on."),
     "adjust": ("producer.commands.steer:adjust", "Change a submission's priority, weight or limit."),
-    "export": ("producer.commands.export:export", "Write a submission's pictures into a folder."),
+    "reproduce": (
+        "producer.commands.again:reproduce_command",
+        "Render pictures again, and say whether they are the same.",
+    ),
+    "verify": ("producer.commands.again:verify_command", "Hash every stored picture again."),
+    "prune": ("producer.commands.prune:prune_command", "Remove submissions, rows and files together."),
+    "export": ("producer.commands.export:export", "Write a submission's pictures in many formats."),
+    "inspect": ("producer.commands.inspect:inspect_pictures", "Show what pictures say of themselves."),
     "samplers": ("producer.commands.tables:samplers", "List the samplers and their schedules."),
     "models": ("producer.commands.tables:models", "List the models that can be asked for."),
     "worker": ("producer.commands.worker:worker", "Start and list workers."),
@@ -183,7 +190,7 @@ Examples:
 \b
 Exit codes:
   0    ok
-  1    some jobs failed
+  1    some jobs failed, or `verify` or `reproduce` found a difference
   2    usage or bad input; nothing was written
   3    a backend or the store is unreachable, full or has an old schema
   4    a wait timed out

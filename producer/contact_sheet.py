@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from producer.pictures import Picture
+from storage.records import Job
 
 CELL = 192  # pixels, width and height of a picture's place
 GAP = 12
@@ -24,6 +26,7 @@ _LAST_OF_DEFAULT_FONT = 0x24F  # Pillow's own font draws Latin; the rest needs a
 _WIDER_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf")
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Source = Path | bytes  # of a picture: its file, or what is in it
 
 
 def write_contact_sheets(pictures: Iterable[Picture], folder: Path) -> list[Path]:
@@ -42,33 +45,38 @@ def write_contact_sheets(pictures: Iterable[Picture], folder: Path) -> list[Path
         cells = list(islice(rest, PER_PAGE))
         if not cells:
             break
-        path = folder / ("contact-sheet.png" if page == 1 else f"contact-sheet-{page}.png")
-        draw_sheet(cells).save(path)
+        path = folder / sheet_name(page)
+        draw_sheet([(picture.job, picture.path) for picture in cells]).save(path)
         sheets.append(path)
     return sheets
 
 
-def draw_sheet(pictures: list[Picture]) -> Image.Image:
-    """Draw one page."""
+def sheet_name(page: int) -> str:
+    """Return the file name of a page, from 1."""
+    return "contact-sheet.png" if page == 1 else f"contact-sheet-{page}.png"
+
+
+def draw_sheet(pictures: Sequence[tuple[Job, Source]]) -> Image.Image:
+    """Draw one page of jobs with their pictures."""
     columns = min(MAX_COLUMNS, math.ceil(math.sqrt(len(pictures))))
     rows = math.ceil(len(pictures) / columns)
     across, down = CELL + GAP, CELL + (CAPTION_LINES + 1) * LINE_HEIGHT + GAP
     sheet = Image.new("RGB", (GAP + columns * across, GAP + rows * down), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for at, picture in enumerate(pictures):
+    for at, (job, picture) in enumerate(pictures):
         left, top = GAP + at % columns * across, GAP + at // columns * down
-        small = fitted(picture.path)
+        small = fitted(picture)
         sheet.paste(small, (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2))
-        _write_caption(draw, picture, left, top + CELL + 4)
+        _write_caption(draw, job, left, top + CELL + 4)
     return sheet
 
 
-def _write_caption(draw: ImageDraw.ImageDraw, picture: Picture, left: int, top: int) -> None:
-    prompt = " ".join(picture.job.parameters.prompt.split())
+def _write_caption(draw: ImageDraw.ImageDraw, job: Job, left: int, top: int) -> None:
+    prompt = " ".join(job.parameters.prompt.split())
     font = font_for(prompt)
     for number, line in enumerate(wrap(prompt, font)):
         draw.text((left, top + number * LINE_HEIGHT), line, fill=INK, font=font)
-    below = f"{picture.job.index:06d}   seed {picture.job.parameters.seed}"
+    below = f"{job.index:06d}   seed {job.parameters.seed}"
     draw.text((left, top + CAPTION_LINES * LINE_HEIGHT), below, fill=FAINT, font=font_for(""))
 
 
@@ -103,10 +111,10 @@ def _broken(text: str, font: Font, width: int) -> Iterator[str]:
         yield line
 
 
-def fitted(path: Path) -> Image.Image:
+def fitted(source: Source) -> Image.Image:
     """Return a picture scaled into a cell: small ones by a whole factor, so that their pixels stay true."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             picture = opened.convert("RGB")
     except OSError:
         return Image.new("RGB", (CELL, CELL), MISSING)

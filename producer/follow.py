@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -81,7 +82,8 @@ def follow(
 def derived_state(status: Status) -> str:
     """Return the submission's state as users see it: `done` once every job has reached its end."""
     state = status.submission.state
-    return "done" if status.done and state is not SubmissionState.CANCELLED else str(state)
+    ended = (SubmissionState.CANCELLED, SubmissionState.PRUNING)
+    return "done" if status.done and state not in ended else str(state)
 
 
 def status_fields(status: Status) -> dict[str, Any]:
@@ -150,12 +152,28 @@ def check_all_succeeded(store: JobStore, status: Status) -> None:
 
 def display(*, title: str | None = None) -> Display:
     """Return a live bar where stderr is a terminal that can redraw a line, else plain lines now and then."""
-    moves = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")  # there a bar would show nothing
-    if sys.stderr is not None and sys.stderr.isatty() and moves:
+    if _shows_bars():
         from producer.bar import Bar  # noqa: PLC0415  (rich takes 0.1 s)
 
         return Bar(title=title)
     return PlainLines()
+
+
+@contextmanager
+def counting(total: int, *, title: str) -> Iterator[Callable[[int], None]]:
+    """Give a function to be told how many more of `total` are done; a terminal shows a bar meanwhile."""
+    if not _shows_bars():
+        yield lambda _more: None
+        return
+    from producer.bar import counting_bar  # noqa: PLC0415  (rich takes 0.1 s)
+
+    with counting_bar(total, title=title) as done:
+        yield done
+
+
+def _shows_bars() -> bool:
+    moves = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")  # there a bar would show nothing
+    return sys.stderr is not None and sys.stderr.isatty() and moves
 
 
 class PlainLines:

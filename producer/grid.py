@@ -10,7 +10,19 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from producer.contact_sheet import CELL, FAINT, GAP, INK, LINE_HEIGHT, MISSING, PAPER, fitted, font_for, wrap
+from producer.contact_sheet import (
+    CELL,
+    FAINT,
+    GAP,
+    INK,
+    LINE_HEIGHT,
+    MISSING,
+    PAPER,
+    Source,
+    fitted,
+    font_for,
+    wrap,
+)
 from producer.output import cell, shorten
 from storage.errors import BadInputError
 from storage.records import Job
@@ -93,18 +105,23 @@ def write_grid(grid: Grid, pictures: Mapping[int, Path], folder: Path) -> list[P
     """
     written = []
     for number, page in enumerate(draw_pages(grid, lambda job: pictures.get(job.index)), 1):
-        path = folder / ("grid.png" if number == 1 else f"grid-{number}.png")
+        path = folder / page_name(number)
         page.save(path)
         written.append(path)
     return written
 
 
-def draw_pages(grid: Grid, picture: Callable[[Job], Path | None]) -> Iterator[Image.Image]:
+def page_name(number: int) -> str:
+    """Return the file name of a page, from 1."""
+    return "grid.png" if number == 1 else f"grid-{number}.png"
+
+
+def draw_pages(grid: Grid, picture: Callable[[Job], Source | None]) -> Iterator[Image.Image]:
     """Draw one page for each combination of the axes before the last three.
 
     Args:
         grid: what to draw.
-        picture: returns where a job's picture is; None leaves its place grey.
+        picture: returns a job's picture; None leaves its place grey.
     """
     *outer, panels, rows, columns = _axes_of_a_page(grid)
     pages = itertools.product(*(range(len(axis.labels)) for axis in outer))
@@ -146,7 +163,7 @@ class _Page:
     columns: Axis
     said: list[str]
 
-    def draw(self, find: Callable[..., Job | None], picture: Callable[[Job], Path | None]) -> Image.Image:
+    def draw(self, find: Callable[..., Job | None], picture: Callable[[Job], Source | None]) -> Image.Image:
         """Draw the panels beside each other as far as there is room, then below."""
         left = GAP + (LABEL if self.rows.name else 0)
         wide = len(self.columns.labels) * PITCH + (GAP if self.panels.name else 0)
@@ -201,13 +218,13 @@ class _Page:
 
 
 def _draw_cell(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int], job: Job, path: Path | None
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int], job: Job, source: Source | None
 ) -> None:
-    if path is None:
+    if source is None:
         draw.rectangle((*place, place[0] + CELL - 1, place[1] + CELL - 1), fill=MISSING)
         draw.text((place[0] + GAP, place[1] + GAP), job.status.value, fill=FAINT, font=font_for(""))
         return
-    small = fitted(path)
+    small = fitted(source)
     sheet.paste(small, (place[0] + (CELL - small.width) // 2, place[1] + (CELL - small.height) // 2))
 
 

@@ -11,8 +11,14 @@ from producer.lines import Line
 from producer.sweeps import Setting, combine, names_of, parse_axis, parse_interval, parse_seeds, parse_size
 from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
-from storage.parameters import JobParameters, check_job, check_prompt, draw_seed
-from storage.prompt_syntax import PLAIN
+from storage.parameters import (
+    JobParameters,
+    check_job,
+    check_prompt,
+    draw_seed,
+    overlaid_options,
+    telling,
+)
 from storage.samplers import resolve_sampler
 
 MAX_IMAGES = 100_000
@@ -88,6 +94,8 @@ def job_options(
     guidance_rescale: float | None,
     guidance_interval: str | None,
     prompt_syntax: str | None,
+    image_format: str | None,
+    quality: int | None,
     sweep: Sequence[str] = (),
     zipped: bool = False,
 ) -> JobOptions:
@@ -117,6 +125,8 @@ def job_options(
         "guidance_rescale": guidance_rescale,
         "guidance_interval": guidance_interval,
         "prompt_syntax": prompt_syntax,
+        "image_format": image_format,
+        "quality": quality,
     }
     options = JobOptions(
         negative_prompt=check_prompt(negative, what="negative prompt"),
@@ -163,19 +173,14 @@ def with_setting(job: JobParameters, setting: Setting) -> JobParameters:
     """Return the job with what one combination of the sweeps sets, its seed apart."""
     own = {name: value for name, value in setting.items() if name != "seed"}
     if "options" in own:
-        own["options"] = _telling(job.options | own["options"])
+        own["options"] = telling(job.options | own["options"])
     return dataclasses.replace(job, **own) if own else job
 
 
 def _seldom(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given; a default leaves no trace, so that equal jobs are equal."""
     interval = given["guidance_interval"]
-    return _telling({**given, "guidance_interval": None if interval is None else parse_interval(interval)})
-
-
-def _telling(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is the default: no noise, no rescaling, guidance from begin to end, plain prompts."""
-    return {name: value for name, value in options.items() if value not in (None, 0, [0, 1], PLAIN)}
+    return telling({**given, "guidance_interval": None if interval is None else parse_interval(interval)})
 
 
 def build_jobs(
@@ -189,12 +194,13 @@ def build_jobs(
     rest stays None.
     """
     # A line that sets nothing itself differs from the next in prompt and seed alone.
-    plain = [_settings(options.parameters("", 0), setting, defaults) for setting in options.sweep]
+    plain = _all_settings(options.parameters("", 0), options, defaults)
     for number, line in enumerate(lines):
         seeds = _seeds(line, number, options)
-        own = parameters_of(line, options) if line.settings or line.extra else None
-        for setting, same in zip(options.sweep, plain, strict=True):
-            settings = same if own is None else _settings(own, setting, defaults)
+        own = line.settings or line.extra
+        for setting, settings in (
+            _all_settings(parameters_of(line, options), options, defaults) if own else plain
+        ):
             for seed in _swept_seeds(setting, line, options) or seeds:
                 yield JobParameters(prompt=line.prompt, seed=seed, **settings)
 
@@ -208,10 +214,12 @@ def count_jobs(wanted: Mapping[tuple[int, int | None], int], options: JobOptions
     )
 
 
-def _settings(job: JobParameters, setting: Setting, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that jobs have in common but prompt and seed."""
-    filled = fill_defaults(with_setting(job, setting), defaults)
-    return {name: getattr(filled, name) for name in _SHARED}
+def _all_settings(
+    job: JobParameters, options: JobOptions, defaults: Mapping[str, Any]
+) -> list[tuple[Setting, dict[str, Any]]]:
+    """Return each combination of the sweeps, with all that its jobs have in common but prompt and seed."""
+    filled = [(setting, fill_defaults(with_setting(job, setting), defaults)) for setting in options.sweep]
+    return [(setting, {name: getattr(made, name) for name in _SHARED}) for setting, made in filled]
 
 
 def parameters_of(line: Line, options: JobOptions) -> JobParameters:
@@ -219,7 +227,8 @@ def parameters_of(line: Line, options: JobOptions) -> JobParameters:
     job = options.parameters(line.prompt, 0)
     if not line.settings and not line.extra:
         return job
-    own = {**line.settings, "options": _telling(options.options | line.settings.get("options", {}))}
+    said = line.settings.get("options", {})
+    own = {**line.settings, "options": telling(overlaid_options(options.options, said))}
     if options.sampler is not None and line.settings.get("sampler", options.sampler) != options.sampler:
         own.setdefault("schedule", None)  # the flags' schedule was meant for their sampler
     return dataclasses.replace(job, **own, extra=line.extra)

@@ -15,7 +15,13 @@ from producer.readers import FORMATS
 from producer.session import Session
 from producer.sweeps import SHOWN_NAMES
 from storage.errors import BadInputError, PromptmillError
-from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
+from storage.parameters import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_QUALITY,
+    DEFAULT_SAMPLER,
+    DEFAULT_STEPS,
+    IMAGE_FORMATS,
+)
 from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SAMPLERS, SCHEDULES
 
@@ -181,6 +187,14 @@ job_flags = stacked(
         type=click.Choice(PROMPT_SYNTAXES),
         help="weighted: A1111's (word:1.3), [word], BREAK, and prompts of any length. Default: plain.",
     ),
+    click.option(
+        "--image-format",
+        type=click.Choice(IMAGE_FORMATS),
+        help="Of the pictures' files; jpeg and webp are smaller and lossy. Default: png.",
+    ),
+    click.option(
+        "--quality", type=int, metavar="N", help=f"Of jpeg and webp, 1 to 100. Default: {DEFAULT_QUALITY}."
+    ),
 )
 
 submission_flags = stacked(
@@ -216,6 +230,13 @@ submission_flags = stacked(
 
 dry_run_flag = click.option(
     "--dry-run", is_flag=True, help="Show how many jobs it makes, some of them, and how long they may take."
+)
+
+
+sidecar_flag = click.option(
+    "--sidecar",
+    is_flag=True,
+    help="Beside each picture a .json of the same name, with all that is known of it.",
 )
 
 

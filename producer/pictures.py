@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from producer.folder_faults import folder_faults
 from producer.jobs import settings_of
-from storage.errors import BadInputError, StoreFullError, UnreachableError
+from producer.sidecar import sidecar, sidecar_path
+from storage.errors import BadInputError, UnreachableError
+from storage.filters import EXTRA
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
+from storage.parameters import suffix_of
 from storage.records import Image, Job, JobStatus, Submission
 
 MARKER = "promptmill.json"  # says which submission a folder was made for
@@ -78,58 +80,68 @@ def check_makeable(folder: Path) -> None:
 
 def claim_folder(folder: Path, submission: Submission, *, marker: str = MARKER) -> None:
     """Make the folder and note in it which submission it is for."""
-    with _said(folder):
+    with folder_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         made = {"version": 1, "submission": submission.id, "key": submission.idempotency_key}
         _replace(folder / marker, json.dumps(made).encode() + b"\n")
 
 
 def write_pictures(
-    store: JobStore, images: ImageStore, submission: Submission, folder: Path
+    store: JobStore, images: ImageStore, submission: Submission, folder: Path, *, sidecars: bool = False
 ) -> Iterator[Picture]:
     """Write the pictures of all succeeded jobs, in order, and yield each; the metadata come last.
 
-    A file that is there already with the right content is left alone.
+    A file that is there already with the right content is left alone. With `sidecars`, each has one.
 
     Raises:
         UnreachableError: when a picture cannot be read, or the folder not be written.
         StoreFullError: when the folder's disk is full.
     """
     partial = folder / f".{METADATA}.part"
-    with _said(folder), partial.open("w", encoding="utf-8", newline="\n") as metadata:
+    with folder_faults(folder), partial.open("w", encoding="utf-8", newline="\n") as metadata:
         for job in store.jobs(submission.id, statuses=(JobStatus.SUCCEEDED,)):
             if job.image is None:
                 raise UnreachableError(
                     f"Job {job.label} succeeded but has no picture; see `promptmill doctor`."
                 )
-            name = f"{job.index:06d}-{slug(job.parameters.prompt)}.{job.image.format.lower()}"
+            name = f"{job.index:06d}-{slug(job.parameters.prompt)}.{suffix_of(job.image.format)}"
             path = folder / name
             if not _holds(path, job.image):
                 _replace(path, images.read(job.image.key))
+            if sidecars:
+                _replace(sidecar_path(path), sidecar(job, job.image, submission))
             json.dump(metadata_row(job, job.image, submission, name), metadata, ensure_ascii=False)
             metadata.write("\n")
             yield Picture(path=path, job=job)
-    with _said(folder):
+    with folder_faults(folder):
         partial.replace(folder / METADATA)
 
 
 def metadata_row(job: Job, image: Image, submission: Submission, name: str) -> dict[str, Any]:
     """Return a picture's line of `metadata.jsonl`: `file_name` first, then the prompt as `text`."""
+    return with_extra({"file_name": name, **own_row(job, image, submission)}, job)
+
+
+def own_row(job: Job, image: Image | None, submission: Submission) -> dict[str, Any]:
+    """Return what is said of a job and its picture, columns of its prompt file apart."""
     parameters = job.parameters
-    row = {
-        "file_name": name,
+    hashes = {"file_sha256": image.file_sha256, "pixel_sha256": image.pixel_sha256} if image else {}
+    return {
         "text": parameters.prompt,
         **settings_of(parameters),
         **({"options": parameters.options} if parameters.options else {}),
         "model": submission.model,
         "job": job.label,
-        "file_sha256": image.file_sha256,
-        "pixel_sha256": image.pixel_sha256,
-        **({"copied_from": image.copied_from} if image.copied_from else {}),
+        **hashes,
+        **({"copied_from": image.copied_from} if image and image.copied_from else {}),
         **({"warnings": job.warnings} if job.warnings else {}),
     }
-    # A column of the prompt file that has the name of one of ours must not hide it.
-    return row | {f"extra_{key}" if key in row else key: value for key, value in parameters.extra.items()}
+
+
+def with_extra(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Add the columns of the prompt file; one that has the name of one of ours must not hide it."""
+    extra = job.parameters.extra
+    return row | {f"{EXTRA}{key}" if key in row else key: value for key, value in extra.items()}
 
 
 def slug(text: str) -> str:
@@ -158,18 +170,3 @@ def _replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name[:100]}.part")
     partial.write_bytes(data)
     partial.replace(path)
-
-
-@contextmanager
-def _said(folder: Path) -> Iterator[None]:
-    """Turn a fault of the folder's file system into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFullError(
-                f"No space is left to write {folder}; free some, then run it again."
-            ) from error
-        raise UnreachableError(
-            f"The folder {folder} cannot be written: {error.strerror or error}."
-        ) from error

@@ -26,7 +26,7 @@ from producer.jobs import JobOptions
 from producer.lines import Line
 from producer.presetvalues import Found, no_such_key, read_settings
 from storage.errors import BadInputError
-from storage.parameters import check_prompt
+from storage.parameters import check_prompt, other_format, overlaid_options
 
 if TYPE_CHECKING:
     from storage.settings import Settings
@@ -145,7 +145,8 @@ def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     kept = dict(below)
     if "sampler" in above:
         kept.pop("schedule", None)  # it was meant for the other sampler, which may be the only one to have it
-    return {**kept, **above, "options": {**below.get("options", {}), **above.get("options", {})}}
+    options = overlaid_options(below.get("options", {}), above.get("options", {}))
+    return {**kept, **above, "options": options}
 
 
 def _without_flags(settings: Mapping[str, Any], flags: JobOptions) -> dict[str, Any]:
@@ -154,13 +155,11 @@ def _without_flags(settings: Mapping[str, Any], flags: JobOptions) -> dict[str, 
     if flags.sampler is not None:
         said.add("schedule")
     kept = {name: value for name, value in settings.items() if name not in said}
+    typed = {*flags.options, *flags.said}
     options = settings.get("options", {})
-    return {
-        **kept,
-        "options": {
-            name: options[name] for name in options if name not in flags.options and name not in flags.said
-        },
-    }
+    if "image_format" in typed and other_format(options, flags.options):
+        typed.add("quality")
+    return {**kept, "options": {name: value for name, value in options.items() if name not in typed}}
 
 
 def _worth_saying(options: Mapping[str, Any], of_flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from typing import Any
 
 from producer.sweeps import parse_interval, parse_size
 from storage.errors import BadInputError
-from storage.parameters import JobParameters, check_guidance, check_job, check_size, check_steps
+from storage.parameters import (
+    JobParameters,
+    check_guidance,
+    check_job,
+    check_quality,
+    check_size,
+    check_steps,
+    read_image_format,
+)
 from storage.samplers import SCHEDULES, resolve_sampler
 
 Found = list[tuple[str, str]]  # keys, and what is wrong with their values
@@ -126,4 +134,6 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "guidance_rescale": lambda value: _option("guidance_rescale", float(_number(value))),
     "guidance_interval": _interval,
     "prompt_syntax": lambda value: _option("prompt_syntax", _text(value)),
+    "image_format": lambda value: _option("image_format", read_image_format(_text(value))),
+    "quality": lambda value: {"options": {"quality": check_quality(_whole(value))}},
 }

@@ -39,6 +39,7 @@ STDIN = "-"
 MAX_SAMPLES = 10_000
 PENDING = 1_000  # lines written at once
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
+_PARTING = re.compile(r"[\t\n]")  # what parts the spool: a file may be called so
 _ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
 
 
@@ -103,7 +104,13 @@ class PromptList:
         self._flush()
         self._spool.seek(0)
         for text in self._spool:
-            yield _unspooled(text)
+            file, number, asked = text.split("\t", 2)
+            if asked[0] == "=":
+                yield Line(file=file, line=int(number), prompt=asked[1:-1])
+            else:
+                fields = dict(zip(_ASKED, json.loads(asked), strict=True))
+                fields["seeds"] = tuple(fields["seeds"])
+                yield Line(**fields, file=json.loads(file), line=int(number))
         self._spool.seek(0, 2)
 
 
@@ -118,18 +125,10 @@ def clash_key(line: Line) -> str:
 def _spooled(line: Line) -> str:
     """Write a line as file, number and what it asks for; most ask for a prompt alone, kept as it is."""
     plain = not (line.settings or line.seeds or line.drawn or line.images or line.model or line.extra)
-    if plain and "\n" not in line.prompt and "\t" not in line.file:
+    if plain and "\n" not in line.prompt and not _PARTING.search(line.file):
         return f"{line.file}\t{line.line}\t={line.prompt}\n"
     asked = json.dumps([getattr(line, name) for name in _ASKED])
     return f"{json.dumps(line.file)}\t{line.line}\t{asked}\n"
-
-
-def _unspooled(text: str) -> Line:
-    file, number, asked = text[:-1].split("\t", 2)
-    if asked[0] == "=":
-        return Line(file=file, line=int(number), prompt=asked[1:])
-    fields = dict(zip(_ASKED, json.loads(asked), strict=True))
-    return Line(**{**fields, "seeds": tuple(fields["seeds"])}, file=json.loads(file), line=int(number))
 
 
 def read_prompts(

@@ -67,6 +67,8 @@ class Rewriting:
         over = options.swept - names_of(line.settings)
         if "sampler" in over and "schedule" not in line.settings:
             over |= {"schedule"}  # it was meant for the preset's sampler
+        if "image_format" in over and "quality" not in line.settings.get("options", {}):
+            over |= {"quality"}  # and this one for its format
         settings = {name: value for name, value in styled.settings.items() if name not in over}
         kept = {name: value for name, value in settings.get("options", {}).items() if name not in over}
         return dataclasses.replace(styled, settings=settings | {"options": kept})

@@ -13,7 +13,7 @@ from producer.prompts import PromptList
 from storage.errors import BadInputError
 from storage.fingerprint import hash_of
 from storage.jobstore import JobStore
-from storage.records import JobStatus, Submission, SubmissionState
+from storage.records import JobStatus, Submission, SubmissionState, being_pruned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +100,8 @@ def submit_order(
             f"--key {order.key} belongs to submission {submission.id} of model {submission.model}, not "
             f"{order.model}; choose another key."
         )
+    if submission.state is SubmissionState.PRUNING:
+        raise BadInputError(f"{being_pruned(submission.id)} Then --key {order.key} is free again.")
     committed(submission)
     if not new and submission.content_hash not in (None, content_hash):
         _remark_other_list(submission, order)

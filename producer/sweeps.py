@@ -12,7 +12,7 @@ from decimal import Decimal, DecimalException, InvalidOperation
 from typing import Any
 
 from storage.errors import BadInputError
-from storage.parameters import check_prompt, check_seed
+from storage.parameters import check_prompt, check_seed, read_image_format
 from storage.samplers import SCHEDULES, resolve_sampler
 
 MAX_VALUES = 10_000  # of one list, and of all combinations
@@ -248,9 +248,11 @@ _READERS: Mapping[str, Callable[[str], Setting]] = {
     "guidance_rescale": _option("guidance_rescale", _number),
     "guidance_interval": _option("guidance_interval", parse_interval),
     "prompt_syntax": _option("prompt_syntax", str),
+    "image_format": _option("image_format", read_image_format),
+    "quality": _option("quality", _whole),
 }
 _WORDS = (_READERS["negative"],)
 SHOWN_NAMES = (
     "steps", "guidance", "sampler", "schedule", "seed", "size", "width", "height", "negative", "eta",
-    "guidance_rescale", "guidance_interval", "prompt_syntax",
+    "guidance_rescale", "guidance_interval", "prompt_syntax", "image_format", "quality",
 )  # fmt: skip

@@ -20,7 +20,7 @@ from storage.errors import BadInputError, SchemaError, StoreFullError, Unreachab
 from storage.settings import Settings, ensure_home
 from storage.writer_lock import WRITER_PATIENCE, WriterLock
 
-HEAD = "0005"  # the schema that this code works with; a test compares it with migrations/
+HEAD = "0006"  # the schema that this code works with; a test compares it with migrations/
 CONNECTIONS = 3  # per process, whatever its concurrency
 # libpq's own patience with a host that does not answer is minutes long, or endless.
 POSTGRES_OPTIONS = {
@@ -72,6 +72,20 @@ class Database:
                 connection.execution_options(**options).begin(),
             ):
                 yield connection
+
+
+def database_exists(settings: Settings) -> bool:
+    """Whether there is a database to ask; of a server nobody knows before it is asked, so that counts."""
+    path = settings.database_path
+    if settings.database_url is not None:
+        try:
+            url = make_url(settings.database_url)
+        except ArgumentError:
+            return True  # who opens it says what is wrong
+        if url.get_backend_name() != "sqlite" or not url.database:
+            return True
+        path = Path(url.database)
+    return path.is_file() and path.stat().st_size > 0
 
 
 def open_database(settings: Settings, *, check: bool = True) -> Database:

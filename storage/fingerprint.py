@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from storage.parameters import JobParameters
+from storage.parameters import JobParameters, parameters_of
 
 
 def hash_of(facts: Any) -> str:
@@ -17,17 +16,15 @@ def hash_of(facts: Any) -> str:
 
 
 def render_fingerprint(
-    parameters: JobParameters, *, model: str, version: str, numerics: Mapping[str, Any]
+    parameters: JobParameters, *, model: str, source: str | None, version: str, numerics: Mapping[str, Any]
 ) -> str:
     """Return the hash of all that determined a picture's file: two jobs with one hash have the same file.
 
     Args:
         parameters: the job's, all filled in; `extra` does not count.
         model: its name, which is in the file's infotext.
+        source: its hub repo, which is in the file's record; None for a folder.
         version: promptmill's, likewise.
         numerics: the record of the worker that renders it.
     """
-    asked = asdict(parameters)
-    del asked["extra"]
-    asked["guidance_scale"] = float(asked["guidance_scale"])  # a recommendation may have come as 4
-    return hash_of([asked, model, version, numerics])
+    return hash_of([parameters_of(parameters), model, source, version, numerics])

@@ -5,24 +5,17 @@ A key is a path below the store's root, made by `picture_key`; nothing that come
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from storage.errors import BadInputError, StoreFullError, UnreachableError
-from storage.hints import hint
+from storage.errors import BadInputError, UnreachableError
+from storage.local_files import remove_tree, room_below, write_file
 from storage.safe_url import safe_store_url
+from storage.store_faults import NO_BUCKET, translated
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What stays free on a local disk, since the database that lies there needs room, too: bytes, or a hundredth
-# of a small disk.
-RESERVE, SHARE = 64 * 2**20, 100
 FOLDER_JOBS = 1000  # jobs whose pictures share a folder
 # Of s3fs: what others write is seen at once, and a server that does not answer is soon given up.
 _S3_OPTIONS: dict[str, Any] = {
@@ -37,6 +30,11 @@ _S3_OPTIONS: dict[str, Any] = {
 
 class ImageStore(Protocol):
     """Where pictures rest."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a disk of this machine, which several at a time only keep waiting for each other."""
+        ...
 
     def write(self, key: str, data: bytes) -> None:
         """Store `data` under `key` atomically: afterwards it is there whole, or not at all.
@@ -69,12 +67,23 @@ class ImageStore(Protocol):
         """Remove one file that `names` has yielded; nothing happens if it is gone."""
         ...
 
+    def delete_folder(self, folder: str) -> None:
+        """Remove all that lies below `folder`, leftovers of killed writes too, and folders left empty by it.
+
+        Nothing happens if nothing is there.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Remove `key` and what a killed write of it left; nothing happens if neither is there."""
         ...
 
     def exists(self, key: str) -> bool:
         """Whether something is stored under `key`."""
+        ...
+
+    def link(self, key: str) -> str:
+        """Return where other programs find `key`: a folder's path, or the store's URL, with the key."""
         ...
 
     def free_bytes(self) -> int | None:
@@ -100,6 +109,41 @@ def check_key(key: str) -> str:
     return key
 
 
+def open_files(
+    url: str, *, what: str = "picture store", setting: str = "PROMPTMILL_STORE_URL"
+) -> tuple[Any, str]:
+    """Open any fsspec URL, or a folder; return the file system and the path in it, without a last slash.
+
+    Args:
+        url: such as `s3://BUCKET/FOLDER`, `file:///FOLDER` or a folder's path.
+        what: what it is, for errors.
+        setting: where it was said, likewise.
+
+    Raises:
+        UnreachableError: when it cannot be opened, or what opens it is not installed.
+    """
+    import fsspec  # noqa: PLC0415  (slow to import, and reading commands need no store)
+
+    try:
+        # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
+        if url.startswith("file://"):
+            return fsspec.filesystem("file"), url.removeprefix("file://").rstrip("/")
+        options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+        files, root = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
+        raise UnreachableError(
+            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise UnreachableError(
+            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; check {setting}."
+        ) from error
+    if options:
+        files.retries = 1  # s3fs would do all of botocore's tries five times
+    return files, str(root).rstrip("/")
+
+
 class FsspecImageStore:
     """An image store on any fsspec file system.
 
@@ -108,59 +152,51 @@ class FsspecImageStore:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec  # noqa: PLC0415  (slow to import, and reading commands need no store)
-
         self.url = safe_store_url(url)  # what is shown
-        try:
-            # Not parsed where it is a folder: `::` in its name would be a chain of file systems.
-            local = fsspec.filesystem("file") if url.startswith("file://") else None
-            options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
-            self._files, root = (
-                (local, url.removeprefix("file://")) if local else fsspec.url_to_fs(url, **options)
-            )
-        except ImportError as error:
-            extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
-            raise UnreachableError(
-                f"The picture store {self.url} cannot be opened: {str(error).rstrip('.')}; {extra}."
-            ) from error
-        except (ValueError, OSError) as error:
-            raise UnreachableError(f"The picture store {self.url} cannot be opened: {error}.") from error
-        if options:
-            self._files.retries = 1  # s3fs would do all of botocore's tries five times
-        self._root = str(root).rstrip("/")
+        self._files, self._root = open_files(url)
         self._local = "file" in _protocols(self._files)
+
+    @property
+    def is_local(self) -> bool:
+        """See `ImageStore.is_local`."""
+        return self._local
 
     def free_bytes(self) -> int | None:
         """See `ImageStore.free_bytes`; object stores have no end."""
         if not self._local:
             return None
         try:
-            return _room_below(Path(self._root))
+            return room_below(Path(self._root))
         except OSError as error:
-            raise _translated(error, self.url, "say how much space is free") from error
+            raise translated(error, self.url, "say how much space is free") from error
 
     def path(self, key: str) -> str:
         """Return the full path of `key` inside the file system."""
         return f"{self._root}/{check_key(key)}"
+
+    def link(self, key: str) -> str:
+        """See `ImageStore.link`."""
+        return self.path(key) if self._local else f"{self.url.rstrip('/')}/{check_key(key)}"
 
     def write(self, key: str, data: bytes) -> None:
         """See `ImageStore.write`."""
         path = self.path(key)
         try:
             if self._local:
-                _write_local(Path(path), data)
+                write_file(Path(path), data)
             else:
                 self._files.pipe_file(path, data)
         except Exception as error:
-            raise _translated(error, self.url, f"write {key}") from error
+            raise translated(error, self.url, f"write {key}") from error
 
     def read(self, key: str) -> bytes:
         """See `ImageStore.read`."""
         path = self.path(key)
         try:
-            return bytes(self._files.cat_file(path))
+            # What fsspec does around a local file takes longer than a small picture.
+            return Path(path).read_bytes() if self._local else bytes(self._files.cat_file(path))
         except Exception as error:
-            raise _translated(error, self.url, f"read {key}") from error
+            raise translated(error, self.url, f"read {key}") from error
 
     def find(self, key: str) -> bytes | None:
         """See `ImageStore.find`."""
@@ -171,7 +207,7 @@ class FsspecImageStore:
             self._check_there(error, f"look for {key}")
             return None
         except Exception as error:
-            raise _translated(error, self.url, f"read {key}") from error
+            raise translated(error, self.url, f"read {key}") from error
 
     def names(self, folder: str = "") -> Iterator[str]:
         """See `ImageStore.names`."""
@@ -181,7 +217,7 @@ class FsspecImageStore:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, self.url, f"list {folder or 'its files'}") from error
+            raise translated(error, self.url, f"list {folder or 'its files'}") from error
         yield from (str(name).removeprefix(self._root).lstrip("/") for name in found)
 
     def discard(self, name: str) -> None:
@@ -193,13 +229,27 @@ class FsspecImageStore:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, self.url, f"delete {name}") from error
+            raise translated(error, self.url, f"delete {name}") from error
+
+    def delete_folder(self, folder: str) -> None:
+        """See `ImageStore.delete_folder`."""
+        path = self.path(folder)
+        try:
+            if self._local:
+                remove_tree(Path(path), root=Path(self._root))
+            else:
+                self._files.rm(path, recursive=True)
+        except FileNotFoundError as error:
+            if not self._local:
+                self._check_there(error, f"delete {folder}")
+        except Exception as error:
+            raise translated(error, self.url, f"delete {folder}") from error
 
     def _check_there(self, missing: FileNotFoundError, what: str) -> None:
         """Tell a missing file from a missing store; UnreachableError for the latter."""
         if not self._local:
-            if _NO_BUCKET.search(str(missing)):
-                raise _translated(missing, self.url, what) from missing
+            if NO_BUCKET.search(str(missing)):
+                raise translated(missing, self.url, what) from missing
             return
         root = Path(self._root)
         if root.is_dir() and any(root.iterdir()):
@@ -221,7 +271,7 @@ class FsspecImageStore:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, self.url, f"delete {key}") from error
+            raise translated(error, self.url, f"delete {key}") from error
 
     def exists(self, key: str) -> bool:
         """See `ImageStore.exists`."""
@@ -229,72 +279,9 @@ class FsspecImageStore:
         try:
             return bool(self._files.exists(path))
         except Exception as error:
-            raise _translated(error, self.url, f"look for {key}") from error
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _room_below(path.parent) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # the row must never promise a file that a power cut can empty
-        temporary.replace(path)
-    except BaseException:  # also an interrupt: no half file stays
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name has to survive a power cut, too
-    finally:
-        os.close(folder)
-
-
-def _room_below(folder: Path) -> int:
-    """Return the bytes that pictures may take where a folder lies, or will lie."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(there)
-    return usage.free - min(RESERVE, usage.total // SHARE)
+            raise translated(error, self.url, f"look for {key}") from error
 
 
 def _protocols(files: Any) -> tuple[str, ...]:
     protocol = files.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-_NO_BUCKET = re.compile(r"bucket does not exist|NoSuchBucket")
-# What S3 and its libraries say, and what to do about it.
-_HINTS = (
-    (
-        _NO_BUCKET,
-        "create the bucket, or check PROMPTMILL_STORE_URL",
-    ),
-    (
-        re.compile(r"credentials|[Aa]ccess ?[Dd]enied|InvalidAccessKeyId|SignatureDoesNotMatch|Forbidden"),
-        "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do",
-    ),
-    (
-        re.compile(r"connect to the endpoint|Connect timeout|[Cc]annot connect"),
-        "start the server, or check AWS_ENDPOINT_URL",
-    ),
-    (
-        re.compile(r"Permission denied|Read-only file system|^write .*(No such file|Not a directory)"),
-        "let this user write there, or choose another PROMPTMILL_STORE_URL",
-    ),
-)
-
-
-def _translated(error: Exception, url: str, what: str) -> UnreachableError:
-    """Name the store's fault; object stores let errors of their own HTTP libraries through."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return StoreFullError(
-            f"The picture store {url} is full: no space left to {what}; free some, then resume."
-        )
-    said = " ".join(str(error).split())[:300]
-    reason = getattr(error, "strerror", None) or said or type(error).__name__
-    mend = hint(_HINTS, f"{what} {reason} {said}")
-    advice = f"; {mend}" if mend else ""
-    return UnreachableError(f"The picture store {url} failed to {what}: {reason.rstrip('.')}{advice}.")

@@ -5,8 +5,8 @@
     Steps: 30, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 42, Size: 512x512, ...
 
 Nothing in it differs between two renders of the same job, so that equal jobs give equal files. The format
-has no escape for prompts: one with a line that starts with "Negative prompt:" reads back differently, which
-is why `reproduce` relies on the JSON beside it.
+has no escape for prompts: one with a line that starts with "Negative prompt:" reads back differently, and
+readers strip each line, which is why there is a record (`storage.picture_record`) beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from storage.errors import BadInputError
-from storage.parameters import JobParameters
+from storage.parameters import IMAGE_FORMATS, JobParameters
 from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SAMPLERS, SCHEDULES, resolve_sampler
 
@@ -31,8 +31,11 @@ _OPTIONS = {
     "Guidance rescale": "guidance_rescale",
     "Guidance interval": "guidance_interval",
     "Prompt syntax": "prompt_syntax",
+    "Image format": "image_format",
+    "Image quality": "quality",
 }
 _OPTION_LABELS = {name: label for label, name in _OPTIONS.items()}
+_WORDS = (*PROMPT_SYNTAXES, *IMAGE_FORMATS)  # values of options that are no JSON
 _TEXTS = {"Model": "model", "Model hash": "model_hash", "Version": "version"}
 _SCHEDULE_BY_LABEL = {label.casefold(): name for name, label in SCHEDULES.items() if label}
 
@@ -100,7 +103,7 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
     for key, value in pairs.items():
         try:
             if key in _OPTIONS:
-                option = value if value in PROMPT_SYNTAXES else json.loads(value)
+                option = value if value in _WORDS else json.loads(value)
                 fields.setdefault("options", {})[_OPTIONS[key]] = option
                 continue
             fields |= _field(key, value)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from storage.filters import JobFilter
+from storage.keeping import Keeping
 from storage.parameters import JobParameters
 from storage.records import (
     Claim,
@@ -30,7 +32,7 @@ ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writ
 MAX_FAILURES = 3
 
 
-class JobStore(Protocol):
+class JobStore(Keeping, Protocol):
     """Submissions, jobs, images and workers.
 
     All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and
@@ -63,7 +65,8 @@ class JobStore(Protocol):
     def add_jobs(self, submission: str, jobs: Iterable[JobParameters], *, first_index: int = 0) -> int:
         """Insert jobs as `waiting` in commits of ADD_CHUNK and return how many the submission has now.
 
-        Jobs whose index is there already are left alone, so that a killed submit can be finished.
+        Jobs whose index is there already are left alone, so that a killed submit can be finished. At most two
+        chunks are held: one is written while the next is made of `jobs`.
         """
         ...
 
@@ -92,15 +95,27 @@ class JobStore(Protocol):
         """Find a job by `SUBMISSION:INDEX` (the submission as in `find_submission`), with its image."""
         ...
 
+    def find_pictures(self, file_sha256: str, *, limit: int = 50) -> list[Job]:
+        """Return the jobs whose picture has these bytes, the newest first; equal jobs make equal ones."""
+        ...
+
     def jobs(
         self,
         submission: str,
         *,
         statuses: Sequence[JobStatus] = (),
+        meant: JobFilter | None = None,
         after: int = -1,
         limit: int | None = None,
     ) -> Iterator[Job]:
-        """Yield jobs in the order of their index, with their images, in pages (memory stays flat)."""
+        """Yield jobs in the order of their index, with their images, in pages (memory stays flat).
+
+        Only those that have one of the statuses, if any is given, and that the filter means.
+        """
+        ...
+
+    def columns(self, submission: str) -> list[str]:
+        """Return the names of the prompt file's own columns that any job of a submission has, sorted."""
         ...
 
     def counts(self, submission: str) -> dict[JobStatus, int]:

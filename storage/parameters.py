@@ -7,14 +7,15 @@ the claim does (`storage.model_defaults`).
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from storage.errors import BadInputError
-from storage.prompt_syntax import PROMPT_SYNTAXES, WEIGHTED, parse_weighted
+from storage.prompt_syntax import PLAIN, PROMPT_SYNTAXES, WEIGHTED, parse_weighted
 from storage.samplers import SAMPLERS, check_schedule
 
 DEFAULT_SAMPLER = "lms"
@@ -22,7 +23,23 @@ DEFAULT_SCHEDULE = "default"
 DEFAULT_STEPS = 30
 DEFAULT_GUIDANCE = 7.5
 
+PNG, JPEG, WEBP = IMAGE_FORMATS = ("png", "jpeg", "webp")
+# What img2dataset and many others take: it is hard to tell from the PNG, which is there for who needs all.
+DEFAULT_QUALITY = 95
+MIN_QUALITY, MAX_QUALITY = 1, 100
+_SUFFIXES = {PNG: "png", JPEG: "jpg", WEBP: "webp"}
+# What each option is where a job does not say it; said all the same it leaves no trace: equal jobs are equal.
+OPTION_DEFAULTS: Mapping[str, Any] = {
+    "eta": 0,
+    "guidance_rescale": 0,
+    "guidance_interval": [0, 1],
+    "prompt_syntax": PLAIN,
+    "image_format": PNG,
+    "quality": DEFAULT_QUALITY,  # of a lossy format
+}
+
 MAX_PROMPT_LENGTH = 10_000
+_SEEDS = random.Random()  # noqa: S311 - no secrets; the system begins it, and is not asked for each
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_SEED = 2**63 - 1
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
@@ -48,7 +65,8 @@ class JobParameters:
             DDIM and TCD add; `guidance_rescale` (0..1, https://arxiv.org/abs/2305.08891, section 3.4);
             `guidance_interval` ([A, B], 0 <= A < B <= 1), the fractions of the forward passes between which
             guidance runs (https://arxiv.org/abs/2404.07724), as diffusers' guiders count them;
-            `prompt_syntax` (`weighted`: both prompts are in the grammar of `storage.prompt_syntax`).
+            `prompt_syntax` (`weighted`: both prompts are in the grammar of `storage.prompt_syntax`);
+            `image_format` (`jpeg`, `webp`) and, of those, `quality` (1..100, as their libraries count it).
         extra: unknown columns of the prompt file, kept for exports and filters.
     """
 
@@ -65,6 +83,15 @@ class JobParameters:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def parameters_of(job: JobParameters) -> dict[str, Any]:
+    """Return what determined a job's picture, under the names that files use: all but its `extra`."""
+    names = (item.name for item in dataclasses.fields(job))
+    found = {name: getattr(job, name) for name in names if name != "extra"}
+    if job.guidance_scale is not None:
+        found["guidance_scale"] = float(job.guidance_scale)  # a recommendation may have come as 4
+    return found
+
+
 def estimate_cost(job: Mapping[Any, Any]) -> float:
     """Estimate what a job costs: UNet evaluations x pixels, in units of one 512 x 512 evaluation.
 
@@ -78,7 +105,7 @@ def estimate_cost(job: Mapping[Any, Any]) -> float:
 
 def draw_seed() -> int:
     """Draw a 32-bit seed for a job whose user named none; it is recorded with the job."""
-    return secrets.randbits(32)
+    return _SEEDS.getrandbits(32)
 
 
 def check_prompt(text: str, *, what: str = "prompt") -> str:
@@ -92,7 +119,7 @@ def check_prompt(text: str, *, what: str = "prompt") -> str:
         )
     if "\0" in stripped:
         raise BadInputError(f"A {what} holds a NUL character; remove it.")
-    if _SURROGATE.search(stripped):
+    if not stripped.isascii() and _SURROGATE.search(stripped):
         raise BadInputError(f"A {what} holds half of a surrogate pair; save it as UTF-8.")
     return stripped
 
@@ -129,18 +156,79 @@ def check_guidance(value: float) -> float:
     return float(value)
 
 
+def check_quality(value: int) -> int:
+    """Return `value` if it is a quality of JPEG and WebP in 1..100, else raise BadInputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not MIN_QUALITY <= value <= MAX_QUALITY:
+        raise BadInputError(
+            f"quality {value} is out of range; choose a whole number from {MIN_QUALITY} to {MAX_QUALITY}."
+        )
+    return value
+
+
+def read_image_format(text: str) -> str:
+    """Return the format of pictures that a text names, also as `jpg`, or raise BadInputError."""
+    found = {"jpg": JPEG}.get(text.strip().lower(), text.strip().lower())
+    if found not in IMAGE_FORMATS:
+        raise BadInputError(f"There is no image format {text!r}; choose one of {', '.join(IMAGE_FORMATS)}.")
+    return found
+
+
+def suffix_of(image_format: str) -> str:
+    """Return what the names of a format's files end in, without the dot."""
+    return _SUFFIXES.get(image_format.lower(), image_format.lower())
+
+
+def telling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is None or the default, so that equal jobs are equal."""
+    told = {
+        name: value
+        for name, value in options.items()
+        if value is not None and (name == "quality" or value != OPTION_DEFAULTS.get(name))
+    }
+    # With PNG a quality stays, to be refused.
+    if "image_format" in told and told.get("quality") == DEFAULT_QUALITY:
+        del told["quality"]
+    return told
+
+
+def other_format(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two options ask for different formats, so that a quality of one is not the other's."""
+    return bool(one.get("image_format", PNG) != other.get("image_format", PNG))
+
+
+def overlaid_options(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay options over others, whose quality was meant for their own format."""
+    lost = "image_format" in below and "image_format" in above and other_format(below, above)
+    return {name: below[name] for name in below if not (lost and name == "quality")} | dict(above)
+
+
 def check_options(job: JobParameters) -> None:
     """Check `job.options`, as far as the job's sampler is known.
 
     Raises:
-        BadInputError: for an unknown option, a value out of range, `eta` with a sampler that has none, or a
-            prompt that is none in the job's syntax.
+        BadInputError: for an unknown option, a value out of range, `eta` with a sampler that has none,
+            `quality` with a format that has none, or a prompt that is none in the job's syntax.
     """
     for name, value in job.options.items():
-        if name in ("eta", "guidance_rescale"):
+        _check_option(name, value)
+    if job.options.get("eta") and job.sampler is not None and not SAMPLERS[job.sampler].takes_eta:
+        takers = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
+        raise BadInputError(f"Sampler {job.sampler} has no eta; leave it out, or take {takers}.")
+    if "quality" in job.options and job.options.get("image_format", PNG) == PNG:
+        raise BadInputError(
+            "PNG keeps every pixel and has no quality; leave it out, or ask for image format jpeg or webp."
+        )
+    if job.options.get("prompt_syntax") == WEIGHTED:
+        parse_weighted(job.prompt)
+        parse_weighted(job.negative_prompt, what="negative prompt")
+
+
+def _check_option(name: str, value: Any) -> None:
+    match name:
+        case "eta" | "guidance_rescale":
             if not _is_fraction(value):
                 raise BadInputError(f"{name} {value} is out of range; choose a number from 0 to 1.")
-        elif name == "guidance_interval":
+        case "guidance_interval":
             if not (
                 isinstance(value, list | tuple)
                 and len(value) == 2  # noqa: PLR2004 - two ends
@@ -151,20 +239,18 @@ def check_options(job: JobParameters) -> None:
                     f"guidance_interval {value} is no interval; give two fractions of the schedule, 0 to 1, "
                     f"the smaller one first."
                 )
-        elif name == "prompt_syntax":
+        case "prompt_syntax":
             if value not in PROMPT_SYNTAXES:
                 raise BadInputError(f"There is no prompt syntax {value!r}; choose plain or weighted.")
-        else:
-            raise BadInputError(
-                f"There is no option {name!r}; choose eta, guidance_rescale, guidance_interval, "
-                f"prompt_syntax."
-            )
-    if job.options.get("eta") and job.sampler is not None and not SAMPLERS[job.sampler].takes_eta:
-        takers = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
-        raise BadInputError(f"Sampler {job.sampler} has no eta; leave it out, or take {takers}.")
-    if job.options.get("prompt_syntax") == WEIGHTED:
-        parse_weighted(job.prompt)
-        parse_weighted(job.negative_prompt, what="negative prompt")
+        case "image_format":
+            if value not in IMAGE_FORMATS:
+                raise BadInputError(
+                    f"There is no image format {value!r}; choose one of {', '.join(IMAGE_FORMATS)}."
+                )
+        case "quality":
+            check_quality(value)
+        case _:
+            raise BadInputError(f"There is no option {name!r}; choose {', '.join(OPTION_DEFAULTS)}.")
 
 
 def _is_fraction(value: Any) -> bool:

@@ -31,6 +31,7 @@ class SubmissionState(StrEnum):
     OPEN = "open"
     PAUSED = "paused"  # nothing new is dispatched or claimed; note says why
     CANCELLED = "cancelled"
+    PRUNING = "pruning"  # files and rows are being removed; there is no way back
 
 
 class WorkerState(StrEnum):
@@ -71,7 +72,11 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One job with all that is known of it; `id` is the database's, users see `label`."""
+    """One job with all that is known of it; `id` is the database's, users see `label`.
+
+    Attributes:
+        lost_sha256: the `file_sha256` of a picture that was lost or damaged and is, or was, rendered again.
+    """
 
     id: int
     submission: str
@@ -93,6 +98,7 @@ class Job:
     traceback: str | None
     image: Image | None = None
     progress: float | None = None
+    lost_sha256: str | None = None
 
     @property
     def label(self) -> str:
@@ -153,10 +159,12 @@ class Image:
     """One stored picture.
 
     Attributes:
-        key: path below the store's root, `{submission}/{index // 1000:04d}/{index:06d}.png`.
+        key: path below the store's root, `{submission}/{index // 1000:04d}/{index:06d}.png` (or .jpg, .webp).
         file_sha256: over the file's bytes.
-        pixel_sha256: over the uint8 RGB pixels, row by row.
+        pixel_sha256: over the uint8 RGB pixels as they were rendered, row by row: what a reader of a PNG
+            decodes, and of the lossy formats nobody.
         bytes: file size.
+        format: `png`, `jpeg` or `webp`.
         seconds: seconds per stage (encode, denoise, decode, save), or of the copy.
         numerics: what determined the bits: model revision, dtype, lanes, versions, CPU.
         fingerprint: of all that determined the file (`storage.fingerprint`); None in rows from before it.
@@ -223,6 +231,20 @@ class Heard:
 
     jobs: set[int]
     drain_timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holdings:
+    """What a submission holds: its jobs, its pictures, and the bytes of these."""
+
+    jobs: int
+    pictures: int
+    bytes: int
+
+
+def being_pruned(submission: str) -> str:
+    """Say why nothing can be done any more with a submission in state `pruning`."""
+    return f"Submission {submission} is being removed; `promptmill prune {submission}` completes that."
 
 
 def no_live_worker(model: str) -> str:

@@ -1,27 +1,32 @@
-"""The tables, as SQLAlchemy classes. `migrations/` makes them; a test compares the two."""
+"""The tables. `migrations/` makes them; a test compares the two.
+
+Tables only, without SQLAlchemy's ORM: a short command would spend a sixth of its time on importing that.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
+    Column,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     String,
+    Table,
     Text,
     TypeDecorator,
     UniqueConstraint,
     false,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite numbers rows by itself only in a column that is literally INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
@@ -52,161 +57,142 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
 
 
-class Base(DeclarativeBase):
-    """Common to all tables: constraint names that migrations can rely on."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(column_0_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own way to declare it)
-        datetime: UtcDateTime(),
-        dict[str, Any]: JSON(),
-        list[str]: JSON(),
-        str: Text(),
+METADATA = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
     }
+)
 
+# Facts about the database itself: the oldest worker version that this schema allows.
+META = Table(
+    "meta",
+    METADATA,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
 
-class MetaRow(Base):
-    """Facts about the database itself: the oldest worker version that this schema allows."""
-
-    __tablename__ = "meta"
-
-    key: Mapped[str] = mapped_column(String(64), primary_key=True)
-    value: Mapped[str]
-
-
-class SubmissionRow(Base):
-    """One submitted prompt list."""
-
-    __tablename__ = "submissions"
-
-    seq: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(8), unique=True)
-    name: Mapped[str | None] = mapped_column(Text, index=True)
-    created_at: Mapped[datetime]
-    source: Mapped[str]
-    model: Mapped[str] = mapped_column(String(63))
-    state: Mapped[str] = mapped_column(String(16))
-    priority: Mapped[int] = mapped_column(Integer)
-    weight: Mapped[float]
+# One submitted prompt list.
+SUBMISSIONS = Table(
+    "submissions",
+    METADATA,
+    Column("seq", RowId, primary_key=True, autoincrement=True),
+    Column("id", String(8), unique=True, nullable=False),
+    Column("name", Text, index=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("model", String(63), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("weight", Double, nullable=False),
     # Virtual time of stride scheduling: cost already dispatched, divided by weight.
-    pass_: Mapped[float] = mapped_column("pass")
-    max_running: Mapped[int | None]
-    total: Mapped[int]
-    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
-    content_hash: Mapped[str | None] = mapped_column(String(64), index=True)
-    reuse: Mapped[bool] = mapped_column(server_default=false())
-    note: Mapped[str | None]
+    Column("pass", Double, nullable=False),
+    Column("max_running", Integer),
+    Column("total", Integer, nullable=False),
+    Column("idempotency_key", String(255), unique=True),
+    Column("content_hash", String(64), index=True),
+    Column("reuse", Boolean, server_default=false(), nullable=False),
+    Column("note", Text),
+    Index("ix_submissions_model_state", "model", "state"),
+)
 
-    __table_args__ = (Index("ix_submissions_model_state", "model", "state"),)
+# One job; the row is the truth, a message only a hint that it may be claimed.
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("submission", String(8), ForeignKey("submissions.id"), nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("negative_prompt", Text, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("num_inference_steps", Integer),
+    Column("guidance_scale", Double),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("sampler", String(32)),
+    Column("schedule", String(32)),
+    Column("options", JSON, nullable=False),
+    Column("extra", JSON, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("suspect", Boolean, nullable=False),
+    Column("incarnation", String(32)),
+    Column("not_before", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("queued_at", UtcDateTime),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("warnings", JSON, nullable=False),
+    Column("error_type", Text),
+    Column("error_message", Text),
+    Column("traceback", Text),
+    Column("lost_sha256", String(64)),
+    UniqueConstraint("submission", "index"),
+    Index("ix_jobs_submission_status", "submission", "status"),
+    # Partial on PostgreSQL too, by the migration: to say so here would load its dialect in every command.
+    Index("ix_jobs_waiting", "submission", "index", sqlite_where=WAITING),
+    Index("ix_jobs_queued", "submission", "id", sqlite_where=QUEUED),
+    Index("ix_jobs_running", "incarnation", "id", sqlite_where=RUNNING),
+)
 
+# One stored picture; `job` is unique, so that no job ever has two.
+IMAGES = Table(
+    "images",
+    METADATA,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("job", RowId, ForeignKey("jobs.id"), unique=True, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("file_sha256", String(64), index=True, nullable=False),
+    Column("pixel_sha256", String(64), nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("format", String(8), nullable=False),
+    Column("seconds", JSON, nullable=False),
+    Column("numerics", JSON, nullable=False),
+    Column("fingerprint", String(64), index=True),
+    Column("copied_from", Text),
+    Column("created_at", UtcDateTime, index=True, nullable=False),
+)
 
-class JobRow(Base):
-    """One job; the row is the truth, a message only a hint that it may be claimed."""
+# One incarnation of a worker process.
+WORKERS = Table(
+    "workers",
+    METADATA,
+    Column("incarnation", String(32), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("device_uuid", Text),
+    Column("model", String(63), nullable=False),
+    Column("revision", Text),
+    Column("family", Text),
+    Column("defaults", JSON, nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("dtype", String(16), nullable=False),
+    Column("lanes", Integer, nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("beat", BigInteger, nullable=False),
+    Column("beat_at", UtcDateTime, nullable=False),
+    Column("progress", JSON, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("note", Text),
+    Column("drain_timeout", Double),
+    Column("lanes_used", Integer, server_default="0", nullable=False),
+    Index("ix_workers_state", "state"),
+)
 
-    __tablename__ = "jobs"
-
-    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
-    submission: Mapped[str] = mapped_column(String(8), ForeignKey("submissions.id"))
-    index: Mapped[int] = mapped_column("index", Integer)
-    status: Mapped[str] = mapped_column(String(16))
-    prompt: Mapped[str]
-    negative_prompt: Mapped[str]
-    seed: Mapped[int] = mapped_column(BigInteger)
-    num_inference_steps: Mapped[int | None]
-    guidance_scale: Mapped[float | None]
-    width: Mapped[int | None]
-    height: Mapped[int | None]
-    sampler: Mapped[str | None] = mapped_column(String(32))
-    schedule: Mapped[str | None] = mapped_column(String(32))
-    options: Mapped[dict[str, Any]]
-    extra: Mapped[dict[str, Any]]
-    attempt: Mapped[int]
-    failures: Mapped[int]
-    suspect: Mapped[bool]
-    incarnation: Mapped[str | None] = mapped_column(String(32))
-    not_before: Mapped[datetime | None]
-    created_at: Mapped[datetime]
-    queued_at: Mapped[datetime | None]
-    started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
-    warnings: Mapped[list[str]]
-    error_type: Mapped[str | None]
-    error_message: Mapped[str | None]
-    traceback: Mapped[str | None]
-
-    __table_args__ = (
-        UniqueConstraint("submission", "index"),
-        Index("ix_jobs_submission_status", "submission", "status"),
-        # Partial on PostgreSQL too, by the migration: to say so here would load its dialect in every command.
-        Index("ix_jobs_waiting", "submission", "index", sqlite_where=WAITING),
-        Index("ix_jobs_queued", "submission", "id", sqlite_where=QUEUED),
-        Index("ix_jobs_running", "incarnation", "id", sqlite_where=RUNNING),
-    )
-
-
-class ImageRow(Base):
-    """One stored picture; `job` is unique, so that no job ever has two."""
-
-    __tablename__ = "images"
-
-    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
-    job: Mapped[int] = mapped_column(RowId, ForeignKey("jobs.id"), unique=True)
-    key: Mapped[str]
-    file_sha256: Mapped[str] = mapped_column(String(64), index=True)
-    pixel_sha256: Mapped[str] = mapped_column(String(64))
-    bytes: Mapped[int]
-    format: Mapped[str] = mapped_column(String(8))
-    seconds: Mapped[dict[str, Any]]
-    numerics: Mapped[dict[str, Any]]
-    fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)
-    copied_from: Mapped[str | None]
-    created_at: Mapped[datetime] = mapped_column(index=True)
-
-
-class WorkerRow(Base):
-    """One incarnation of a worker process."""
-
-    __tablename__ = "workers"
-
-    incarnation: Mapped[str] = mapped_column(String(32), primary_key=True)
-    name: Mapped[str]
-    host: Mapped[str]
-    pid: Mapped[int]
-    device: Mapped[str]
-    device_uuid: Mapped[str | None]
-    model: Mapped[str] = mapped_column(String(63))
-    revision: Mapped[str | None]
-    family: Mapped[str | None]
-    defaults: Mapped[dict[str, Any]]
-    mode: Mapped[str] = mapped_column(String(16))
-    dtype: Mapped[str] = mapped_column(String(16))
-    lanes: Mapped[int]
-    concurrency: Mapped[int]
-    version: Mapped[str] = mapped_column(String(32))
-    state: Mapped[str] = mapped_column(String(16))
-    beat: Mapped[int] = mapped_column(BigInteger)
-    beat_at: Mapped[datetime]
-    progress: Mapped[dict[str, Any]]
-    started_at: Mapped[datetime]
-    note: Mapped[str | None]
-    drain_timeout: Mapped[float | None]
-    lanes_used: Mapped[int] = mapped_column(server_default="0")
-
-    __table_args__ = (Index("ix_workers_state", "state"),)
-
-
-class TuningRow(Base):
-    """How one kind of worker runs a model (lanes, dtype, layout): bytes may depend on it, so it stays."""
-
-    __tablename__ = "tunings"
-
-    key: Mapped[str] = mapped_column(String(64), primary_key=True)
-    facts: Mapped[dict[str, Any]]
-    tuning: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime]
+# How one kind of worker runs a model (lanes, dtype, layout): bytes may depend on it, so it stays.
+TUNINGS = Table(
+    "tunings",
+    METADATA,
+    Column("key", String(64), primary_key=True),
+    Column("facts", JSON, nullable=False),
+    Column("tuning", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)

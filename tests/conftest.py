@@ -15,6 +15,8 @@ from worker.nursery import ENVIRONMENT
 # Read when torch is loaded, so it has to be set before any test imports it.
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+if "PYTEST_XDIST_WORKER" in os.environ:  # every core has a process of tests already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,12 @@ _NAMES = {
 }
 
 _CARD = """\
+---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
 # The demo model
 
 A small model in Stable Diffusion's architecture and diffusers layout that draws {things} things in {styles}

@@ -6,16 +6,13 @@ Its very picture: the file that this worker would write, told by the fingerprint
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
 from storage.errors import UnreachableError
-from storage.fingerprint import render_fingerprint
 from storage.records import Claim, Image, Job
-from storage.version import promptmill_version
+from worker.metadata import file_numerics, fingerprint
 from worker.process import WorkerProcess
 
 log = structlog.get_logger()
@@ -38,20 +35,14 @@ class Earlier:
     data: bytes
 
 
-def fingerprint(claim: Claim, numerics: Mapping[str, Any]) -> str:
-    """Return the hash of all that determines the file of a claimed job under a numerics record."""
-    return render_fingerprint(
-        claim.parameters, model=claim.model, version=promptmill_version(), numerics=numerics
-    )
-
-
 def find_earlier(process: WorkerProcess, claim: Claim) -> Earlier | None:
     """Find the picture that rendering would make; None where there is none that can be read.
 
     Raises:
         BadInputError: when this worker cannot render the job.
     """
-    wanted = fingerprint(claim, process.engine.numerics_of(claim.parameters))
+    numerics = process.engine.numerics_of(claim.parameters)
+    wanted = fingerprint(process, claim, file_numerics(numerics, claim.parameters))
     found = process.surroundings.patiently(
         lambda: process.jobs.find_rendered(wanted), what="reuse", forever=True
     )

@@ -12,15 +12,16 @@ from celery import Celery
 
 from storage.errors import BadInputError, PromptmillError, UnreachableError
 from storage.imagestore import picture_key
-from storage.infotext import write_infotext
+from storage.parameters import suffix_of
 from storage.records import Claim, Finish, Image
 from storage.strict_transport import TASK
-from storage.version import MESSAGE_VERSION, promptmill_version
+from storage.version import MESSAGE_VERSION
 from worker.engine.errors import Cancelled, EngineDeadError, Released, RenderError
 from worker.engine.request import RenderResult
+from worker.metadata import file_numerics, fingerprint, image_format_of, texts_of
 from worker.process import WorkerProcess
-from worker.reuse import Earlier, find_earlier, fingerprint
-from worker.stages.picture import encode_png, pixel_sha256
+from worker.reuse import Earlier, find_earlier
+from worker.stages.picture import encode_picture, pixel_sha256
 from worker.surroundings import GaveUpError
 
 log = structlog.get_logger()
@@ -76,33 +77,28 @@ def render_claim(process: WorkerProcess, claim: Claim) -> None:
 
 
 def save(process: WorkerProcess, claim: Claim, result: RenderResult) -> Image:
-    """Encode the picture with its infotext and store it: the file first, then the row."""
+    """Encode the picture with what it says of itself and store it: the file first, then the row."""
     began = time.perf_counter()
-    infotext = write_infotext(
-        claim.parameters,
-        model=claim.model,
-        model_hash=process.model.revision[:10],
-        version=promptmill_version(),
-    )
-    data = encode_png(result.pixels, {"parameters": infotext})
-    key = picture_key(claim.submission, claim.index, claim.attempt)
+    numerics = file_numerics(result.numerics, claim.parameters)
+    data = encode_picture(result.pixels, texts_of(process, claim, numerics), claim.parameters.options)
+    key = key_of(claim, claim.attempt)
     process.surroundings.patiently(lambda: process.images.write(key, data), what="save", forever=False)
     return Image(
         key=key,
         file_sha256=hashlib.sha256(data).hexdigest(),
         pixel_sha256=pixel_sha256(result.pixels),
         bytes=len(data),
-        format="png",
+        format=image_format_of(claim.parameters),
         seconds={**result.seconds, "save": time.perf_counter() - began},
-        numerics=result.numerics,
-        fingerprint=fingerprint(claim, result.numerics),
+        numerics=numerics,
+        fingerprint=fingerprint(process, claim, numerics),
     )
 
 
 def copy(process: WorkerProcess, claim: Claim, earlier: Earlier) -> Image:
     """Store an earlier picture once more, as this job's own: the file first, then the row."""
     began = time.perf_counter()
-    key = picture_key(claim.submission, claim.index, claim.attempt)
+    key = key_of(claim, claim.attempt)
     process.surroundings.patiently(
         lambda: process.images.write(key, earlier.data), what="save", forever=False
     )
@@ -112,6 +108,12 @@ def copy(process: WorkerProcess, claim: Claim, earlier: Earlier) -> Image:
         seconds={"copy": time.perf_counter() - began},
         copied_from=earlier.image.copied_from or earlier.label,
     )
+
+
+def key_of(claim: Claim, attempt: int) -> str:
+    """Return the key of one attempt's picture."""
+    suffix = suffix_of(image_format_of(claim.parameters))
+    return picture_key(claim.submission, claim.index, attempt, suffix=suffix)
 
 
 def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[str]) -> None:
@@ -135,7 +137,7 @@ def sweep_earlier(process: WorkerProcess, claim: Claim) -> None:
     """Delete what earlier attempts wrote and, killed before their row, could not delete themselves."""
     try:
         for attempt in range(1, claim.attempt):
-            process.images.delete(picture_key(claim.submission, claim.index, attempt))
+            process.images.delete(key_of(claim, attempt))
     except UnreachableError as error:
         log.warning("a stale picture stays", action="sweep", job=claim.label, reason=str(error))
 

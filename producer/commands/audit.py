@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from producer.audit import Finding, Kind, audit, remove_files_without_a_row
-from producer.output import count_of, print_json, print_table, remark
+from producer.output import count_of, print_table, remark
 from producer.session import Session
 from storage.errors import BadInputError, DifferenceError
 
 
-def audit_everything(session: Session, *, mend: bool, yes: bool, report: Mapping[str, Any] | None) -> None:
+def audit_everything(session: Session, *, mend: bool, yes: bool, report: dict[str, Any] | None) -> None:
     """Audit, print what was found, and with `mend` remove the files without a row.
 
     Args:
         session: of the command.
         mend: remove them.
         yes: do not ask.
-        report: what `--json` prints besides; None for a table.
+        report: what `--json` will print, to add to; None for a table.
 
     Raises:
         DifferenceError: when a promise is broken.
@@ -36,7 +36,7 @@ def audit_everything(session: Session, *, mend: bool, yes: bool, report: Mapping
     removed = _remove(session, findings, yes=yes) if mend else []
     if report is not None:
         found = [{**asdict(one), "wrong": one.is_wrong} for one in findings]
-        print_json({**report, "audit": {"findings": found, "removed": removed}})
+        report["audit"] = {"findings": found, "removed": removed}
     wrong = Counter(one.kind for one in findings if one.is_wrong)
     if wrong:
         kinds = ", ".join(f"{count} {kind}" for kind, count in wrong.items())

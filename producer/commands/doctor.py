@@ -6,15 +6,18 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import click
 
 from producer.background_worker import check_worker_extra
 from producer.commands.audit import audit_everything
+from producer.commands.repair import repair_pictures
 from producer.models import is_alive
+from producer.options import SubmissionReference
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
-from storage.errors import BadInputError, PromptmillError, UnreachableError
+from storage.errors import BadInputError, DifferenceError, PromptmillError, UnreachableError
 from storage.safe_url import safe_store_url
 from storage.version import promptmill_version
 
@@ -42,43 +45,69 @@ Examples:
   promptmill doctor
   promptmill doctor --json | jq '.checks[] | select(.state != "ok")'
   promptmill doctor --audit
+  promptmill doctor --repair otters
   promptmill doctor --audit --repair
 """
 )
+@click.argument("submissions", nargs=-1, metavar="[ID]...", type=SubmissionReference())
 @click.option(
     "--audit", "audits", is_flag=True, help="Hold every job against its picture, every file against its row."
 )
-@click.option("--repair", "mend", is_flag=True, help="With --audit: remove the files without a row.")
-@click.option("--yes", is_flag=True, help="Do not ask before removing.")
+@click.option(
+    "--repair",
+    "mend",
+    is_flag=True,
+    help="Verify the pictures of ID, or all, and mend them; with --audit also remove files without a row.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask before mending or removing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @pass_session
-def doctor(session: Session, *, audits: bool, mend: bool, yes: bool, as_json: bool) -> None:
+def doctor(
+    session: Session, *, submissions: tuple[str, ...], audits: bool, mend: bool, yes: bool, as_json: bool
+) -> None:
     """Check the installation, and say how to mend it; exit code 3 when something is broken.
 
     With --audit, also every job of every submission: each that succeeded has one row, whose file is there
     with the bytes that the row tells of; each that failed says why; and each file has a row. A broken promise
-    ends with exit code 1. Files without a row are what killed workers left; --repair removes them.
-    Submissions whose submit was killed are listed, too.
+    ends with exit code 1. Files without a row are what killed workers left. Submissions whose submit was
+    killed are listed, too.
+
+    With --repair, pictures that `promptmill verify` finds wrong or missing are mended: put back where their
+    bytes lie elsewhere in the store, else rendered again, by a worker that serves the model or one that is
+    started for it. What cannot be mended is listed, and ends with exit code 1.
     """
-    if (mend and not audits) or (yes and not mend):
-        raise BadInputError("--repair belongs to --audit, and --yes to --repair; add it, or leave it out.")
+    if (submissions or yes) and not mend:
+        raise BadInputError("An ID and --yes belong to --repair; add it, or leave them out.")
     findings = list(examine(session))
-    checks = {"checks": [asdict(finding) for finding in findings]}
+    checks: dict[str, Any] = {"checks": [asdict(finding) for finding in findings]}
     if not as_json:
         rows = [[finding.check, finding.state, finding.detail] for finding in findings]
         print_table(["CHECK", "STATE", "DETAIL"], rows)
     broken = [finding.check for finding in findings if finding.state == BROKEN]
-    if audits and not broken:
-        if not as_json:
-            click.echo()
-        audit_everything(session, mend=mend, yes=yes, report=checks if as_json else None)
-        return
+    wrong = []
+    if not broken:
+        report = checks if as_json else None
+        if mend:
+            wrong += _differences(lambda: repair_pictures(session, submissions, yes=yes, report=report))
+        if audits:
+            wrong += _differences(lambda: audit_everything(session, mend=mend, yes=yes, report=report))
     if as_json:
         print_json(checks)
+    if wrong:
+        raise DifferenceError(" ".join(wrong))
     if broken:
         raise UnreachableError(
             f"{count_of(len(broken), 'check')} failed ({', '.join(broken)}); mend as said above."
         )
+
+
+def _differences(part: Callable[[], None]) -> list[str]:
+    """Run a part, and return what it found wrong, so that the next one runs as well."""
+    try:
+        part()
+    except DifferenceError as error:
+        return [str(error)]
+    return []
 
 
 def examine(session: Session) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from producer.options import (
     job_flags,
     prompt_options,
     rewriting_flags,
+    sidecar_flag,
     submission_flags,
 )
 from producer.ordering import order_of, read_asked
@@ -35,6 +36,7 @@ WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "cuda_graphs", "mode")
 RESUME_FLAGS = (
     "--resume",
     "--out",
+    "--sidecar",
     "--model",
     *(f"--{name.replace('_', '-')}" for name in WORKER_FLAGS),
 )
@@ -57,6 +59,7 @@ Examples:
     metavar="DIR",
     help="Default: out/NAME, or out/ID without a --name.",
 )
+@sidecar_flag
 @click.option(
     "--resume", metavar="ID", type=SubmissionReference(), help="Complete a submission; takes no prompts."
 )
@@ -86,7 +89,7 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
     """
     flags = {name: given.pop(name) for name in WORKER_FLAGS}
     out, resume, model = given.pop("out"), given.pop("resume"), given.pop("model")
-    dry_run = given.pop("dry_run")
+    sidecars, dry_run = given.pop("sidecar"), given.pop("dry_run")
     check_worker_flags(parse_model(BUILTIN_MODEL), **flags)
     if resume is None:
         # Another dtype or mode makes other pictures of the same jobs.
@@ -112,6 +115,7 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
             options=check_worker_flags(reference, **flags, parent_pipe=True),
             given=given_flags(ctx, WORKER_FLAGS),
             out=out,
+            sidecars=sidecars,
         )
     )
 

@@ -139,6 +139,7 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
         "queued": timestamp(job.queued_at),
         "started": timestamp(job.started_at),
         "finished": timestamp(job.finished_at),
+        "lost_sha256": job.lost_sha256,
         "not_before": timestamp(job.not_before),
         "warnings": job.warnings,
         "error_type": job.error_type,
@@ -149,7 +150,7 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
         return fields | {"image": None}
     return fields | {
         "image": image.key,
-        "image_path": _path(session, image.key),
+        "image_path": picture_path(session, image.key),
         "format": image.format,
         "bytes": image.bytes,
         "file_sha256": image.file_sha256,
@@ -160,7 +161,8 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
     }
 
 
-def _path(session: Session, key: str) -> str:
+def picture_path(session: Session, key: str) -> str:
+    """Return where the picture store keeps a key, as people find it."""
     if session.settings.store_url:
         return f"{safe_store_url(session.settings.store_url).rstrip('/')}/{key}"
     return str(session.settings.images_path / key)

@@ -9,7 +9,7 @@ from producer.options import check_share, submission_argument
 from producer.output import count_of, remark
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
-from storage.records import JobStatus, SubmissionState
+from storage.records import JobStatus, SubmissionState, being_pruned
 
 
 @click.command(
@@ -99,6 +99,8 @@ def resume(session: Session, *, submission: str) -> None:
             )
         case SubmissionState.CANCELLED:
             raise BadInputError(f"Submission {found.id} was cancelled; use `promptmill retry {found.id}`.")
+        case SubmissionState.PRUNING:
+            raise BadInputError(being_pruned(found.id))
         case SubmissionState.OPEN:
             remark(f"Submission {found.id} is not paused.")
         case SubmissionState.PAUSED:

@@ -11,6 +11,7 @@ from typing import Any
 from producer.lines import Line, Problem
 from producer.readers import kinds
 from producer.readers.kinds import UnfitError
+from storage.parameters import OPTION_DEFAULTS
 
 Convert = Callable[[str, Any], Any]
 
@@ -31,6 +32,8 @@ CONVERTERS: dict[str, Convert] = {
     "guidance_rescale": kinds.number,
     "guidance_interval": kinds.interval,
     "prompt_syntax": kinds.prompt_syntax,
+    "image_format": kinds.image_format,
+    "quality": kinds.whole_number,
     "model": kinds.text,
 }
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -39,11 +42,13 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "images": ("n",),
     "num_inference_steps": ("steps",),
     "guidance_scale": ("guidance", "cfg", "cfg_scale"),
+    "quality": ("image_quality",),
 }
-FIELDS: dict[str, str] = {name: name for name in CONVERTERS} | {
+_ALIAS_ONLY = {"quality"}  # people's own columns have that name: ratings
+FIELDS: dict[str, str] = {name: name for name in CONVERTERS if name not in _ALIAS_ONLY} | {
     alias: field for field, aliases in _ALIASES.items() for alias in aliases
 }
-_OPTIONS = ("eta", "guidance_rescale", "guidance_interval", "prompt_syntax")
+_OPTIONS = tuple(OPTION_DEFAULTS)
 
 
 def field_of(name: str) -> str | None:
@@ -83,9 +88,9 @@ class Columns:
         self._unknown = [(at, self.names[at]) for at, field in enumerate(fields) if field is None]
 
     def _check(self, fields: Sequence[str | None]) -> None:
-        seen: dict[str, str] = {}
+        seen: dict[tuple[str | None, str], str] = {}
         for at, (field, name) in enumerate(zip(fields, self.names, strict=True)):
-            first = seen.setdefault(field or name, name)
+            first = seen.setdefault((field, "" if field else name), name)
             if len(seen) <= at:
                 raise UnfitError(
                     f"columns {kinds.shown(first)} and {kinds.shown(name)} are the same; rename one.",

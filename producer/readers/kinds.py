@@ -15,6 +15,7 @@ from typing import Any
 
 from producer.sweeps import parse_interval, parse_size
 from storage.errors import BadInputError
+from storage.parameters import IMAGE_FORMATS, read_image_format
 from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SCHEDULES, resolve_sampler
 
@@ -148,6 +149,14 @@ def prompt_syntax(name: str, value: Any) -> str:
     if found not in PROMPT_SYNTAXES:
         raise UnfitError(f"{name} {shown(value)} is none; choose {' or '.join(PROMPT_SYNTAXES)}.")
     return found
+
+
+def image_format(name: str, value: Any) -> str:
+    """Take a format of pictures' files."""
+    try:
+        return read_image_format(text(name, value))
+    except BadInputError:
+        raise UnfitError(f"{name} {shown(value)} is none; choose {', '.join(IMAGE_FORMATS)}.") from None
 
 
 def kept(name: str, value: Any, *, depth: int = 0) -> Any:

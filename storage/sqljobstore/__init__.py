@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from storage.sqljobstore.claiming import Claiming
 from storage.sqljobstore.dispatching import Dispatching
+from storage.sqljobstore.keeping import Keeping
 from storage.sqljobstore.liveness import Liveness
 from storage.sqljobstore.reading import Reading
+from storage.sqljobstore.selecting import Selecting
 from storage.sqljobstore.steering import Steering
 from storage.sqljobstore.submitting import Submitting
 from storage.sqljobstore.tuning import Tuning
@@ -17,5 +19,5 @@ from storage.sqljobstore.tuning import Tuning
 __all__ = ["SqlJobStore"]
 
 
-class SqlJobStore(Submitting, Reading, Steering, Dispatching, Claiming, Liveness, Tuning):
+class SqlJobStore(Submitting, Reading, Selecting, Steering, Dispatching, Claiming, Liveness, Tuning, Keeping):
     """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, literal_column, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Update, literal_column, select
 
+from storage import rows
 from storage.database import Database
 from storage.errors import BadInputError
+from storage.jobstore import ADD_CHUNK
 from storage.parameters import JobParameters
 from storage.records import Image, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
-from storage.rows import ImageRow, JobRow, MetaRow, SubmissionRow, TuningRow, WorkerRow
 
-JOBS = cast("Table", JobRow.__table__)
-SUBMISSIONS = cast("Table", SubmissionRow.__table__)
-IMAGES = cast("Table", ImageRow.__table__)
-WORKERS = cast("Table", WorkerRow.__table__)
-META = cast("Table", MetaRow.__table__)
-TUNINGS = cast("Table", TuningRow.__table__)
+JOBS, SUBMISSIONS, IMAGES = rows.JOBS, rows.SUBMISSIONS, rows.IMAGES
+WORKERS, META, TUNINGS = rows.WORKERS, rows.META, rows.TUNINGS
 
 CHOSEN_LATER = ("num_inference_steps", "guidance_scale", "width", "height", "sampler", "schedule")
 
@@ -33,6 +30,17 @@ class SqlBase:
     def close(self) -> None:
         """Close all connections."""
         self.database.db_engine.dispose()
+
+    def _in_chunks(self, change: Update, where: list[ColumnElement[bool]]) -> int:
+        """Apply `change` to the jobs that match, ADD_CHUNK a commit, and count them."""
+        total = 0
+        while True:
+            with self.database.write() as connection:
+                chunk = select(JOBS.c.id).where(*where).limit(ADD_CHUNK)
+                changed = connection.execute(change.where(JOBS.c.id.in_(chunk))).rowcount
+            total += changed
+            if changed < ADD_CHUNK:
+                return total
 
 
 def now() -> datetime:
@@ -92,7 +100,7 @@ def to_job(row: RowMapping, image: Image | None = None, progress: float | None =
     fields = (
         "id", "submission", "index", "attempt", "failures", "suspect", "incarnation", "not_before",
         "created_at", "queued_at", "started_at", "finished_at", "warnings", "error_type", "error_message",
-        "traceback",
+        "traceback", "lost_sha256",
     )  # fmt: skip
     return Job(
         **{name: row[name] for name in fields},

@@ -1,6 +1,6 @@
 """Stations 5 to 9: claim, finish, fail, release.
 
-The fencing token is (job, running, attempt, incarnation).
+The fencing token is (job, submission, running, attempt, incarnation).
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Claiming(SqlBase):
             if connection.execute(_FINISH, {**_token(claim), **done}).rowcount:
                 connection.execute(_ADD_IMAGE, {"job": claim.job, "created_at": now(), **asdict(image)})
                 return Finish.SAVED
-            found = connection.execute(select(JOBS.c.status, JOBS.c.attempt).filter_by(id=claim.job))
+            there = select(JOBS.c.status, JOBS.c.attempt).filter_by(id=claim.job, submission=claim.submission)
+            found = connection.execute(there)
             ours = found.one_or_none() == (JobStatus.SUCCEEDED, claim.attempt)
             return Finish.OURS if ours else Finish.LOST
 
@@ -134,7 +135,12 @@ def given_back() -> dict[str, Any]:
 
 def _token(claim: Claim) -> dict[str, Any]:
     """The fencing token, as `_HELD` compares it."""
-    return {"held_job": claim.job, "held_attempt": claim.attempt, "held_by": claim.incarnation}
+    return {
+        "held_job": claim.job,
+        "held_in": claim.submission,
+        "held_attempt": claim.attempt,
+        "held_by": claim.incarnation,
+    }
 
 
 def in_state(state: SubmissionState) -> ColumnElement[bool]:
@@ -216,6 +222,7 @@ _OPEN = in_state(SubmissionState.OPEN)
 _GRANT, _GRANT_ALONE = _grant(alone=False), _grant(alone=True)
 _HELD = (
     JOBS.c.id == bindparam("held_job"),
+    JOBS.c.submission == bindparam("held_in"),  # SQLite gives the ids of pruned jobs to new ones
     status_is(JobStatus.RUNNING),
     JOBS.c.attempt == bindparam("held_attempt"),
     JOBS.c.incarnation == bindparam("held_by"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, func, literal_column, or_, select
 
 from storage.records import JobStatus, Submission, SubmissionState, WorkerState, no_live_worker
 from storage.sqljobstore.base import IMAGES, JOBS, WORKERS, now, status_is
@@ -17,43 +19,51 @@ ALIVE = (WorkerState.STARTING.value, WorkerState.READY.value, WorkerState.DRAINI
 def count_jobs(connection: Connection, submission: str, *, total: int) -> dict[JobStatus, int]:
     """Count a submission's jobs by status, all at one moment; every status is present.
 
-    The largest number follows from the others, so that a million jobs which all wait are not read.
+    The number of the most frequent one follows from the others, so that a million jobs which all wait are not
+    read. Where several are frequent, one of them does.
 
     Args:
         connection: in a transaction.
         submission: its id.
         total: how many jobs it has; 0 while nobody knows.
     """
-    most = FEW
-    while total:
-        found = _count_up_to(connection, submission, most)
-        many = [status for status, count in found.items() if count > most]
-        if len(many) <= 1:
-            return found | {status: total - sum(found.values()) + found[status] for status in many}
-        most *= 4
-    query = select(JOBS.c.status, func.count()).where(JOBS.c.submission == submission).group_by(JOBS.c.status)
-    counted = {JobStatus(status): count for status, count in connection.execute(query)}
-    return {status: counted.get(status, 0) for status in JobStatus}
+    if not total:
+        return _counted(connection, submission, JobStatus)
+    found = _counted(connection, submission, JobStatus, most=FEW)
+    many = [status for status, count in found.items() if count > FEW]
+    if not many:
+        return found
+    others = [status for status in JobStatus if status is not many[0]]
+    if len(many) > 1:
+        found = _counted(connection, submission, others)
+    left = total - sum(found[status] for status in others)
+    return {status: found[status] if status in others else left for status in JobStatus}
 
 
-def _count_up_to(connection: Connection, submission: str, most: int) -> dict[JobStatus, int]:
-    """Count up to one more than `most` of each status; at one moment, or a job on its way could be missed."""
+def _counted(
+    connection: Connection, submission: str, statuses: Iterable[JobStatus], *, most: int | None = None
+) -> dict[JobStatus, int]:
+    """Count in one statement, or a job on its way could be missed: up to one more than `most` of each."""
 
     def counted(status: JobStatus) -> ColumnElement[int]:
-        one = select(literal_column("1")).where(JOBS.c.submission == submission, status_is(status))
-        return select(func.count()).select_from(one.limit(most + 1).subquery()).scalar_subquery()
+        jobs: Select[Any] = select(literal_column("1")).where(
+            JOBS.c.submission == submission, status_is(status)
+        )
+        limited = jobs if most is None else jobs.limit(most + 1)
+        return select(func.count()).select_from(limited.subquery()).scalar_subquery()
 
-    counts = connection.execute(select(*map(counted, JobStatus))).one()
-    return dict(zip(JobStatus, counts, strict=True))
+    statuses = list(statuses)
+    counts = connection.execute(select(*map(counted, statuses))).one()
+    return dict(zip(statuses, counts, strict=True))
 
 
 def images_per_second(connection: Connection, submission: str, *, ended: bool) -> float:
     """Return how fast a submission's pictures came in the last seconds; 0 where nobody can say."""
     moment = now()
-    query = (
-        select(func.count(), func.min(IMAGES.c.created_at), func.max(IMAGES.c.created_at))
-        .select_from(IMAGES.join(JOBS, JOBS.c.id == IMAGES.c.job))
-        .where(IMAGES.c.created_at > moment - timedelta(seconds=RATE_WINDOW), JOBS.c.submission == submission)
+    # Not a join: SQLite would begin with all the jobs of the submission.
+    its = select(JOBS.c.submission).where(JOBS.c.id == IMAGES.c.job).correlate(IMAGES).scalar_subquery()
+    query = select(func.count(), func.min(IMAGES.c.created_at), func.max(IMAGES.c.created_at)).where(
+        IMAGES.c.created_at > moment - timedelta(seconds=RATE_WINDOW), its == submission
     )
     count, first, last = connection.execute(query).one()
     if count < 2:  # noqa: PLR2004  (one picture has no rate)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, func, select
+from sqlalchemy import Connection, RowMapping, bindparam, func, select
 
 from storage.errors import BadInputError
 from storage.parameters import estimate_cost
 from storage.records import (
     UNFINISHED,
-    Image,
     Job,
     JobStatus,
     Status,
@@ -28,29 +25,33 @@ from storage.sqljobstore.base import (
     WORKERS,
     SqlBase,
     now,
-    status_is,
     storable,
-    to_image,
-    to_job,
     to_submission,
     to_worker,
 )
 from storage.sqljobstore.progress import ALIVE, count_jobs, images_per_second, waiting_because
+from storage.sqljobstore.selecting import job_of, with_images
 
-PAGE = 1_000
 MAX_DIGITS = 10
 ORIGINALS = 3  # pictures that are offered to be taken over: the file of one may be lost
 LATEST = 400  # pictures over which a model's speed is measured
 LULL = 60.0  # seconds without a picture, after which nobody is thought to have been rendering
 
+# Not a join: SQLite would begin with all the jobs of the model.
+_model_of_image = (
+    select(SUBMISSIONS.c.model)
+    .join_from(JOBS, SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+    .where(JOBS.c.id == IMAGES.c.job)
+    .correlate(IMAGES)
+    .scalar_subquery()
+)
 # Supervisors ask these twice a second, so they are put together once.
 _RENDERED_SINCE = (
     select(func.count())
-    .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
-    .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
+    .select_from(IMAGES)
     .where(
         IMAGES.c.created_at > bindparam("since", type_=IMAGES.c.created_at.type),
-        SUBMISSIONS.c.model == bindparam("of_model", type_=SUBMISSIONS.c.model.type),
+        _model_of_image == bindparam("of_model", type_=SUBMISSIONS.c.model.type),
     )
 )
 _WORKERS = select(WORKERS).order_by(WORKERS.c.started_at.desc(), WORKERS.c.incarnation)
@@ -86,45 +87,25 @@ class Reading(SqlBase):
             raise BadInputError(f"{reference!r} names no job; write SUBMISSION:INDEX, for example @last:0.")
         with self.database.read() as connection:
             submission = _find(connection, name)
-            query = _with_images().where(JOBS.c.submission == submission["id"])
+            query = with_images().where(JOBS.c.submission == submission["id"])
             # An index of more digits than any has is not even a number for the database.
             number = int(index) if len(index) < MAX_DIGITS else -1
             row = connection.execute(query.where(JOBS.c.index == number)).mappings().one_or_none()
             if row is None:
                 raise BadInputError(f"Submission {submission['id']} has no job {index}; {_span(submission)}.")
-            return _job(row, _progress(connection, row))
+            return job_of(row, _progress(connection, row))
+
+    def find_pictures(self, file_sha256: str, *, limit: int = 50) -> list[Job]:
+        """See `JobStore.find_pictures`."""
+        query = with_images().where(IMAGES.c.file_sha256 == file_sha256).order_by(IMAGES.c.id.desc())
+        with self.database.read() as connection:
+            return [job_of(row) for row in connection.execute(query.limit(limit)).mappings()]
 
     def find_rendered(self, fingerprint: str) -> list[Job]:
         """See `JobStore.find_rendered`."""
-        query = _with_images().where(IMAGES.c.fingerprint == fingerprint).order_by(IMAGES.c.id.desc())
+        query = with_images().where(IMAGES.c.fingerprint == fingerprint).order_by(IMAGES.c.id.desc())
         with self.database.read() as connection:
-            return [_job(row) for row in connection.execute(query.limit(ORIGINALS)).mappings()]
-
-    def jobs(
-        self,
-        submission: str,
-        *,
-        statuses: Sequence[JobStatus] = (),
-        after: int = -1,
-        limit: int | None = None,
-    ) -> Iterator[Job]:
-        """See `JobStore.jobs`."""
-        left = limit
-        while left is None or left > 0:
-            size = PAGE if left is None else min(PAGE, left)
-            query = _with_images().where(JOBS.c.submission == submission, JOBS.c.index > after)
-            if statuses:
-                query = query.where(status_is(*statuses))
-            with self.database.read() as connection:
-                page = [
-                    _job(row)
-                    for row in connection.execute(query.order_by(JOBS.c.index).limit(size)).mappings()
-                ]
-            yield from page
-            if len(page) < size:
-                return
-            after = page[-1].index
-            left = None if left is None else left - len(page)
+            return [job_of(row) for row in connection.execute(query.limit(ORIGINALS)).mappings()]
 
     def counts(self, submission: str) -> dict[JobStatus, int]:
         """See `JobStore.counts`."""
@@ -158,8 +139,7 @@ class Reading(SqlBase):
         query = (
             select(IMAGES.c.created_at, *columns)
             .join_from(IMAGES, JOBS, JOBS.c.id == IMAGES.c.job)
-            .join(SUBMISSIONS, SUBMISSIONS.c.id == JOBS.c.submission)
-            .where(SUBMISSIONS.c.model == model, IMAGES.c.copied_from.is_(None))
+            .where(_model_of_image == model, IMAGES.c.copied_from.is_(None))
             .order_by(IMAGES.c.created_at.desc())
             .limit(LATEST)
         )
@@ -219,18 +199,6 @@ def _find(connection: Connection, reference: str) -> RowMapping:
 
 def _span(submission: RowMapping) -> str:
     return f"its jobs are 0 to {submission['total'] - 1}" if submission["total"] else "it has none yet"
-
-
-def _with_images() -> Select[Any]:
-    image = [column.label(f"image_{column.name}") for column in IMAGES.c]
-    return select(JOBS, *image).select_from(JOBS.outerjoin(IMAGES, IMAGES.c.job == JOBS.c.id))
-
-
-def _job(row: RowMapping, progress: float | None = None) -> Job:
-    image: Image | None = None
-    if row["image_id"] is not None:
-        image = to_image({column.name: row[f"image_{column.name}"] for column in IMAGES.c})
-    return to_job(row, image, progress)
 
 
 def _progress(connection: Connection, row: RowMapping) -> float | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Update, select, update
+from sqlalchemy import Connection, select, update
 
 from storage.errors import BadInputError
-from storage.jobstore import ADD_CHUNK
-from storage.records import JobStatus, Submission, SubmissionState
+from storage.records import JobStatus, Submission, SubmissionState, being_pruned
 from storage.sqljobstore.base import (
     JOBS,
     SUBMISSIONS,
@@ -69,6 +68,8 @@ class Steering(SqlBase):
         """See `JobStore.retry`."""
         with self.database.read() as connection:
             row = submission_row(connection, submission)
+        if row["state"] == SubmissionState.PRUNING:
+            raise BadInputError(being_pruned(submission))
         if (
             row["state"] == SubmissionState.CANCELLED and not row["total"]
         ):  # only what was ever open has a total
@@ -117,22 +118,13 @@ class Steering(SqlBase):
         where = [JOBS.c.submission == submission, status_is(JobStatus.WAITING, JobStatus.QUEUED), cancelled]
         return self._in_chunks(end, where)
 
-    def _in_chunks(self, change: Update, where: list[ColumnElement[bool]]) -> int:
-        """Apply `change` to the jobs that match, ADD_CHUNK a commit, and count them."""
-        total = 0
-        while True:
-            with self.database.write() as connection:
-                chunk = select(JOBS.c.id).where(*where).limit(ADD_CHUNK)
-                changed = connection.execute(change.where(JOBS.c.id.in_(chunk))).rowcount
-            total += changed
-            if changed < ADD_CHUNK:
-                return total
-
 
 def _set_state(
     connection: Connection, submission: str, state: SubmissionState, *, note: str | None
 ) -> Submission:
     row = submission_row(connection, submission)
+    if row["state"] == SubmissionState.PRUNING:
+        raise BadInputError(being_pruned(submission))
     values = {"state": state.value, "note": None if note is None else storable(note)}
     change = update(SUBMISSIONS).where(SUBMISSIONS.c.seq == row["seq"]).values(values)
     return to_submission(connection.execute(change.returning(SUBMISSIONS)).mappings().one())

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
-from itertools import islice
+from datetime import datetime
+from functools import lru_cache
+from itertools import chain, islice
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
@@ -16,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from storage.errors import BadInputError
 from storage.jobstore import ADD_CHUNK
 from storage.parameters import JobParameters
-from storage.records import UNFINISHED, JobStatus, Submission, SubmissionState
+from storage.records import UNFINISHED, JobStatus, Submission, SubmissionState, being_pruned
 from storage.sqljobstore.base import (
     JOBS,
     SUBMISSIONS,
@@ -30,11 +34,14 @@ from storage.sqljobstore.base import (
 
 # Crockford's base32: no i, l, o, u, so that an id can be read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_FIELDS = tuple(field.name for field in fields(JobParameters))
-_JSON = tuple(_FIELDS.index(name) for name in ("options", "extra"))
+_FIELDS = tuple(field.name for field in fields(JobParameters))  # the last two hold JSON
+_fields_of = attrgetter(*_FIELDS)
 _COLUMNS = (
-    "submission", "index", "status", *_FIELDS, "attempt", "failures", "suspect", "created_at", "warnings",
+    "index", "submission", "status", "attempt", "failures", "suspect", "created_at", "warnings", *_FIELDS,
 )  # fmt: skip
+_NAMES = ", ".join(f'"{name}"' for name in _COLUMNS)
+ROWS_AT_ONCE = 1_000  # of one statement: SQLite takes 32,766 values
+Row = tuple[Any, ...]
 
 
 def new_submission_id() -> str:
@@ -90,41 +97,47 @@ class Submitting(SqlBase):
     def add_jobs(self, submission: str, jobs: Iterable[JobParameters], *, first_index: int = 0) -> int:
         """See `JobStore.add_jobs`."""
         remaining = enumerate(jobs, start=first_index)
-        while chunk := list(islice(remaining, ADD_CHUNK)):
-            with self.database.write(durable=True) as connection:
-                state = submission_row(connection, submission)["state"]
-                if state != SubmissionState.LOADING:
-                    raise BadInputError(
-                        f"Submission {submission} is {state}; jobs are only added while it is loading."
-                    )
-                first, last = chunk[0][0], chunk[-1][0]
-                there = set(
-                    connection.execute(
-                        select(JOBS.c.index).where(
-                            JOBS.c.submission == submission, JOBS.c.index.between(first, last)
-                        )
-                    ).scalars()
-                )
-                missing = [(index, job) for index, job in chunk if index not in there]
-                if missing:
-                    self._insert_jobs(connection, submission, missing)
+        # While the database works on one chunk, the next one is made.
+        with ThreadPoolExecutor(1) as writer:
+            before: Future[None] | None = None
+            while chunk := list(islice(remaining, ADD_CHUNK)):
+                rows = _job_rows(submission, chunk, self._as_stored(now()))
+                if before is not None:
+                    before.result()
+                before = writer.submit(self._add_rows, submission, rows)
+            if before is not None:
+                before.result()
         with self.database.read() as connection:
             return _job_count(connection, submission)
 
-    def _insert_jobs(
-        self, connection: Connection, submission: str, jobs: list[tuple[int, JobParameters]]
-    ) -> None:
-        """Insert rows with the driver's own bulk call: SQLAlchemy's takes three times as long for a row."""
+    def _as_stored(self, moment: datetime) -> Any:
         dialect = self.database.db_engine.dialect
-        as_stored = JOBS.c.created_at.type.dialect_impl(dialect).bind_processor(dialect)
-        rows = _job_rows(submission, jobs, as_stored(now()) if as_stored else now())
-        columns = ", ".join(f'"{name}"' for name in _COLUMNS)
+        process = JOBS.c.created_at.type.dialect_impl(dialect).bind_processor(dialect)
+        return process(moment) if process else moment
+
+    def _add_rows(self, submission: str, rows: list[Row]) -> None:
+        """Commit the rows whose index is not there yet."""
+        with self.database.write(durable=True) as connection:
+            state = submission_row(connection, submission)["state"]
+            if state != SubmissionState.LOADING:
+                raise BadInputError(
+                    f"Submission {submission} is {state}; jobs are only added while it is loading."
+                )
+            span = JOBS.c.index.between(rows[0][0], rows[-1][0])
+            query = select(JOBS.c.index).where(JOBS.c.submission == submission, span)
+            there = set(connection.execute(query).scalars())
+            self._insert_rows(connection, [row for row in rows if row[0] not in there])
+
+    def _insert_rows(self, connection: Connection, rows: list[Row]) -> None:
+        """Insert rows with the driver's own bulk call: SQLAlchemy's takes three times as long for a row."""
         if self.database.is_sqlite:
-            places = ", ".join("?" * len(_COLUMNS))
-            connection.exec_driver_sql(f"INSERT INTO jobs ({columns}) VALUES ({places})", list(rows))  # noqa: S608 - our own names
+            # Not one by one: in each statement of its own Python would wait for the thread that makes rows.
+            for at in range(0, len(rows), ROWS_AT_ONCE):
+                some = rows[at : at + ROWS_AT_ONCE]
+                connection.exec_driver_sql(_insert_many(len(some)), tuple(chain.from_iterable(some)))
             return
         driver: Any = connection.connection.driver_connection
-        with driver.cursor() as cursor, cursor.copy(f"COPY jobs ({columns}) FROM STDIN") as copy:
+        with driver.cursor() as cursor, cursor.copy(f"COPY jobs ({_NAMES}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
 
@@ -132,6 +145,8 @@ class Submitting(SqlBase):
         """See `JobStore.open_submission`."""
         with self.database.write(durable=True) as connection:
             row = submission_row(connection, submission)
+            if row["state"] == SubmissionState.PRUNING:
+                raise BadInputError(being_pruned(submission))
             if row["state"] == SubmissionState.CANCELLED:
                 raise BadInputError(
                     f"Submission {submission} is cancelled; `promptmill retry {submission}` reopens it."
@@ -185,12 +200,22 @@ def _job_count(connection: Connection, submission: str) -> int:
     ).scalar_one()
 
 
-def _job_rows(
-    submission: str, jobs: list[tuple[int, JobParameters]], created_at: Any
-) -> Iterator[tuple[Any, ...]]:
-    """Yield rows in the order of `_COLUMNS`."""
+def _job_rows(submission: str, jobs: list[tuple[int, JobParameters]], created_at: Any) -> list[Row]:
+    """Make rows in the order of `_COLUMNS`."""
+    same = (submission, JobStatus.WAITING.value, 0, 0, False, created_at, "[]")
+    rows = []
     for index, job in jobs:
-        values = [getattr(job, name) for name in _FIELDS]
-        for at in _JSON:
-            values[at] = json.dumps(values[at]) if values[at] else "{}"
-        yield (submission, index, JobStatus.WAITING.value, *values, 0, 0, False, created_at, "[]")
+        *values, options, extra = _fields_of(job)
+        rows.append((index, *same, *values, _json(options), _json(extra)))
+    return rows
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value) if value else "{}"
+
+
+@lru_cache(maxsize=2)
+def _insert_many(count: int) -> str:
+    """Return the statement that inserts so many rows."""
+    places = ", ".join("?" * len(_COLUMNS))
+    return f"INSERT INTO jobs ({_NAMES}) VALUES {', '.join([f'({places})'] * count)}"  # noqa: S608 - our own names

@@ -18,17 +18,28 @@ FAST = ("--model", "demo", "--size", "64x64", "--schedule", "karras", "--guidanc
 
 
 def test_render_writes_pictures_in_the_order_of_the_prompts_and_leaves_nothing_running(farm: Farm) -> None:
-    """Pictures, captions and contact sheet land in --out; the worker and Redis are gone afterwards."""
+    """Pictures of every format, captions and contact sheet land in --out; worker and Redis are gone then.
+
+    Each picture says how it was made, and the database knows it by its bytes.
+    """
     out = farm.home.parent / "out"
-    prompts = farm.home.parent / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
+    prompts = farm.home.parent / "prompts.csv"
+    rows = zip(PROMPTS, ("png", "jpeg", "webp"), strict=True)
+    prompts.write_text("prompt,image_format\n" + "".join(f"{prompt},{name}\n" for prompt, name in rows))
     result = farm.run("render", str(prompts), *FAST, "--steps", "8", "--seed", "32", "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert str(out) in result.stdout
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == PROMPTS
     assert [next(iter(line)) for line in lines] == ["file_name"] * 3
-    assert all((out / line["file_name"]).read_bytes().startswith(b"\x89PNG") for line in lines)
+    pictures = [out / line["file_name"] for line in lines]
+    assert [path.suffix for path in pictures] == [".png", ".jpg", ".webp"]
+    inspected = farm.run("inspect", *map(str, pictures), "--json")
+    said = json.loads(inspected.stdout)["pictures"]
+    assert [picture["format"] for picture in said] == ["png", "jpeg", "webp"]
+    assert [picture["said"]["prompt"] for picture in said] == PROMPTS
+    assert [picture["stored"][0]["job"] for picture in said] == [line["job"] for line in lines]
+    assert all(picture["numerics"]["versions"]["torch"] for picture in said)
     assert (out / "contact-sheet.png").is_file()
     assert farm.processes() == {}
     assert not list(farm.home.glob("redis/*.sock"))

@@ -18,6 +18,7 @@ from storage.sqljobstore import (
     base,
     claiming,
     dispatching,
+    keeping,
     liveness,
     progress,
     reading,
@@ -97,7 +98,7 @@ def advance(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal ahead
         ahead += timedelta(seconds=seconds)
 
-    for module in (base, claiming, dispatching, liveness, progress, reading, steering, submitting):
+    for module in (base, claiming, dispatching, keeping, liveness, progress, reading, steering, submitting):
         if hasattr(module, "now"):
             monkeypatch.setattr(module, "now", lambda: datetime.now(UTC) + ahead)
     return later

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
-from storage.imagestore import RESERVE, FsspecImageStore, ImageStore, check_key, picture_key
+from storage.imagestore import FsspecImageStore, ImageStore, check_key, picture_folder, picture_key
+from storage.local_files import RESERVE
 
 KEY = "abcd2345/0000/000007.png"
 PARTS = ("..", ".", "", "a", "\\", "\0", "b.png", "~")
@@ -58,6 +60,12 @@ class TestImageStore:
             image_store.write(key, data)
             assert image_store.exists(key)
             assert image_store.read(key) == data
+
+    def test_a_link_leads_other_programs_to_the_picture(self, image_store: ImageStore) -> None:
+        """What fsspec opens under it is what was written."""
+        image_store.write(KEY, b"picture")
+        with fsspec.open(image_store.link(KEY), "rb") as file:
+            assert file.read() == b"picture"
 
     def test_a_second_write_replaces_the_first(self, image_store: ImageStore) -> None:
         """A key holds what was written last."""
@@ -108,11 +116,26 @@ class TestImageStore:
             with pytest.raises(BadInputError, match="outside"):
                 image_store.discard(outside)
 
-    def test_what_is_not_there_is_not_found(self, image_store: ImageStore) -> None:
-        """`find` tells a missing picture from a store that cannot be asked."""
+    def test_what_is_missing_is_found_missing(self, image_store: ImageStore) -> None:
+        """Looking for a picture tells its bytes from nothing at all."""
+        other = picture_key("abcd2345", 8, 1)
         image_store.write(KEY, b"data")
         assert image_store.find(KEY) == b"data"
+        assert image_store.find(other) is None
         assert image_store.find("never/there.png") is None
+
+    def test_a_folder_goes_with_all_that_is_in_it(self, image_store: ImageStore) -> None:
+        """Pictures of all attempts go, those of other folders stay, and twice is no error."""
+        beside = picture_key("abcd2345", 1007, 1)
+        gone = [KEY, picture_key("abcd2345", 7, 2), picture_key("abcd2345", 999, 1)]
+        for key in (*gone, beside):
+            image_store.write(key, b"data")
+        for _ in range(2):
+            image_store.delete_folder(picture_folder("abcd2345", 7))
+            assert [image_store.exists(key) for key in gone] == [False] * 3
+            assert image_store.read(beside) == b"data"
+        image_store.delete_folder("abcd2345")
+        assert not image_store.exists(beside)
 
     def test_reading_what_is_missing_names_the_key(self, image_store: ImageStore) -> None:
         """A missing picture is one sentence with its key."""
@@ -258,6 +281,25 @@ class TestLocalFiles:
         store.delete(KEY)
         assert files_below(folder) == []
 
+    def test_leftovers_and_empty_folders_go_with_a_folder(
+        self, store: FsspecImageStore, folder: Path
+    ) -> None:
+        """What a killed write has left goes as well, and no empty folder stays but the root."""
+        store.write(KEY, b"data")
+        (folder / KEY).with_name(".000008.png.123-abcd.part").write_bytes(b"half")
+        store.delete_folder(picture_folder("abcd2345", 7))
+        assert list(folder.iterdir()) == []
+
+    def test_a_store_that_is_not_mounted_is_not_called_empty(
+        self, store: FsspecImageStore, folder: Path
+    ) -> None:
+        """Where the root is missing or has nothing in it, nobody can say that one picture is missing."""
+        with pytest.raises(UnreachableError, match="not there; mount"):
+            store.find(KEY)
+        folder.mkdir(parents=True)
+        with pytest.raises(UnreachableError, match="is empty; mount"):
+            store.find(KEY)
+
     def test_a_root_below_a_regular_file_is_one_sentence(self, tmp_path: Path) -> None:
         """A folder that cannot be made is a fault of the store."""
         (tmp_path / "file").write_text("not a folder")
@@ -277,6 +319,13 @@ class TestLocalFiles:
         with pytest.raises(UnreachableError):
             store.delete(KEY)
         assert files_below(folder) == []
+
+
+def test_a_bucket_that_is_not_there_is_not_called_empty(s3_url: str) -> None:
+    """A missing bucket is the store's fault; it says nothing about a picture."""
+    store = FsspecImageStore(s3_url.replace("s3://pictures", "s3://no-such-bucket"))
+    with pytest.raises(UnreachableError, match="create the bucket"):
+        store.find(KEY)
 
 
 def test_an_unknown_protocol_is_one_sentence() -> None:

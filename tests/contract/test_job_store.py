@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -18,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from storage.errors import BadInputError, StaleWorkerError
+from storage.filters import JobFilter
 from storage.jobstore import ADD_CHUNK, MAX_FAILURES, JobStore
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, estimate_cost
@@ -25,6 +27,7 @@ from storage.records import (
     Claim,
     Failure,
     Finish,
+    Holdings,
     Image,
     Job,
     JobStatus,
@@ -34,7 +37,7 @@ from storage.records import (
     WorkerState,
 )
 from storage.settings import Settings
-from storage.sqljobstore import progress
+from storage.sqljobstore import progress, selecting
 from tests.records import worker_record
 
 MODEL = "demo"
@@ -93,11 +96,11 @@ def take_and_claim(store: JobStore, incarnation: str = "w1", *, alone: bool = Fa
     return claim(store, job, incarnation, alone=alone)
 
 
-def image(claimed: Claim) -> Image:
+def image(claimed: Claim, *, file_sha256: str = "f" * 64) -> Image:
     """Return a picture's record."""
     return Image(
         key=f"{claimed.submission}/{claimed.index}-{claimed.attempt}.png",
-        file_sha256="f" * 64,
+        file_sha256=file_sha256,
         pixel_sha256="e" * 64,
         bytes=100,
         format="png",
@@ -123,7 +126,9 @@ def statuses(store: JobStore, submission: Submission) -> list[str]:
     return [job.status.value for job in jobs(store, submission)]
 
 
-STEPS = ("take", "claim", "finish", "fail", "release", "crash", "cancel", "retry", "pause", "open")
+STEPS = (
+    "take", "claim", "finish", "fail", "release", "crash", "cancel", "retry", "pause", "open", "again",
+)  # fmt: skip
 
 
 class Story:
@@ -184,6 +189,11 @@ class Story:
         if self.store.find_submission(self.submission.id).state is not SubmissionState.CANCELLED:
             self.store.pause(self.submission.id)
 
+    def again(self) -> None:
+        """Render every picture again, unless paused."""
+        if self.store.find_submission(self.submission.id).state is not SubmissionState.PAUSED:
+            self.store.render_again(self.submission.id, jobs(self.store, self.submission))
+
     def open(self) -> None:
         """Resume, unless cancelled."""
         if self.store.find_submission(self.submission.id).state is not SubmissionState.CANCELLED:
@@ -229,21 +239,21 @@ class TestJobStore:
         assert job.label == f"{submission.id}:0"
 
     def test_jobs_are_committed_in_chunks(self, job_store: JobStore, open_another: OpenAnother) -> None:
-        """Somebody else sees the first chunk before the second is written."""
+        """Somebody else sees the first chunk before the third is made: at most two are held."""
         other = open_another()
         submission, _ = job_store.add_submission(model=MODEL, source="test")
         seen: list[int] = []
 
         def many() -> Iterator[JobParameters]:
-            for index, job in enumerate(prompts(ADD_CHUNK + 7)):
-                if index == ADD_CHUNK:
+            for index, job in enumerate(prompts(2 * ADD_CHUNK + 7)):
+                if index == 2 * ADD_CHUNK:
                     seen.append(other.counts(submission.id)[JobStatus.WAITING])
                 yield job
 
-        assert job_store.add_jobs(submission.id, many()) == ADD_CHUNK + 7
-        assert seen == [ADD_CHUNK]
-        assert [job.index for job in job_store.jobs(submission.id, after=ADD_CHUNK - 1)] == list(
-            range(ADD_CHUNK, ADD_CHUNK + 7)
+        assert job_store.add_jobs(submission.id, many()) == 2 * ADD_CHUNK + 7
+        assert seen[0] in (ADD_CHUNK, 2 * ADD_CHUNK)
+        assert [job.index for job in job_store.jobs(submission.id, after=2 * ADD_CHUNK - 3)] == list(
+            range(2 * ADD_CHUNK - 2, 2 * ADD_CHUNK + 7)
         )
 
     def test_an_idempotency_key_names_one_submission(self, job_store: JobStore) -> None:
@@ -386,6 +396,43 @@ class TestJobStore:
         )
         assert list(job_store.jobs(submission.id, statuses=[JobStatus.FAILED])) == []
         assert list(job_store.jobs(submission.id, limit=0)) == []
+
+    def test_jobs_are_filtered_alike_everywhere(
+        self, job_store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By words of any script, % and _ as they are, and by values; whatever the page and the limit."""
+        monkeypatch.setattr(selecting, "PAGE", 3)
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        words = ["ÉMILE", "100% otter", "1000 otters", "a_b", "axb", "Straße"] * 3
+        job_store.add_jobs(
+            submission.id,
+            (
+                JobParameters(prompt=word, seed=number, extra={"set": number // 6, "名": "é"})
+                for number, word in enumerate(words)
+            ),
+        )
+
+        def found(limit: int | None = None, **meant: Any) -> list[int]:
+            jobs = job_store.jobs(submission.id, meant=JobFilter(**meant), limit=limit)
+            return [job.index for job in jobs]
+
+        assert found(match="émile") == [0, 6, 12]
+        assert found(match="100%") == [1, 7, 13]
+        assert found(match="A_B") == [3, 9, 15]
+        assert found(match="STRASSE") == [5, 11, 17]
+        assert found(match="otter", where={"set": ("1", "2")}) == [7, 8, 13, 14]
+        assert found(match="otter", limit=3) == [1, 2, 7]
+        assert found(where={"名": ("é",), "seed": ("4",)}) == [4]
+        assert found(match="fox") == []
+
+    def test_columns_of_a_prompt_file_are_known(self, job_store: JobStore) -> None:
+        """Those that any job of this submission has, and of no other one."""
+        submit(job_store, extra={"other": 1})
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        assert job_store.columns(submission.id) == []
+        extras: list[dict[str, Any]] = [{}, {"genre": "neon", "a.b": 1}, {"genre": None, "名": [1]}]
+        job_store.add_jobs(submission.id, (JobParameters(prompt="p", seed=1, extra=one) for one in extras))
+        assert job_store.columns(submission.id) == ["a.b", "genre", "名"]
 
     # -- dispatch
 
@@ -605,6 +652,19 @@ class TestJobStore:
         assert job.warnings == ["truncated"]
         assert job.finished_at is not None
         assert job_store.find_job(job.label).image == job.image
+
+    def test_a_picture_is_found_by_the_hash_of_its_file(self, job_store: JobStore) -> None:
+        """With its job, the newest first: equal jobs make equal files; of other bytes nobody knows."""
+        add_worker(job_store)
+        submit(job_store, 3)
+        earlier, later, other = (take_and_claim(job_store) for _ in range(3))
+        for claimed, digest in ((earlier, "a" * 64), (later, "a" * 64), (other, "b" * 64)):
+            job_store.finish(claimed, image(claimed, file_sha256=digest))
+        found = job_store.find_pictures("a" * 64)
+        assert [job.label for job in found] == [later.label, earlier.label]
+        assert found[0] == job_store.find_job(later.label)
+        assert job_store.find_pictures("a" * 64, limit=1) == found[:1]
+        assert job_store.find_pictures("c" * 64) == []
 
     def test_a_repeated_finish_is_ours(self, job_store: JobStore) -> None:
         """A finish whose reply was lost can be repeated; there is still one image."""
@@ -1365,6 +1425,169 @@ class TestJobStore:
         job_store.cancel(story.submission.id)
         job_store.sweep_cancelled()
         assert job_store.status(story.submission.id, lease=LEASE).done
+
+
+class TestKeeping:
+    """What is kept, how it is removed, and how a lost picture comes back."""
+
+    def test_a_picture_is_found_by_its_hash(self, job_store: JobStore) -> None:
+        """The newest one first, if several jobs made the same picture."""
+        add_worker(job_store)
+        submission = submit(job_store, 2)
+        for _ in range(2):
+            claimed = take_and_claim(job_store)
+            job_store.finish(claimed, image(claimed))
+        found = job_store.find_pictures("f" * 64)
+        assert [job.label for job in found] == [f"{submission.id}:1", f"{submission.id}:0"]
+        assert found[0].image is not None
+        assert job_store.find_pictures("f" * 64, limit=1) == found[:1]
+        assert job_store.find_pictures("0" * 64) == []
+
+    def test_holdings_count_jobs_and_pictures(self, job_store: JobStore) -> None:
+        """And the bytes of the pictures."""
+        add_worker(job_store)
+        submission = submit(job_store, 3)
+        assert job_store.holdings(submission.id) == Holdings(jobs=3, pictures=0, bytes=0)
+        for _ in range(2):
+            claimed = take_and_claim(job_store)
+            job_store.finish(claimed, image(claimed))
+        assert job_store.holdings(submission.id) == Holdings(jobs=3, pictures=2, bytes=200)
+
+    def test_only_what_has_ended_or_was_cancelled_is_pruned(self, job_store: JobStore) -> None:
+        """A submission that is loading or has work left is refused, and nothing changes."""
+        loading, _ = job_store.add_submission(model=MODEL, source="test")
+        unfinished = submit(job_store)
+        for refused_one, reason in ((loading, "not complete"), (unfinished, "not finished")):
+            for act in (job_store.check_prunable, job_store.begin_pruning):
+                with pytest.raises(BadInputError, match=reason):
+                    act(refused_one.id)
+        assert job_store.find_submission(unfinished.id) == unfinished
+        job_store.cancel(unfinished.id)
+        job_store.check_prunable(unfinished.id)
+        assert job_store.begin_pruning(unfinished.id).state is SubmissionState.PRUNING
+        assert statuses(job_store, unfinished) == ["cancelled"]
+
+    def test_nothing_leads_back_from_pruning(self, job_store: JobStore) -> None:
+        """Not a cancel, a retry, a pause, a resume, a repair or more jobs; a second begin is no error."""
+        submission, _ = job_store.add_submission(model=MODEL, source="test", content_hash="c" * 64)
+        job_store.add_jobs(submission.id, prompts(2))
+        job_store.open_submission(submission.id)
+        job_store.take_for_dispatch(MODEL, window=1)
+        job_store.cancel(submission.id)
+        job_store.begin_pruning(submission.id)
+        for act in (job_store.cancel, job_store.retry, job_store.pause, job_store.open_submission):
+            with pytest.raises(BadInputError):
+                act(submission.id)
+        with pytest.raises(BadInputError, match="being removed"):
+            job_store.render_again(submission.id, jobs(job_store, submission))
+        with pytest.raises(BadInputError):
+            job_store.add_jobs(submission.id, prompts(3))
+        assert job_store.find_content("c" * 64) is None
+        assert job_store.take_for_dispatch(MODEL, window=9) == []
+        assert job_store.begin_pruning(submission.id).state is SubmissionState.PRUNING
+        assert job_store.status(submission.id, lease=LEASE).done
+
+    def test_a_worker_loses_the_jobs_of_a_pruned_submission(self, job_store: JobStore) -> None:
+        """It hears so with its next beat; what it finishes is lost, before the row has gone and after."""
+        add_worker(job_store)
+        submission = submit(job_store)
+        claimed = take_and_claim(job_store)
+        job_store.cancel(submission.id)
+        job_store.begin_pruning(submission.id)
+        assert job_store.heartbeat("w1", {}).jobs == set()
+        assert job_store.finish(claimed, image(claimed)) is Finish.LOST
+        assert job_store.prune_jobs(submission.id, first=0, last=0) == 1
+        assert job_store.finish(claimed, image(claimed)) is Finish.LOST
+        assert job_store.fail(claimed, error_type="E", message="m") is Failure.LOST
+        assert not job_store.release(claimed)
+
+    def test_a_claim_on_a_pruned_job_is_none_on_the_job_that_got_its_number(
+        self, job_store: JobStore
+    ) -> None:
+        """SQLite uses the numbers of removed rows again, and the same worker may hold the new job, too."""
+        add_worker(job_store)
+        pruned = submit(job_store)
+        stale = take_and_claim(job_store)
+        job_store.cancel(pruned.id)
+        job_store.begin_pruning(pruned.id)
+        job_store.prune_jobs(pruned.id, first=0, last=0)
+        job_store.end_pruning(pruned.id)
+        submit(job_store)
+        fresh = take_and_claim(job_store)
+        assert job_store.finish(stale, image(stale)) is Finish.LOST
+        assert job_store.fail(stale, error_type="E", message="m") is Failure.LOST
+        assert not job_store.release(stale)
+        assert job_store.finish(fresh, image(fresh)) is Finish.SAVED
+        assert job_store.finish(stale, image(stale)) is Finish.LOST
+
+    def test_pruning_goes_in_parts_and_ends_with_the_submission(self, job_store: JobStore) -> None:
+        """Whoever goes on sees what is left; the last row goes when no job is left."""
+        add_worker(job_store)
+        submission = submit(job_store, 4)
+        for _ in range(4):
+            claimed = take_and_claim(job_store)
+            job_store.finish(claimed, image(claimed))
+        other = submit(job_store)
+        with pytest.raises(BadInputError, match="only what is being pruned"):
+            job_store.prune_jobs(submission.id, first=0, last=9)
+        job_store.begin_pruning(submission.id)
+        assert job_store.lowest_index(submission.id) == 0
+        assert job_store.prune_jobs(submission.id, first=0, last=2) == 3
+        assert job_store.lowest_index(submission.id) == 3
+        assert job_store.holdings(submission.id).pictures == 1
+        with pytest.raises(BadInputError, match="being removed"):
+            job_store.end_pruning(submission.id)
+        assert job_store.prune_jobs(submission.id, first=3, last=9) == 1
+        assert job_store.lowest_index(submission.id) is None
+        job_store.end_pruning(submission.id)
+        job_store.end_pruning(submission.id)
+        assert job_store.submissions() == [other]
+        assert statuses(job_store, other) == ["waiting"]
+
+    def test_a_lost_picture_is_rendered_again(self, job_store: JobStore) -> None:
+        """Its job waits, its row is gone, its hash is kept, and the next attempt has the next number."""
+        add_worker(job_store)
+        submission = submit(job_store, 2)
+        for _ in range(2):
+            claimed = take_and_claim(job_store)
+            job_store.finish(claimed, image(claimed))
+        before = job_store.find_job(f"{submission.id}:1")
+        assert job_store.render_again(submission.id, [before]) == [1]
+        job = job_store.find_job(before.label)
+        assert (job.status, job.image, job.attempt) == (JobStatus.WAITING, None, 1)
+        assert (job.lost_sha256, job.finished_at) == ("f" * 64, None)
+        assert statuses(job_store, submission) == ["succeeded", "waiting"]
+        assert job_store.render_again(submission.id, [before]) == []
+        again = take_and_claim(job_store)
+        assert (again.label, again.attempt) == (before.label, 2)
+        assert job_store.finish(again, image(again)) is Finish.SAVED
+        assert job_store.find_job(before.label).lost_sha256 == "f" * 64
+        assert job_store.render_again(submission.id, [before]) == []
+        assert job_store.find_job(before.label).image == image(again)
+
+    def test_rendering_again_reopens_a_cancelled_submission_for_that_job_only(
+        self, job_store: JobStore
+    ) -> None:
+        """What was cancelled stays cancelled, also where no sweep has come by yet."""
+        add_worker(job_store)
+        submission = submit(job_store, 3)
+        claimed = take_and_claim(job_store)
+        job_store.finish(claimed, image(claimed))
+        job_store.cancel(submission.id)
+        assert job_store.render_again(submission.id, jobs(job_store, submission)) == [0]
+        assert statuses(job_store, submission) == ["waiting", "cancelled", "cancelled"]
+        assert job_store.find_submission(submission.id).state is SubmissionState.OPEN
+
+    def test_a_paused_submission_renders_nothing_again(self, job_store: JobStore) -> None:
+        """Whoever paused it has to resume it first."""
+        add_worker(job_store)
+        submission = submit(job_store)
+        claimed = take_and_claim(job_store)
+        job_store.finish(claimed, image(claimed))
+        job_store.pause(submission.id)
+        with pytest.raises(BadInputError, match="promptmill resume"):
+            job_store.render_again(submission.id, jobs(job_store, submission))
+        assert statuses(job_store, submission) == ["succeeded"]
 
 
 CLAIM_ALL = """

@@ -21,6 +21,8 @@ from worker.models.folder import SINGLE_FILES, check_folder, folder_revision, re
 from worker.models.hub import fetch
 from worker.models.threads import in_passing_thread
 
+_COMMIT_LENGTH = 40  # of the hub; a folder's revision has 64 digits
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedModel:
@@ -60,6 +62,11 @@ class LoadedModel:
     defaults: dict[str, Any]
     layout: str = "contiguous"
     launch: str = "eager"
+
+    @property
+    def repo(self) -> str | None:
+        """The hub repo id; None for a folder, whose path is not for others to see."""
+        return self.source if len(self.revision) == _COMMIT_LENGTH else None
 
 
 def load_model(

@@ -158,7 +158,7 @@ def _request(module: Any) -> None:
 
 
 def _imagestore(module: Any) -> None:
-    write = module._write_local
+    write = module.write_file
 
     def half(path: Path, data: bytes) -> None:
         if _marked("die in the write"):
@@ -167,7 +167,7 @@ def _imagestore(module: Any) -> None:
             _die()
         write(path, data)
 
-    module._write_local = half
+    module.write_file = half
 
 
 def _jobstore(module: Any) -> None:

@@ -14,11 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image as Picture
 
+from producer import company
 from producer.cli import cli
+from storage.imagestore import picture_key
 from storage.jobstore import JobStore
 from storage.records import Claim, Image, Worker, WorkerState
 from storage.settings import Settings
 from storage.stores import open_image_store, open_job_store
+from tests.stand_in_process import StandInProcess
 
 Invoke = Callable[..., Result]
 DEFAULTS: dict[str, object] = {"width": 64, "height": 64}
@@ -101,6 +104,8 @@ class StandInWorker:
         self.model = model
         self.defaults = DEFAULTS | defaults
         self.incarnation = ""
+        self.numerics: dict[str, object] = {"lanes": 2}
+        self.colour: Callable[[Claim], int] = lambda claim: claim.index * 20 % 256
 
     def start(self, state: WorkerState = WorkerState.READY) -> None:
         """Insert the row of a new incarnation."""
@@ -138,16 +143,16 @@ class StandInWorker:
     def finish(self, claim: Claim) -> None:
         """Store a picture of one colour and its row."""
         buffer = io.BytesIO()
-        Picture.new("RGB", (64, 64), (claim.index * 20 % 256, 80, 160)).save(buffer, "PNG")
+        Picture.new("RGB", (64, 64), (self.colour(claim), 80, 160)).save(buffer, "PNG")
         data = buffer.getvalue()
-        key = f"{claim.submission}/0000/{claim.index:06d}.png"
+        key = picture_key(claim.submission, claim.index, claim.attempt)
         self.images.write(key, data)
         digest = hashlib.sha256(data).hexdigest()
         self.store.finish(
             claim,
             Image(
                 key=key, file_sha256=digest, pixel_sha256=digest, bytes=len(data), format="png",
-                seconds={"denoise": 0.5}, numerics={"lanes": 2},
+                seconds={"denoise": 0.5}, numerics=dict(self.numerics),
             ),
         )  # fmt: skip
 
@@ -156,6 +161,26 @@ class StandInWorker:
 def stand_in(store: JobStore, settings: Settings) -> StandInWorker:
     """A worker for model demo, not started yet."""
     return StandInWorker(store, settings)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch, stand_in: StandInWorker) -> type[StandInProcess]:
+    """Put the stand-in in the place of worker processes."""
+
+    class Process(StandInProcess):
+        started: list[StandInProcess] = []  # noqa: RUF012  (one for each test)
+
+        def behaviour(self) -> object:  # type: ignore[override]
+            stand_in.start()
+            return stand_in.render()
+
+        def stop(self) -> None:
+            super().stop()
+            stand_in.stop()
+
+    monkeypatch.setattr(company, "BackgroundWorker", Process)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    return Process
 
 
 @pytest.fixture

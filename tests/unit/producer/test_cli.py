@@ -50,7 +50,7 @@ def imported_by(*args: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["submit", "--help"], ["render", "--help"], ["worker", "--help"]]
+    "args", [["--help"], *([name, "--help"] for name in ("submit", "render", "worker", "export"))]
 )
 def test_help_imports_nothing_slow(args: list[str]) -> None:
     """Help pages need neither a database nor a table library."""

@@ -19,8 +19,8 @@ from storage.parameters import MAX_SEED
 FLAGS: dict[str, Any] = {
     "negative": "", "seed": None, "seed_per_prompt": False, "images": 1, "steps": None,
     "guidance": None, "sampler": None, "schedule": None, "size": None, "width": None, "height": None,
-    "eta": None, "guidance_rescale": None, "guidance_interval": None, "prompt_syntax": None, "sweep": (),
-    "zipped": False,
+    "eta": None, "guidance_rescale": None, "guidance_interval": None, "prompt_syntax": None,
+    "image_format": None, "quality": None, "sweep": (), "zipped": False,
 }  # fmt: skip
 LINES = [Line(file="f", line=1, prompt="an otter"), Line(file="f", line=2, prompt="a fox")]
 
@@ -125,6 +125,46 @@ def test_a_lines_sampler_does_not_get_the_schedule_of_the_flags_sampler() -> Non
     ):
         (job,) = build_jobs([line], job_options(**FLAGS | flags), {})
         assert job.schedule == schedule
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "options"),
+    [
+        ({"image_format": "png"}, {}, {}),
+        ({"image_format": "jpeg"}, {}, {"image_format": "jpeg"}),
+        ({"image_format": "jpeg", "quality": 95}, {}, {"image_format": "jpeg"}),
+        ({"image_format": "webp", "quality": 80}, {}, {"image_format": "webp", "quality": 80}),
+        ({"image_format": "jpeg", "quality": 80}, {"quality": 60}, {"image_format": "jpeg", "quality": 60}),
+        ({"image_format": "jpeg", "quality": 80}, {"image_format": "webp"}, {"image_format": "webp"}),
+        ({"image_format": "jpeg", "quality": 80}, {"image_format": "png"}, {}),
+        ({}, {"image_format": "webp", "quality": 5}, {"image_format": "webp", "quality": 5}),
+    ],
+)
+def test_a_quality_goes_with_its_format(
+    flags: dict[str, Any], own: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """A line's format does not get the quality of the flags' format; defaults leave no trace."""
+    line = Line(file="f", line=1, prompt="x", settings={"options": own} if own else {})
+    asked = job_options(**FLAGS | flags)
+    check_line(line, asked)
+    (job,) = build_jobs([line], asked, {})
+    assert job.options == options
+
+
+@pytest.mark.parametrize("quality", [0, 101, 80, 95])
+def test_png_has_no_quality(quality: int) -> None:
+    """Whatever it is: the pictures would not be what was asked for."""
+    with pytest.raises(BadInputError, match="quality"):
+        job_options(**FLAGS | {"quality": quality})
+
+
+def test_a_quality_can_be_swept_and_a_format_with_one_quality() -> None:
+    """Unless a format has none."""
+    with pytest.raises(BadInputError, match=r"With options .*PNG keeps every pixel and has no quality"):
+        job_options(**FLAGS | {"quality": 80, "sweep": ["image_format=jpeg,png"]})
+    options = job_options(**FLAGS | {"image_format": "jpeg", "sweep": ["quality=50,95"]})
+    swept = [job.options for job in build_jobs(LINES[:1], options, {})]
+    assert swept == [{"image_format": "jpeg", "quality": 50}, {"image_format": "jpeg"}]
 
 
 def test_a_line_that_asks_for_a_drawn_seed_gets_one() -> None:

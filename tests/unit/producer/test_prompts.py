@@ -84,6 +84,16 @@ def test_all_bad_lines_are_listed_at_once_up_to_a_limit(tmp_path: Path) -> None:
     assert lines[-1].strip() == "… and 13 more."
 
 
+def test_a_file_may_be_called_anything(tmp_path: Path) -> None:
+    """Also what parts the lines of the place where prompts wait for being submitted."""
+    file = tmp_path / "tab\there\nnewline.txt"
+    file.write_text("an otter\na fox --s 9\n")
+    lines = list(read_prompts([str(file)], []))
+    assert [(line.file, line.line, line.prompt) for line in lines] == [
+        (str(file), 1, "an otter"), (str(file), 2, "a fox"),
+    ]  # fmt: skip
+
+
 def test_line_beyond_all_reason_is_skipped_not_held() -> None:
     """A file without newlines is reported, and the next line is read."""
     found = list(read_text(io.BytesIO(b"a" * (3 * LONGEST_LINE + 5) + b"\nan otter\n"), "f"))
@@ -166,3 +176,12 @@ def test_what_prompts_ask_for_has_one_digest_wherever_they_stood() -> None:
         digest(Line(file="f", line=1, prompt="x"), Line(file="f", line=2, prompt="y", drawn=True)),
     ]
     assert len({one, *others}) == 5
+
+
+def test_a_column_quality_is_the_users_own(tmp_path: Path) -> None:
+    """A rating, as data sets have it; the files' quality is called image_quality."""
+    path = tmp_path / "rated.csv"
+    path.write_text("prompt,quality,image_format,image_quality\na fox,0.9,webp,70\n")
+    (line,) = read_prompts([str(path)], [])
+    assert line.extra == {"quality": "0.9"}
+    assert line.settings["options"] == {"image_format": "webp", "quality": 70}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from collections.abc import Callable
@@ -13,58 +14,13 @@ import pytest
 from click.testing import Result
 from PIL import Image as Picture
 
-from producer import rendering
 from producer.pictures import HIDDEN_MARKER, slug
 from storage.errors import ModelLoadError
 from storage.jobstore import JobStore
 from storage.records import Claim, Finish, Image, SubmissionState
-from storage.worker_options import WorkerOptions
+from tests.stand_in_process import StandInProcess
 
 Invoke = Callable[..., Result]
-
-
-class StandInProcess:
-    """Stands in for BackgroundWorker: renders all that waits whenever it is looked at."""
-
-    started: list[StandInProcess]
-    behaviour: Callable[[Any], object]
-
-    def __init__(self, options: WorkerOptions, settings: object) -> None:
-        del settings
-        self.options = options
-        self.stopped = False
-        type(self).started.append(self)
-
-    def check(self) -> None:
-        """Render."""
-        type(self).behaviour(self)
-
-    def ask_to_stop(self) -> None:
-        """Nothing to ask."""
-
-    def stop(self) -> None:
-        """Remember it."""
-        self.stopped = True
-
-
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch, stand_in: Any) -> type[StandInProcess]:
-    """Put the stand-in in the place of worker processes."""
-
-    class Process(StandInProcess):
-        started: list[StandInProcess] = []  # noqa: RUF012  (one for each test)
-
-        def behaviour(self) -> object:  # type: ignore[override]
-            stand_in.start()
-            return stand_in.render()
-
-        def stop(self) -> None:
-            super().stop()
-            stand_in.stop()
-
-    monkeypatch.setattr(rendering, "BackgroundWorker", Process)
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    return Process
 
 
 def test_render_writes_pictures_in_order_with_metadata_and_sheet(
@@ -277,13 +233,14 @@ def test_signals_are_ours_again_afterwards(invoke: Invoke, processes: type[Stand
 def test_export_writes_an_imagefolder_and_can_be_repeated(
     invoke: Invoke, processes: type[StandInProcess]
 ) -> None:
-    """Pictures and metadata only; a second run leaves identical files alone and restores missing ones."""
+    """No sheet; a second run leaves identical files alone and restores missing ones."""
     del processes
     invoke("render", "-p", "an otter", "--images", "2", "--name", "otters")
     done = invoke("export", "otters", "--format", "imagefolder", "--to", "x")
     assert (done.exit_code, done.stdout) == (0, "x\n")
     names = sorted(path.name for path in Path("x").iterdir())
-    assert names == [HIDDEN_MARKER, "000000-an-otter.png", "000001-an-otter.png", "metadata.jsonl"]
+    pictures = ["000000-an-otter.png", "000001-an-otter.png"]
+    assert names == [HIDDEN_MARKER, *pictures, "README.md", "metadata.jsonl"]
     kept = Path("x/000000-an-otter.png").stat().st_mtime_ns
     Path("x/000001-an-otter.png").unlink()
     assert invoke("export", "otters", "--to", "x").exit_code == 0
@@ -291,6 +248,25 @@ def test_export_writes_an_imagefolder_and_can_be_repeated(
     assert Path("x/000001-an-otter.png").is_file()
     invoke("submit", "-p", "a fox")
     assert invoke("export", "@last", "--to", "x").exit_code == 2
+
+
+def test_a_sidecar_holds_what_is_known_of_its_picture(
+    invoke: Invoke, processes: type[StandInProcess]
+) -> None:
+    """The prompt file's own columns included; `render` and `export` write the same one."""
+    del processes
+    Path("list.csv").write_text("prompt,eta,sampler,rating\nan otter,0.5,ddim,good\n")
+    assert invoke("render", "list.csv", "--out", "r", "--name", "otters", "--sidecar").exit_code == 0
+    assert invoke("export", "otters", "--to", "x", "--sidecar").exit_code == 0
+    written = Path("r/000000-an-otter.json").read_bytes()
+    assert Path("x/000000-an-otter.json").read_bytes() == written
+    told = json.loads(written)
+    assert (told["version"], told["job"]) == (1, f"{told['submission']['id']}:0")
+    assert (told["submission"]["name"], told["model"]["name"], told["format"]) == ("otters", "demo", "png")
+    assert (told["parameters"]["prompt"], told["parameters"]["options"]) == ("an otter", {"eta": 0.5})
+    assert (told["extra"], told["numerics"]) == ({"rating": "good"}, {"lanes": 2})
+    picture = Path("x/000000-an-otter.png").read_bytes()
+    assert told["file_sha256"] == hashlib.sha256(picture).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,19 @@ def test_a_swept_sampler_does_not_get_a_presets_schedule(jobs_of: Submitted) -> 
     assert [(job.sampler, job.schedule) for job in jobs] == [("euler", "default"), ("ddim", "default")]
 
 
+def test_a_presets_quality_goes_with_its_format(jobs_of: Submitted) -> None:
+    """Another format, typed or swept, does not get it."""
+    Path("presets.toml").write_text('[presets.small]\nimage_format = "jpg"\nquality = 60\n')
+    (job,) = jobs_of("-p", "a fox", "--preset", "small")
+    assert job.options == {"image_format": "jpeg", "quality": 60}
+    (job,) = jobs_of("-p", "a fox", "--preset", "small", "--image-format", "jpeg", "--seed", "1")
+    assert job.options == {"image_format": "jpeg", "quality": 60}
+    (job,) = jobs_of("-p", "a fox", "--preset", "small", "--image-format", "png")
+    assert job.options == {}
+    jobs = jobs_of("-p", "a fox", "--preset", "small", "--sweep", "image_format=png,webp")
+    assert [job.options for job in jobs] == [{}, {"image_format": "webp"}]
+
+
 def test_braces_stay_as_they_are_unless_templates_are_asked_for(jobs_of: Submitted) -> None:
     """They are letters like others."""
     (job,) = jobs_of("-p", "a {red|blue} __animal__")

@@ -15,7 +15,7 @@ JOB = JobParameters(
     options={"eta": 0.5}, extra={"id": 1},
 )  # fmt: skip
 NUMERICS = {"lanes": 4, "versions": {"torch": "2"}}
-FACTS: dict[str, Any] = {"model": "demo", "version": "1", "numerics": NUMERICS}
+FACTS: dict[str, Any] = {"model": "demo", "source": None, "version": "1", "numerics": NUMERICS}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ FACTS: dict[str, Any] = {"model": "demo", "version": "1", "numerics": NUMERICS}
         {"schedule": "karras"},
         {"options": {}},
         {"model": "other"},
+        {"source": "someone/demo"},
         {"version": "2"},
         {"numerics": {"lanes": 8, "versions": {"torch": "2"}}},
         {"numerics": {"lanes": 4, "versions": {"torch": "3"}}},

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from storage import database
 from storage.database import HEAD, current_revision, migrations_path, open_database, schema_state, upgrade
 from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
-from storage.rows import Base
+from storage.rows import METADATA
 from storage.settings import Settings
 from storage.stores import open_job_store
 
@@ -78,7 +78,7 @@ def test_models_and_migrations_make_the_same_tables(settings: Settings) -> None:
     opened = open_database(settings)
     with opened.db_engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, METADATA) == []
     opened.db_engine.dispose()
 
 

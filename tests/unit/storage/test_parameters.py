@@ -82,6 +82,12 @@ def test_white_space_around_a_prompt_goes_and_a_negative_prompt_may_be_empty() -
         {"options": {"guidance_interval": 0.5}},
         {"options": {"clip_skip": 2}},
         {"options": {"prompt_syntax": "compel"}},
+        {"options": {"image_format": "gif"}},
+        {"options": {"image_format": "jpeg", "quality": 0}},
+        {"options": {"image_format": "jpeg", "quality": 101}},
+        {"options": {"image_format": "webp", "quality": 80.5}},
+        {"options": {"image_format": "webp", "quality": True}},
+        {"options": {"quality": 80}},
         {"options": {"prompt_syntax": "weighted"}, "prompt": "(an otter:11)"},
         {"options": {"prompt_syntax": "weighted"}, "negative_prompt": "(blue:-1)"},
     ],
@@ -110,6 +116,9 @@ def test_what_is_left_open_passes() -> None:
         {"guidance_interval": (0.2, 0.8)},
         {"prompt_syntax": "plain"},
         {"prompt_syntax": "weighted"},
+        {"image_format": "png"},
+        {"image_format": "webp"},
+        {"image_format": "jpeg", "quality": 1},
     ],
 )
 def test_options_in_range_pass(options: dict[str, Any]) -> None:

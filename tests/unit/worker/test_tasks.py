@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 from celery import Celery
+from PIL import Image as Picture
 
 from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
 from storage.imagestore import picture_key
 from storage.infotext import read_infotext
 from storage.jobstore import MAX_FAILURES
 from storage.parameters import JobParameters
+from storage.picture_metadata import read_texts
+from storage.picture_record import read_record
 from storage.records import (
     Claim,
     Finish,
@@ -43,6 +47,7 @@ from worker.exits import Exit
 from worker.introduction import loaded_worker, ordered_worker
 from worker.orders import ChildOrder
 from worker.process import WorkerProcess
+from worker.stages.picture import encoder_versions
 from worker.tasks import add_render_task, render_job
 from worker.version import check_version
 
@@ -179,6 +184,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
     process.engine = engine  # type: ignore[assignment]
     process.model = SimpleNamespace(  # type: ignore[assignment]
         revision="0123456789abcdef",
+        repo=None,
         defaults={"width": 64, "height": 64, "guidance_scale": 7.5},
         unet=SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=None)),
     )
@@ -234,14 +240,41 @@ def test_a_job_becomes_a_file_and_a_row(mill: Mill) -> None:
 
 def test_the_infotext_says_how_the_picture_was_made(mill: Mill) -> None:
     """Prompt, steps and the model's revision are in the file itself."""
-    from PIL import Image as Picture  # noqa: PLC0415
-
     job = mill.render()
     assert job.image is not None
     with Picture.open(mill.process.settings.images_path / job.image.key) as opened:
         found = read_infotext(opened.info["parameters"])
+        record = read_record(opened.info["promptmill"])
     assert (found["prompt"], found["num_inference_steps"], found["seed"]) == ("otter 0", 3, 0)
     assert found["model_hash"] == "0123456789"
+    assert record.parameters == replace(job.parameters, extra={})
+    assert (record.model, record.source, record.numerics) == ("demo", None, job.image.numerics)
+
+
+@pytest.mark.parametrize(("image_format", "suffix"), [("jpeg", "jpg"), ("webp", "webp")])
+def test_a_job_may_ask_for_another_format(image_format: str, suffix: str, mill: Mill) -> None:
+    """Its key ends as its files do, its numerics name the library, and earlier attempts' files go as well."""
+    jobs, images = mill.process.jobs, mill.process.images
+    submission, _ = jobs.add_submission(model="demo", source="test", priority=1)
+    asked = JobParameters(prompt="a fox", seed=1, options={"image_format": image_format, "quality": 90})
+    jobs.add_jobs(submission.id, [asked])
+    jobs.open_submission(submission.id)
+    (number,) = mill.dispatch()
+    claimed = jobs.claim(number, "w1", defaults=mill.process.model.defaults)
+    assert isinstance(claimed, Claim)
+    earlier = picture_key(submission.id, 0, 1, suffix=suffix)
+    images.write(earlier, b"what a killed attempt left")
+    jobs.release(claimed)
+    mill.dispatch()
+    render_job(mill.process, number)
+    image = jobs.find_job(f"{submission.id}:0").image
+    assert image is not None
+    assert (image.format, image.key) == (image_format, picture_key(submission.id, 0, 2, suffix=suffix))
+    assert image.numerics["versions"] == encoder_versions(image_format)
+    assert mill.files() == [image.key]
+    with Picture.open(mill.process.settings.images_path / image.key) as opened:
+        assert opened.format == image_format.upper()
+        assert read_record(read_texts(opened).record).numerics == image.numerics
 
 
 def test_a_duplicate_message_renders_nothing(mill: Mill) -> None:

@@ -13,9 +13,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
-from producer.readers.image import EXIF_IFD, USER_COMMENT, read_image
+from producer.readers.image import read_image
 from storage.infotext import write_infotext
 from storage.parameters import JobParameters
+from storage.picture_metadata import EXIF_IFD, USER_COMMENT
+from storage.picture_record import Record, write_record
 
 A1111 = (
     "a (fox:1.3) in snow\nNegative prompt: blurry, dark\n"
@@ -72,6 +74,28 @@ def test_our_own_picture_makes_the_same_job(tmp_path: Path) -> None:
         )
     }  # fmt: skip
     assert line.extra == {"from_image": "picture.png"}
+
+
+def test_our_record_is_preferred_to_the_infotext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It holds everything; one that was cut is said, and the infotext is taken."""
+    options = {"image_format": "jpeg", "quality": 70, "guidance_interval": [0.1, 0.9]}
+    job = JobParameters(prompt="a fox\nNegative prompt: in it", seed=5, width=64, height=64, options=options)
+    text = write_record(Record(parameters=job, model="demo", source=None, numerics={}))
+    line = read(png(tmp_path, parameters=A1111, promptmill=text))
+    assert (line.prompt, line.seeds) == (job.prompt, (5,))
+    assert line.settings["options"] == options
+    again = read(png(tmp_path, promptmill=text), said=frozenset({"image_format"}))
+    assert again.settings["options"] == {"guidance_interval": [0.1, 0.9]}  # the quality was the JPEG's
+    jpeg = {"image_format": "jpeg"}
+    again = read(png(tmp_path, promptmill=text), said=frozenset(jpeg), options=jpeg)
+    assert again.settings["options"] == {"quality": 70, "guidance_interval": [0.1, 0.9]}
+    assert capsys.readouterr().err == ""
+    line = read(png(tmp_path, parameters=A1111, promptmill=text[:-9]))
+    assert line.seeds == (77,)
+    assert "Its infotext is taken instead." in capsys.readouterr().err
+    found = read_image(png(tmp_path, promptmill=text[:-9]), JobOptions())
+    assert isinstance(found, Problem)
+    assert "it was changed or cut" in found.reason
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])

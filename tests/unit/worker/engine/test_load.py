@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -16,7 +17,7 @@ from storage.models import ModelReference
 from worker.models import load as load_module
 from worker.models.device import choose_device, choose_dtype, device_facts, faster_dtypes
 from worker.models.folder import folder_revision
-from worker.models.load import load_model
+from worker.models.load import LoadedModel, load_model
 
 DEMO = Path(__file__).parents[4] / "models" / "demo"
 CPU = torch.device("cpu")
@@ -105,6 +106,12 @@ def test_a_unet_that_does_not_say_its_size_is_refused(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": None}))
     with pytest.raises(ModelLoadError, match=r"config\.json names no sample_size"):
         load_model(_reference(folder), device=CPU)
+
+
+def test_only_a_model_from_the_hub_says_where_it_came_from(model: LoadedModel) -> None:
+    """A folder's path may be private, and its revision is known by its length."""
+    assert model.repo is None
+    assert dataclasses.replace(model, source="owner/repo", revision="a" * 40).repo == "owner/repo"
 
 
 def test_a_path_that_is_missing_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
