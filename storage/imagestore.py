@@ -133,11 +133,11 @@ def open_files(
     except ImportError as error:
         extra = "`pip install 'promptmill[s3]'`" if "s3fs" in str(error) else "install what it names"
         raise UnreachableError(
-            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; {extra}."
+            f"The {what} {safe_store_url(url)} cannot be opened: {str(error).rstrip('.')}; {extra}."
         ) from error
     except (ValueError, OSError) as error:
         raise UnreachableError(
-            f"The {what} {url} cannot be opened: {str(error).rstrip('.')}; check {setting}."
+            f"The {what} {safe_store_url(url)} cannot be opened: {str(error).rstrip('.')}; check {setting}."
         ) from error
     if options:
         files.retries = 1  # s3fs would do all of botocore's tries five times
