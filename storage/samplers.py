@@ -13,6 +13,8 @@ from typing import Any
 
 from storage.errors import BadInputError
 
+OWN_SAMPLER = "default"  # the model's own noise scheduler, where its pipeline renders it
+
 SCHEDULES: dict[str, str] = {
     # our name -> infotext's "Schedule type"
     "default": "",

@@ -100,7 +100,7 @@ class Engine:
         self._watchdog = Watchdog(stall, self._die)
         self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
         self._admission = Admission(self._plans.__getitem__)
-        self._roster = Roster()
+        self._roster: Roster[Request] = Roster()
         self._batches: dict[Group, Batch] = {}
         self._verdict: Verdict | None = None
         self._closing = False

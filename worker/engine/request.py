@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -237,10 +237,21 @@ def _texts(model: LoadedModel, job: JobParameters, *, guided: bool) -> tuple[dic
     return dict(zip(prompts, chunks, strict=True)), model.max_length * len(chunks[0])
 
 
+class Ticketed(Protocol):
+    """What a ticket is for."""
+
+    future: Future[RenderResult]
+    cancelled: threading.Event
+
+    @property
+    def progress(self) -> float:
+        """Share of the forward passes that are done, 0 to 1."""
+
+
 class Ticket:
     """What the submitter holds: the future, the progress, and the means to cancel."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Ticketed) -> None:
         self._request = request
 
     @property

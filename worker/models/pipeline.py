@@ -1,0 +1,45 @@
+"""A diffusers pipeline as it was loaded: whole, unmodified, on its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedPipeline:
+    """A model that is rendered by its pipeline's own code.
+
+    Attributes:
+        name: what jobs and queues call it.
+        source: folder or hub repo id.
+        revision: the hub's commit (40 hex digits), or the sha256 over a folder's files (64).
+        family: the pipeline's class, e.g. `FluxPipeline`.
+        pipeline: on its device, in eval mode, without gradients.
+        denoiser_name: which of its components is called at every step, `unet` or `transformer`.
+        device: of all weights.
+        dtype: likewise.
+        native_size: (width, height) in pixels.
+        defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
+        layout, launch: as in `LoadedModel`; a pipeline is run as it is.
+    """
+
+    name: str
+    source: str
+    revision: str
+    family: str
+    pipeline: Any
+    denoiser_name: str
+    device: torch.device
+    dtype: torch.dtype
+    native_size: tuple[int, int]
+    defaults: dict[str, Any]
+    layout: str = "contiguous"
+    launch: str = "eager"
+
+    @property
+    def denoiser(self) -> Any:
+        """The module whose forward passes are shared."""
+        return getattr(self.pipeline, self.denoiser_name)
