@@ -17,7 +17,7 @@ from producer.sweeps import SHOWN_NAMES
 from storage.errors import BadInputError, PromptmillError
 from storage.parameters import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS
 from storage.prompt_syntax import PROMPT_SYNTAXES
-from storage.samplers import SAMPLERS, SCHEDULES
+from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULES
 
 F = TypeVar("F", bound=Callable[..., Any])
 LAST = "@last"
@@ -149,8 +149,11 @@ job_flags = stacked(
     click.option(
         "--sampler",
         metavar="NAME",
-        shell_complete=lambda _ctx, _param, text: [name for name in SAMPLERS if name.startswith(text)],
-        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras". '
+        shell_complete=lambda _ctx, _param, text: [
+            name for name in (*SAMPLERS, OWN_SAMPLER) if name.startswith(text)
+        ],
+        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras"; "default" is the own '
+        "one of a model that its pipeline renders. "
         f"Default: the model's, else {DEFAULT_SAMPLER}.",
     ),
     click.option(

@@ -13,20 +13,9 @@ from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from storage.prompt_syntax import PLAIN
 from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS
+from worker.models.pipeline import guidance_argument
 
 OnStep = Callable[[int, int], None]  # told the number of the step that has ended, and of all
-
-
-def guidance_argument(parameters: Mapping[str, inspect.Parameter]) -> str | None:
-    """Name the argument that is classifier-free guidance, or else the scale that a distilled model takes.
-
-    Qwen-Image has both, and leaves `guidance_scale` to distilled models; Flux guides by `guidance_scale`, and
-    its `true_cfg_scale` is off by default.
-    """
-    true_cfg = parameters.get("true_cfg_scale")
-    if true_cfg is not None and (true_cfg.default or 0) > 1:
-        return "true_cfg_scale"
-    return "guidance_scale" if "guidance_scale" in parameters else None
 
 
 def takes_negative(parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -109,7 +109,9 @@ class Batch:
 
     def lanes(self, value: Any) -> int | None:
         """Say how many lanes it shows, where that is its size."""
-        return int(value.shape[self.axis]) if self.share == 1 and value.ndim > self.axis else None
+        if self.share != 1 or not isinstance(value, torch.Tensor) or value.ndim <= self.axis:
+            return None
+        return int(value.shape[self.axis])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +154,7 @@ class Listed:
 
     def lanes(self, value: Any) -> int | None:
         """Say how many lanes it shows, where that is its length."""
-        return len(value) if self.share == 1 else None
+        return len(value) if self.share == 1 and type(value) is self.kind else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from worker.coalescing.baton import Baton
 from worker.coalescing.call import Call, Modes
 from worker.coalescing.lanes import choose_lanes
 from worker.coalescing.passes import Passes, RestartError
+from worker.coalescing.proof import Sharing
 from worker.coalescing.recording import find_sharing
 from worker.coalescing.rendering import call_pipeline
 from worker.coalescing.request import PipelineRequest, checked_pixels, explain, prepare_request
@@ -89,11 +90,14 @@ class PipelineEngine:
             )
         self.model, self.mode = model, mode
         facts = numerics_record(model, mode=mode)
-        sharing = in_passing_thread(lambda: find_sharing(model))
+        self.shared = mode != "reference"
+        sharing = Sharing(reason="it was asked for")
+        if self.shared:
+            sharing = in_passing_thread(lambda: find_sharing(model))
+            self.shared = not sharing.reason
         self.lanes = in_passing_thread(
             lambda: choose_lanes(model, sharing, mode=mode, lanes=lanes, facts=facts, tunings=tunings)
         )
-        self.shared = mode != "reference" and not sharing.reason
         self.numerics = facts | {"loop": "coalescing" if self.shared else "alone"}
         if sharing.reason and mode != "reference":
             log.warning("model is rendered one job at a time", action="share", reason=sharing.reason)

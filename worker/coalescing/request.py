@@ -93,7 +93,8 @@ class PipelineRequest:
 
     def begin_again(self) -> None:
         """Go back to the first step."""
-        self.keys, self.calls, self.steps, self.first_call = set(), 0, (0, 1), None
+        self.keys, self.calls, self.width = set(), 0, 0
+        self.steps, self.first_call = (0, 1), None
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of `encode`, `denoise` (first call to last answer) and `decode`."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+DENOISERS = ("unet", "transformer")  # components that are called at every step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +22,7 @@ class LoadedPipeline:
         revision: the hub's commit (40 hex digits), or the sha256 over a folder's files (64).
         family: the pipeline's class, e.g. `FluxPipeline`.
         pipeline: on its device, in eval mode, without gradients.
-        denoiser_name: which of its components is called at every step, `unet` or `transformer`.
+        denoiser_name: which of its components is called at every step, one of DENOISERS.
         device: of all weights.
         dtype: likewise.
         native_size: (width, height) in pixels.
@@ -43,3 +47,15 @@ class LoadedPipeline:
     def denoiser(self) -> Any:
         """The module whose forward passes are shared."""
         return getattr(self.pipeline, self.denoiser_name)
+
+
+def guidance_argument(parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    """Name the argument that is classifier-free guidance, or else the scale that a distilled model takes.
+
+    Qwen-Image has both, and leaves `guidance_scale` to distilled models; Flux guides by `guidance_scale`, and
+    its `true_cfg_scale` is off by default.
+    """
+    true_cfg = parameters.get("true_cfg_scale")
+    if true_cfg is not None and (true_cfg.default or 0) > 1:
+        return "true_cfg_scale"
+    return "guidance_scale" if "guidance_scale" in parameters else None
