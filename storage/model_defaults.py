@@ -63,6 +63,17 @@ def fill_defaults(parameters: JobParameters, defaults: Mapping[str, Any]) -> Job
     return dataclasses.replace(parameters, **missing) if missing else parameters
 
 
+def way_of(family: str | None) -> str | None:
+    """Name the way in which models of a family are rendered, None before a worker has loaded its model.
+
+    `vectorised`: the loop of Stable Diffusion 1.x and 2.x (family `sd`) is rebuilt, and all requests of a
+    step are updated together. `coalescing`: each request runs its own pipeline; they share forward passes.
+    """
+    if family is None:
+        return None
+    return "vectorised" if family == "sd" else "coalescing"
+
+
 def read_pipeline(folder: Path) -> str | None:
     """Return the pipeline's class that a model's `model_index.json` names; None if none can be read."""
     try:

@@ -18,6 +18,7 @@ from storage.embedded_redis import EmbeddedRedis
 from storage.errors import StaleWorkerError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
+from storage.model_defaults import way_of
 from storage.models import parse_model
 from storage.records import Claim, Refusal, WorkerState
 from storage.settings import Settings, load_settings
@@ -141,7 +142,7 @@ class WorkerProcess:
             action="ready",
             model=self._reference.name,
             family=self.model.family,
-            loop=self.engine.numerics.get("loop", "vectorised"),
+            way=way_of(self.model.family),
             revision=self.model.revision[:12],
             device=str(self.model.device),
             dtype=dtype_name(self.model.dtype),

@@ -54,7 +54,7 @@ def choose_lanes(
         )
     if lanes is not None or mode == "reference" or sharing.reason:
         return lanes or max(FEWEST_LANES, widest)
-    facts = {**facts, "cores": usable_cores(), "shape": list(model.native_size), "loop": "coalescing"}
+    facts = {**facts, "cores": usable_cores(), "shape": list(model.native_size), "way": "coalescing"}
     kept = tunings.tuning(facts) if tunings else None
     if kept is None:
         measured = _measure(model, sharing, exact=mode == "exact")

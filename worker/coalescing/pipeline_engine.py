@@ -98,7 +98,7 @@ class PipelineEngine:
         self.lanes = in_passing_thread(
             lambda: choose_lanes(model, sharing, mode=mode, lanes=lanes, facts=facts, tunings=tunings)
         )
-        self.numerics = facts | {"loop": "coalescing" if self.shared else "alone"}
+        self.numerics = facts | {"way": "coalescing" if self.shared else "alone"}
         if sharing.reason and mode != "reference":
             log.warning("model is rendered one job at a time", action="share", reason=sharing.reason)
         self._passes = Passes(model, sharing, lanes=self.lanes, exact=mode == "exact", shared=self.shared)

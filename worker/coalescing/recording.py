@@ -14,6 +14,7 @@ from worker.coalescing.learning import TIMES
 from worker.coalescing.proof import Recording, Sharing, learn_sharing
 from worker.coalescing.rendering import own_copy
 from worker.coalescing.standin import StandIn, changes_of
+from worker.engine.faults import is_device_fault
 from worker.models.pipeline import LoadedPipeline
 
 STEPS = 2
@@ -41,7 +42,10 @@ def find_sharing(model: LoadedPipeline) -> Sharing:
             pairs += zip(one, two, strict=True)
     except torch.OutOfMemoryError:
         return Sharing(reason="two prompts at once do not fit into the device's memory")
-    except Exception as error:  # noqa: BLE001 - a pipeline may raise anything
+    except Exception as error:
+        # A pipeline may raise anything.
+        if is_device_fault(error):
+            raise
         return Sharing(reason=f"it could not be recorded ({type(error).__name__}: {error})")
     return learn_sharing(model.denoiser, pairs)
 

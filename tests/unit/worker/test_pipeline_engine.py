@@ -98,7 +98,7 @@ def test_a_job_has_the_same_bytes_alone_and_in_company(engine: PipelineEngine) -
     second, *_ = finish(engine, engine.submit(job(1, steps=3)), *others)
     assert np.array_equal(first.pixels, second.pixels)
     assert first.numerics == second.numerics
-    assert (first.numerics["lanes"], first.numerics["loop"]) == (8, "coalescing")
+    assert (first.numerics["lanes"], first.numerics["way"]) == (8, "coalescing")
 
 
 def test_sizes_take_turns(engine: PipelineEngine) -> None:

@@ -69,7 +69,7 @@ def test_jobs_become_pictures_of_the_unmodified_pipeline(process: WorkerProcess)
     )
     assert (first.status, second.status) == (JobStatus.SUCCEEDED, JobStatus.SUCCEEDED), second.error_message
     assert first.image is not None
-    assert first.image.numerics["loop"] == "coalescing"
+    assert first.image.numerics["way"] == "coalescing"
     assert (first.image.numerics["family"], first.image.numerics["lanes"]) == ("StableDiffusionXLPipeline", 4)
     assert set(first.image.seconds) == {"encode", "denoise", "decode", "save"}
     with Picture.open(process.settings.images_path / first.image.key) as opened:
