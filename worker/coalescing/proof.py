@@ -23,6 +23,7 @@ from worker.coalescing.call import Modes, run
 from worker.coalescing.joining import place, run_joined
 from worker.coalescing.learning import learn
 from worker.coalescing.leaves import UnknownValueError
+from worker.engine.faults import is_device_fault, is_out_of_memory
 
 # Relative difference of a joined result from the one alone: rounding, and nothing else.
 _NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -82,8 +83,7 @@ def learn_sharing(denoiser: Any, pairs: Sequence[tuple[Recording, Recording]]) -
     reason = "the pipeline did not call its denoiser"
     proven: dict[Axis, tuple[Axes, Recording]] = {}
     for one, two in pairs:
-        again = [run(denoiser, one.inputs, one.modes) for _ in range(2)]
-        if not all(_equal(outputs, one.outputs) for outputs in again):
+        if not _equal(run(denoiser, one.inputs, one.modes), one.outputs):
             return Sharing(reason="its denoiser answers the same call differently")
         try:
             axes = learn((one.inputs, one.outputs), (two.inputs, two.outputs))
@@ -166,8 +166,10 @@ def _proven(denoiser: Any, axes: Axes, one: Recording) -> Axes | None:
         try:
             if _holds(denoiser, candidate, one):
                 return candidate
-        except (NotAlikeError, UnknownValueError, RuntimeError, TypeError, ValueError, IndexError):
-            continue  # a denoiser that cannot take it says so in its own way
+        except (NotAlikeError, UnknownValueError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            # A denoiser that cannot take it says so in its own way.
+            if is_device_fault(error) or is_out_of_memory(error):
+                raise
     return None
 
 

@@ -40,6 +40,7 @@ def find_sharing(model: LoadedPipeline) -> Sharing:
             if len(one) != len(two):
                 return Sharing(reason="it calls its denoiser more often for more prompts")
             pairs += zip(one, two, strict=True)
+        return learn_sharing(model.denoiser, pairs)
     except torch.OutOfMemoryError:
         return Sharing(reason="two prompts at once do not fit into the device's memory")
     except Exception as error:
@@ -47,7 +48,6 @@ def find_sharing(model: LoadedPipeline) -> Sharing:
         if is_device_fault(error):
             raise
         return Sharing(reason=f"it could not be recorded ({type(error).__name__}: {error})")
-    return learn_sharing(model.denoiser, pairs)
 
 
 def record(model: LoadedPipeline, *, prompts: int, guidance_scale: float) -> tuple[list[Recording], str]:
