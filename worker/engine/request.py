@@ -16,6 +16,7 @@ from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from storage.prompt_syntax import PLAIN
+from storage.samplers import OWN_SAMPLER
 from worker.engine.admission import Group
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -194,6 +195,11 @@ def prepare_request(
     ):
         raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
     check_options(job)
+    if job.sampler == OWN_SAMPLER:
+        raise BadInputError(
+            f"Sampler {OWN_SAMPLER} is for models that their own pipeline renders; name another for this "
+            f"model (see `promptmill samplers`)."
+        )
     width, height = cast("int", job.width), cast("int", job.height)
     guidance_scale = cast("float", job.guidance_scale)
     cond_width = model.unet.config.time_cond_proj_dim

@@ -12,7 +12,7 @@ import torch
 
 from storage.errors import BadInputError
 from storage.parameters import MAX_DISTILLED_STEPS
-from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS, check_schedule
+from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS, check_schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,11 +85,6 @@ def _check_combination(settings: SamplerSettings) -> None:
         BadInputError: one sentence that names the sampler and says what to do.
     """
     sampler, steps = settings.sampler, settings.num_inference_steps
-    if sampler == OWN_SAMPLER:
-        raise BadInputError(
-            f"Sampler {OWN_SAMPLER} is for models that their own pipeline renders; name another for this "
-            f"model (see `promptmill samplers`)."
-        )
     check_schedule(sampler, settings.schedule)
     if sampler in ("lcm", "tcd") and steps > MAX_DISTILLED_STEPS:
         raise BadInputError(
