@@ -23,7 +23,7 @@ from storage.parameters import (
     IMAGE_FORMATS,
 )
 from storage.prompt_syntax import PROMPT_SYNTAXES
-from storage.samplers import SAMPLERS, SCHEDULES
+from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULES
 
 F = TypeVar("F", bound=Callable[..., Any])
 LAST = "@last"
@@ -155,8 +155,11 @@ job_flags = stacked(
     click.option(
         "--sampler",
         metavar="NAME",
-        shell_complete=lambda _ctx, _param, text: [name for name in SAMPLERS if name.startswith(text)],
-        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras". '
+        shell_complete=lambda _ctx, _param, text: [
+            name for name in (*SAMPLERS, OWN_SAMPLER) if name.startswith(text)
+        ],
+        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras"; "default" is the own '
+        "one of a model that its pipeline renders. "
         f"Default: the model's, else {DEFAULT_SAMPLER}.",
     ),
     click.option(

@@ -18,7 +18,7 @@ from typing import Any
 from storage.errors import BadInputError
 from storage.parameters import IMAGE_FORMATS, JobParameters
 from storage.prompt_syntax import PROMPT_SYNTAXES
-from storage.samplers import SAMPLERS, SCHEDULES, resolve_sampler
+from storage.samplers import SCHEDULES, resolve_sampler, sampler_label
 
 _NEGATIVE = "Negative prompt:"
 _MIN_PAIRS = 3  # what readers want to see before they believe that a line holds parameters
@@ -79,7 +79,7 @@ def read_infotext(text: str) -> dict[str, Any]:
 
 
 def _pairs(parameters: JobParameters, *, model: str, model_hash: str | None, version: str) -> dict[str, str]:
-    sampler = SAMPLERS[parameters.sampler].infotext if parameters.sampler else ""
+    sampler = sampler_label(parameters.sampler) if parameters.sampler else ""
     size = f"{parameters.width}x{parameters.height}" if parameters.width and parameters.height else ""
     options = {_label(key): _value(value) for key, value in sorted(parameters.options.items())}
     return {

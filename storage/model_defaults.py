@@ -5,6 +5,9 @@
 
 Each may be left out. A job's own setting beats the recommendation, which beats the general default. The
 worker reads the file when it loads the model; the command line, which has no torch, when jobs are submitted.
+
+The general defaults are for models whose denoising loop is rebuilt here. Any other model is rendered by its
+own pipeline, whose code has the defaults: only a worker knows those.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from storage.parameters import (
 )
 
 DEFAULTS_FILE = "promptmill.json"
+REBUILT_PIPELINE = "StableDiffusionPipeline"  # the one that is rendered without its own code
 GENERAL_DEFAULTS: dict[str, Any] = {
     "sampler": DEFAULT_SAMPLER,
     "schedule": DEFAULT_SCHEDULE,
@@ -59,12 +63,37 @@ def fill_defaults(parameters: JobParameters, defaults: Mapping[str, Any]) -> Job
     return dataclasses.replace(parameters, **missing) if missing else parameters
 
 
-def read_defaults(folder: Path, *, size: tuple[int, int] | None) -> dict[str, Any]:
+def way_of(family: str | None) -> str | None:
+    """Name the way in which models of a family are rendered, None before a worker has loaded its model.
+
+    `vectorised`: the loop of Stable Diffusion 1.x and 2.x (family `sd`) is rebuilt, and all requests of a
+    step are updated together. `coalescing`: each request runs its own pipeline; they share forward passes.
+    """
+    if family is None:
+        return None
+    return "vectorised" if family == "sd" else "coalescing"
+
+
+def read_pipeline(folder: Path) -> str | None:
+    """Return the pipeline's class that a model's `model_index.json` names; None if none can be read."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        name = index.get("_class_name")
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None  # the worker, which needs it, says what is wrong with it
+    return name if isinstance(name, str) else None
+
+
+def read_defaults(
+    folder: Path, *, size: tuple[int, int] | None, general: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the defaults of the model in `folder`: what its `promptmill.json` says, else the general ones.
 
     Args:
         folder: where the model's files are.
         size: its native (width, height) in pixels; None leaves both out where the file does not say them.
+        general: where somebody knows better what holds for the model otherwise; without it, a model that its
+            own pipeline renders has no general defaults.
 
     Raises:
         ModelLoadError: when that file cannot be read or holds something else.
@@ -78,7 +107,9 @@ def read_defaults(folder: Path, *, size: tuple[int, int] | None) -> dict[str, An
     except (ValueError, RecursionError, OSError, BadInputError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise ModelLoadError(f"{path} cannot be used ({reason}); mend or remove it.") from error
-    return GENERAL_DEFAULTS | native | recommended
+    if general is None:
+        general = GENERAL_DEFAULTS if read_pipeline(folder) in (None, REBUILT_PIPELINE) else {}
+    return {**general, **native, **recommended}
 
 
 def _checked(content: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from storage.errors import BadInputError
 from storage.prompt_syntax import PLAIN, PROMPT_SYNTAXES, WEIGHTED, parse_weighted
-from storage.samplers import SAMPLERS, check_schedule
+from storage.samplers import OWN_SAMPLER, SAMPLERS, check_schedule
 
 DEFAULT_SAMPLER = "lms"
 DEFAULT_SCHEDULE = "default"
@@ -211,7 +211,7 @@ def check_options(job: JobParameters) -> None:
     """
     for name, value in job.options.items():
         _check_option(name, value)
-    if job.options.get("eta") and job.sampler is not None and not SAMPLERS[job.sampler].takes_eta:
+    if job.options.get("eta") and job.sampler in SAMPLERS and not SAMPLERS[job.sampler].takes_eta:
         takers = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
         raise BadInputError(f"Sampler {job.sampler} has no eta; leave it out, or take {takers}.")
     if "quality" in job.options and job.options.get("image_format", PNG) == PNG:
@@ -275,7 +275,7 @@ def check_job(job: JobParameters) -> JobParameters:
     if job.height is not None:
         check_size(job.height, what="height")
     if job.sampler is not None:
-        if job.sampler not in SAMPLERS:
+        if job.sampler not in SAMPLERS and job.sampler != OWN_SAMPLER:
             raise BadInputError(f"There is no sampler {job.sampler!r}; see `promptmill samplers`.")
         if job.schedule is not None:
             check_schedule(job.sampler, job.schedule)

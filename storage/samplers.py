@@ -13,6 +13,8 @@ from typing import Any
 
 from storage.errors import BadInputError
 
+OWN_SAMPLER = "default"  # the model's own noise scheduler, for models that their own pipeline renders
+
 SCHEDULES: dict[str, str] = {
     # our name -> infotext's "Schedule type"
     "default": "",
@@ -154,14 +156,25 @@ def resolve_sampler(text: str) -> tuple[str, str | None]:
         if label and wanted.endswith(" " + label.casefold()):
             schedule, wanted = name, wanted[: -len(label) - 1]
             break
-    name = wanted if wanted in SAMPLERS else _ALIASES.get(wanted, "")
+    name = wanted if wanted in SAMPLERS or wanted == OWN_SAMPLER else _ALIASES.get(wanted, "")
     if not name:
         raise BadInputError(
-            f"There is no sampler {text!r}; choose one of {', '.join(SAMPLERS)} (see `promptmill samplers`)."
+            f"There is no sampler {text!r}; choose one of {', '.join(SAMPLERS)}, or {OWN_SAMPLER} for the "
+            f"model's own (see `promptmill samplers`)."
         )
     if schedule is not None:
         check_schedule(name, schedule)
     return name, schedule
+
+
+def schedules_of(sampler: str) -> tuple[str, ...]:
+    """Return the schedules that a sampler can be asked for; the model's own has only its own."""
+    return SAMPLERS[sampler].schedules if sampler != OWN_SAMPLER else ("default",)
+
+
+def sampler_label(sampler: str) -> str:
+    """Return a sampler's name in infotext."""
+    return SAMPLERS[sampler].infotext if sampler != OWN_SAMPLER else OWN_SAMPLER
 
 
 def check_schedule(sampler: str, schedule: str) -> str:
@@ -172,7 +185,7 @@ def check_schedule(sampler: str, schedule: str) -> str:
     """
     if schedule not in SCHEDULES:
         raise BadInputError(f"There is no schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
-    if schedule not in SAMPLERS[sampler].schedules:
+    if schedule not in schedules_of(sampler):
         raise BadInputError(
             f"Sampler {sampler} has no {schedule} schedule; leave the schedule out, "
             f"or take a sampler that has it (see `promptmill samplers`)."

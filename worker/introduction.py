@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from storage.models import parse_model
 from storage.records import Worker, WorkerState
 from storage.version import promptmill_version
+from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
 from worker.models.device import device_facts, dtype_name
 from worker.orders import ChildOrder
@@ -42,7 +43,9 @@ def ordered_worker(order: ChildOrder) -> Worker:
     )
 
 
-def loaded_worker(order: ChildOrder, engine: Engine, *, state: WorkerState, concurrency: int) -> Worker:
+def loaded_worker(
+    order: ChildOrder, engine: Engine | PipelineEngine, *, state: WorkerState, concurrency: int
+) -> Worker:
     """Return the row of a process whose model is loaded."""
     model = engine.model
     device = device_facts(model.device)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from storage.models import parse_model
 from storage.settings import Settings
+from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
 from worker.engine.tuning import Tunings
+from worker.models.choice import load
 from worker.models.device import choose_device, choose_dtype, faster_dtypes, make_repeatable
-from worker.models.load import load_model
+from worker.models.pipeline import LoadedPipeline
 from worker.models.threads import set_threads
 from worker.orders import ChildOrder
 from worker.stages.tables import Tables
@@ -17,7 +19,7 @@ from worker.stages.tables import Tables
 
 def open_engine(
     order: ChildOrder, settings: Settings, *, tunings: Tunings, on_death: Callable[[BaseException], None]
-) -> Engine:
+) -> Engine | PipelineEngine:
     """Load the model onto its device, and choose how it is run.
 
     Args:
@@ -37,7 +39,19 @@ def open_engine(
     options = order.options
     device = choose_device(order.device)
     dtype = choose_dtype(options.dtype, device, mode=options.mode)
-    model = load_model(parse_model(options.model), device=device, dtype=dtype)
+    model = load(parse_model(options.model), device=device, dtype=dtype)
+    if isinstance(model, LoadedPipeline):
+        set_threads(model.denoiser, device)
+        return PipelineEngine(
+            model,
+            lanes=options.lanes,
+            mode=options.mode,
+            launch=options.launch,
+            tunings=tunings,
+            on_death=on_death,
+            stall=settings.stall,
+            deadline=settings.deadline,
+        )
     set_threads(model.unet, device)
     return Engine(
         model,

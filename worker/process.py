@@ -18,10 +18,12 @@ from storage.embedded_redis import EmbeddedRedis
 from storage.errors import StaleWorkerError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
+from storage.model_defaults import way_of
 from storage.models import parse_model
 from storage.records import Claim, Refusal, WorkerState
 from storage.settings import Settings, load_settings
 from storage.stores import open_image_store, open_job_store
+from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.company import Company
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult, Ticket
@@ -31,9 +33,9 @@ from worker.introduction import loaded_worker, ordered_worker
 from worker.loading import open_engine
 from worker.models.device import dtype_name
 from worker.models.load import LoadedModel
+from worker.models.pipeline import LoadedPipeline
 from worker.orders import ChildOrder
 from worker.retirement import Retirement
-from worker.stages.guidance import is_guided
 from worker.surroundings import Surroundings
 from worker.version import check_version
 
@@ -55,8 +57,8 @@ class WorkerProcess:
         incarnation: id of this life.
     """
 
-    engine: Engine
-    model: LoadedModel
+    engine: Engine | PipelineEngine
+    model: LoadedModel | LoadedPipeline
     retirement: Retirement
 
     def __init__(self, order: ChildOrder) -> None:
@@ -109,9 +111,7 @@ class WorkerProcess:
         """
         # Lanes that most of the model's jobs take. A worker that holds many more jobs than it has lanes for
         # would keep them from others at the end of a list, and make suspects of them all if it crashed.
-        scale, cond_width = self.model.defaults["guidance_scale"], self.model.unet.config.time_cond_proj_dim
-        each = 2 if is_guided(scale, cond_width) else 1
-        return max(1, self.engine.lanes // each) + LOOK_AHEAD + SAVING
+        return max(1, self.engine.lanes // self.engine.lanes_per_job) + LOOK_AHEAD + SAVING
 
     # From start to end
 
@@ -141,6 +141,8 @@ class WorkerProcess:
             "worker ready",
             action="ready",
             model=self._reference.name,
+            family=self.model.family,
+            way=way_of(self.model.family),
             revision=self.model.revision[:12],
             device=str(self.model.device),
             dtype=dtype_name(self.model.dtype),

@@ -18,6 +18,7 @@ from producer.options import SubmissionReference
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
 from storage.errors import BadInputError, DifferenceError, PromptmillError, UnreachableError
+from storage.model_defaults import way_of
 from storage.safe_url import safe_store_url
 from storage.version import promptmill_version
 
@@ -203,7 +204,9 @@ def _workers(session: Session) -> tuple[str, str]:
             "none is running; start one with `promptmill worker start`, or use `promptmill render`",
         )
     return OK, ", ".join(
-        f"{worker.name} ({worker.model} on {worker.device}, {worker.state})" for worker in alive
+        f"{worker.name} ({worker.model}, {way_of(worker.family) or 'loading'}, on {worker.device}, "
+        f"{worker.state})"
+        for worker in alive
     )
 
 

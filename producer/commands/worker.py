@@ -17,6 +17,7 @@ from producer.output import count_of, duration, listing, remark, timestamp
 from producer.session import Session, pass_session
 from producer.worker_flags import check_drain_timeout, check_worker_flags, worker_flags
 from storage.errors import BadInputError
+from storage.model_defaults import way_of
 from storage.models import BUILTIN_MODEL, check_model_name
 from storage.records import Worker
 
@@ -108,6 +109,7 @@ Examples:
         "device": "DEVICE",
         "dtype": "DTYPE",
         "mode": "MODE",
+        "way": "WAY",
         "lanes": "LANES",
         "lanes_used": "IN USE",
         "images_per_second": "IMAGES/S",
@@ -137,6 +139,7 @@ def _fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
         "model": found.model,
         "revision": found.revision,
         "family": found.family,
+        "way": way_of(found.family),
         "device": found.device,
         "device_uuid": found.device_uuid,
         "dtype": found.dtype,

@@ -31,6 +31,7 @@ from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 from worker.stages.decode import decode
+from worker.stages.guidance import is_guided
 from worker.stages.history import History
 from worker.stages.tables import Tables
 from worker.stages.text import TextStage
@@ -100,11 +101,17 @@ class Engine:
         self._watchdog = Watchdog(stall, self._die)
         self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
         self._admission = Admission(self._plans.__getitem__)
-        self._roster = Roster()
+        self._roster: Roster[Request] = Roster()
         self._batches: dict[Group, Batch] = {}
         self._verdict: Verdict | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
+
+    @property
+    def lanes_per_job(self) -> int:
+        """Lanes that most of the model's jobs take: those that are guided as it recommends."""
+        cond_width = self.model.unet.config.time_cond_proj_dim
+        return 2 if is_guided(self.model.defaults["guidance_scale"], cond_width) else 1
 
     def submit(
         self,

@@ -18,23 +18,28 @@ from PIL import features
 
 from worker.models.device import device_name, dtype_name
 from worker.models.load import LoadedModel
+from worker.models.pipeline import LoadedPipeline
 
 
-def numerics_record(model: LoadedModel, *, mode: str) -> dict[str, Any]:
+def numerics_record(model: LoadedModel | LoadedPipeline, *, mode: str) -> dict[str, Any]:
     """Describe model, device and libraries; the engine adds the lanes of the job's latent shape.
 
     Returns:
         Values that JSON can hold.
     """
+    if isinstance(model, LoadedPipeline):
+        denoiser, vae = model.denoiser, getattr(model.pipeline, "vae", None)
+    else:
+        denoiser, vae = model.unet, model.vae
     return {
         "model_revision": model.revision,
         "family": model.family,
         "mode": mode,
         "dtype": dtype_name(model.dtype),
-        "vae_dtype": dtype_name(model.vae.dtype),
+        "vae_dtype": "none" if vae is None else dtype_name(vae.dtype),
         "layout": model.layout,
         "launch": model.launch,
-        "attention": _attention_backend(model),
+        "attention": _attention_backend(denoiser),
         "device": device_name(model.device),
         "device_type": model.device.type,
         "threads": torch.get_num_threads(),
@@ -44,12 +49,13 @@ def numerics_record(model: LoadedModel, *, mode: str) -> dict[str, Any]:
     }
 
 
-def _attention_backend(model: LoadedModel) -> str:
-    """Name the UNet's attention processors, one name unless somebody mixed them."""
-    return "+".join(sorted({type(processor).__name__ for processor in model.unet.attn_processors.values()}))
+def _attention_backend(denoiser: Any) -> str:
+    """Name the denoiser's attention processors, one name unless somebody mixed them."""
+    processors = getattr(denoiser, "attn_processors", {})
+    return "+".join(sorted({type(processor).__name__ for processor in processors.values()})) or "own"
 
 
-def _compiler(model: LoadedModel) -> str:
+def _compiler(model: LoadedModel | LoadedPipeline) -> str:
     """Name what generates a compiled UNet's machine code: Triton on a GPU, a C++ compiler elsewhere."""
     if model.device.type == "cuda":
         try:
@@ -63,7 +69,7 @@ def _compiler(model: LoadedModel) -> str:
     return (said.stdout.splitlines() or ["unknown"])[0]
 
 
-def _versions(model: LoadedModel) -> dict[str, str]:
+def _versions(model: LoadedModel | LoadedPipeline) -> dict[str, str]:
     onednn = re.search(r"(?:oneDNN|MKL-DNN) v([\d.]+)", torch.__config__.show())
     versions = {
         "torch": torch.__version__,

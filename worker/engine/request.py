@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from storage.prompt_syntax import PLAIN
+from storage.samplers import OWN_SAMPLER
 from worker.engine.admission import Group, LatentShape
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -238,6 +239,11 @@ def _complete(model: LoadedModel, parameters: JobParameters) -> JobParameters:
     ):
         raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
     check_options(job)
+    if job.sampler == OWN_SAMPLER:
+        raise BadInputError(
+            f"Sampler {OWN_SAMPLER} is for models that their own pipeline renders; name another for this "
+            f"model (see `promptmill samplers`)."
+        )
     return job
 
 
@@ -277,10 +283,21 @@ def _texts(model: LoadedModel, job: JobParameters, *, guided: bool) -> tuple[dic
     return dict(zip(prompts, chunks, strict=True)), model.max_length * len(chunks[0])
 
 
+class Ticketed(Protocol):
+    """What a ticket is for."""
+
+    future: Future[RenderResult]
+    cancelled: threading.Event
+
+    @property
+    def progress(self) -> float:
+        """Share of the forward passes that are done, 0 to 1."""
+
+
 class Ticket:
     """What the submitter holds: the future, the progress, and the means to cancel."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Ticketed) -> None:
         self._request = request
 
     @property

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, Protocol, TypeVar
 
 from worker.engine.errors import EngineDeadError, EngineError, Released
-from worker.engine.request import RenderResult, Request
+from worker.engine.request import RenderResult
 
 
-class Roster:
+class Member(Protocol):
+    """What a roster knows of a request."""
+
+    arrival: int
+    future: Future[RenderResult]
+
+    @property
+    def started(self) -> bool:
+        """Whether it was admitted, so that draining waits for it."""
+
+    def start(self) -> None:
+        """Note that it was admitted."""
+
+
+M = TypeVar("M", bound=Member)
+
+
+class Roster(Generic[M]):
     """Waiting and running requests in the order of arrival.
 
     A future is resolved by whoever takes its request out of here, so that it is resolved exactly once,
@@ -18,7 +37,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._requests: list[Request] = []
+        self._requests: list[M] = []
         self._arrivals = 0
         self._closed = False
         self._death: str | None = None
@@ -28,7 +47,7 @@ class Roster:
         """Whether `kill` was called."""
         return self._death is not None
 
-    def add(self, request: Request) -> None:
+    def add(self, request: M) -> None:
         """Let a request in, and wake the engine.
 
         Raises:
@@ -46,12 +65,12 @@ class Roster:
             self._requests.append(request)
             self._changed.notify_all()
 
-    def snapshot(self) -> list[Request]:
+    def snapshot(self) -> list[M]:
         """List the requests as they are now."""
         with self._changed:
             return list(self._requests)
 
-    def start_some(self, choose: Callable[[list[Request]], list[Request]]) -> list[Request]:
+    def start_some(self, choose: Callable[[list[M]], list[M]]) -> list[M]:
         """Mark as started those that `choose` picks and that were not started yet, and return these.
 
         One action under the lock: draining can never give back a request that was just admitted.
@@ -62,7 +81,7 @@ class Roster:
                 request.start()
             return joining
 
-    def settle(self, request: Request, outcome: RenderResult | EngineError) -> None:
+    def settle(self, request: M, outcome: RenderResult | EngineError) -> None:
         """Take a request out and resolve its future; nothing happens when somebody else did."""
         with self._changed:
             if request not in self._requests:

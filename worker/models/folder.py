@@ -11,10 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from storage.errors import ModelLoadError
+from storage.model_defaults import REBUILT_PIPELINE, read_pipeline
 
 COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 WEIGHTED = ("text_encoder", "unet", "vae")
-SUPPORTED_PIPELINE = "StableDiffusionPipeline"
 
 # What determines pictures: downloaded from the hub, and hashed in a folder. READMEs, sample pictures,
 # dotfiles, pickles, single-file checkpoints, the safety checker and `promptmill.json` (every job records what
@@ -31,13 +31,32 @@ MODEL_FILES = (
     "vae/*.json",
     "vae/*.safetensors",
 )
+COMPONENT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")  # of any component, likewise
 VARIANT_FILES = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")  # other precisions of the same weights, never loaded
 SINGLE_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
+def file_patterns(folder: Path) -> tuple[str, ...]:
+    """Return the patterns of the files that belong to a model, as its `model_index.json` says."""
+    if read_pipeline(folder) in (None, REBUILT_PIPELINE):
+        return MODEL_FILES
+    names = sorted(components(read_json(folder / "model_index.json")))
+    return ("model_index.json", *(f"{name}/{pattern}" for name in names for pattern in COMPONENT_FILES))
+
+
+def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the components that a `model_index.json` names, each with its library and class."""
+    return {
+        name: (str(value[0]), str(value[1]))
+        for name, value in index.items()
+        # Library and class; the name is a folder's too.
+        if name.isidentifier() and isinstance(value, list) and len(value) == 2 and all(value)  # noqa: PLR2004
+    }
+
+
 def model_files(folder: Path) -> list[Path]:
     """List the files of `folder` that belong to the model, sorted by their name inside it."""
-    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    found = {path for pattern in file_patterns(folder) for path in folder.glob(pattern) if path.is_file()}
     kept = (p for p in found if not any(fnmatch.fnmatch(p.name, variant) for variant in VARIANT_FILES))
     return sorted(
         (p for p in kept if not p.name.startswith(".")), key=lambda p: p.relative_to(folder).as_posix()
@@ -61,16 +80,28 @@ def check_folder(folder: Path) -> None:
         ModelLoadError: one sentence about the first thing that is wrong.
     """
     _check_is_folder(folder)
-    _check_pipeline(read_json(folder / "model_index.json"), folder)
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") == REBUILT_PIPELINE:
+        _check_rebuilt(folder)
+    else:
+        for component in components(index):
+            _check_component(folder, component)
+
+
+def _check_rebuilt(folder: Path) -> None:
     for component in COMPONENTS:
-        if not (folder / component).is_dir():
-            raise ModelLoadError(
-                f"{folder} has no {component} folder, so it is not a complete model in diffusers layout; "
-                f"download it again."
-            )
+        _check_component(folder, component)
     for component in WEIGHTED:
-        _check_weights(folder / component)
+        check_weights(folder / component)
     _check_unet(read_json(folder / "unet" / "config.json"), folder)
+
+
+def _check_component(folder: Path, component: str) -> None:
+    if not (folder / component).is_dir():
+        raise ModelLoadError(
+            f"{folder} has no {component} folder, so it is not a complete model in diffusers layout; "
+            f"download it again."
+        )
 
 
 def _check_is_folder(folder: Path) -> None:
@@ -88,14 +119,6 @@ def _check_is_folder(folder: Path) -> None:
         )
 
 
-def _check_pipeline(index: dict[str, Any], folder: Path) -> None:
-    pipeline = index.get("_class_name")
-    if pipeline != SUPPORTED_PIPELINE:
-        raise ModelLoadError(
-            f"{folder} is a {pipeline}; supported now is {SUPPORTED_PIPELINE} (Stable Diffusion 1.x and 2.x)."
-        )
-
-
 def _check_unet(config: dict[str, Any], folder: Path) -> None:
     unet_class, channels = config.get("_class_name"), config.get("in_channels", 4)
     if unet_class != "UNet2DConditionModel" or channels != 4:  # noqa: PLR2004 - text-to-image latents
@@ -105,8 +128,12 @@ def _check_unet(config: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _check_weights(folder: Path) -> None:
-    """Check that a component has safetensors and that each is complete."""
+def check_weights(folder: Path) -> None:
+    """Check that a component has safetensors and that each is complete.
+
+    Raises:
+        ModelLoadError: when it has none, or a damaged one.
+    """
     files = [p for p in model_files(folder.parent) if p.parent == folder and p.suffix == ".safetensors"]
     if not files:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in SINGLE_FILES)

@@ -19,7 +19,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from storage.errors import ModelLoadError
 from storage.model_defaults import DEFAULTS_FILE
 from storage.models import ModelReference
-from worker.models.folder import MODEL_FILES, VARIANT_FILES
+from worker.models.folder import MODEL_FILES, VARIANT_FILES, file_patterns
 
 _TOKEN_HINT = "set HF_TOKEN to a token that may read it, or run `hf auth login`"  # noqa: S105 - a sentence
 
@@ -29,6 +29,9 @@ def fetch(reference: ModelReference) -> tuple[Path, str]:
 
     The cache, the token and offline mode are huggingface_hub's own (`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`).
 
+    What other pipelines have beside Stable Diffusion's parts is named in `model_index.json`, so it is asked
+    for once that is here.
+
     Returns:
         The folder of the snapshot, and its commit.
 
@@ -37,17 +40,27 @@ def fetch(reference: ModelReference) -> tuple[Path, str]:
     """
     disable_progress_bars()
     try:
-        folder = huggingface_hub.snapshot_download(
-            reference.source,
-            revision=reference.revision,
-            allow_patterns=[*MODEL_FILES, DEFAULTS_FILE],
-            ignore_patterns=list(VARIANT_FILES),
-        )
+        folder = _download(reference.source, reference.revision, MODEL_FILES)
+        patterns = file_patterns(folder)
+        if patterns != MODEL_FILES:
+            folder = _download(reference.source, folder.name, patterns)
+    except ModelLoadError:
+        raise
     except Exception as error:
         # Besides its own errors huggingface_hub lets those of its HTTP library and of the disk through.
         raise ModelLoadError(_explain(reference, error)) from error
     # huggingface_hub names a snapshot's folder for its commit.
-    return Path(folder), Path(folder).name
+    return folder, folder.name
+
+
+def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    folder = huggingface_hub.snapshot_download(
+        repo,
+        revision=revision,
+        allow_patterns=[*patterns, DEFAULTS_FILE],
+        ignore_patterns=list(VARIANT_FILES),
+    )
+    return Path(folder)
 
 
 def _explain(reference: ModelReference, error: Exception) -> str:  # noqa: PLR0911 - one return a reason

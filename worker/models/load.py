@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,12 @@ import torch
 import transformers
 
 from storage.errors import ModelLoadError
-from storage.model_defaults import read_defaults, read_native_size
+from storage.model_defaults import REBUILT_PIPELINE, read_defaults, read_native_size, read_pipeline
 from storage.models import ModelReference
 from worker.models.folder import SINGLE_FILES, check_folder, folder_revision, read_json
 from worker.models.hub import fetch
+from worker.models.pipeline import COMMIT_LENGTH
 from worker.models.threads import in_passing_thread
-
-_COMMIT_LENGTH = 40  # of the hub; a folder's revision has 64 digits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,7 @@ class LoadedModel:
     @property
     def repo(self) -> str | None:
         """The hub repo id; None for a folder, whose path is not for others to see."""
-        return self.source if len(self.revision) == _COMMIT_LENGTH else None
+        return self.source if len(self.revision) == COMMIT_LENGTH else None
 
 
 def load_model(
@@ -82,9 +83,16 @@ def load_model(
     Raises:
         ModelLoadError: when it is missing, gated, incomplete, corrupt, unsafe or of another family.
     """
-    try:
+    with reading(reference):
         return in_passing_thread(lambda: _load_model(reference, device, dtype))
-    except OSError as error:  # while its files are listed, checked and hashed
+
+
+@contextmanager
+def reading(reference: ModelReference) -> Iterator[None]:
+    """Turn what a disk says while files are listed, checked and hashed into a ModelLoadError."""
+    try:
+        yield
+    except OSError as error:
         where = error.filename or reference.source
         raise ModelLoadError(
             f"{where} cannot be read ({error.strerror or error}); mend its permissions or its disk."
@@ -92,15 +100,18 @@ def load_model(
 
 
 def _load_model(reference: ModelReference, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    _hush()
-    folder, commit = _find(reference)
+    hush()
+    folder, commit = find_model(reference)
     check_folder(folder)
+    pipeline = read_pipeline(folder)
+    if pipeline != REBUILT_PIPELINE:
+        raise ModelLoadError(f"{folder} is a {pipeline}, and not a {REBUILT_PIPELINE}.")
     size = read_native_size(folder)
     defaults = read_defaults(folder, size=size)  # before the weights, which take their time
     tokenizer = _load(transformers.CLIPTokenizer, folder / "tokenizer")
-    text_encoder = _load_weights(transformers.CLIPTextModel, folder / "text_encoder", device, dtype=dtype)
-    unet = _load_weights(diffusers.UNet2DConditionModel, folder / "unet", device, torch_dtype=dtype)
-    vae = _load_weights(diffusers.AutoencoderKL, folder / "vae", device, torch_dtype=dtype)
+    text_encoder = load_weights(transformers.CLIPTextModel, folder / "text_encoder", device, dtype=dtype)
+    unet = load_weights(diffusers.UNet2DConditionModel, folder / "unet", device, torch_dtype=dtype)
+    vae = load_weights(diffusers.AutoencoderKL, folder / "vae", device, torch_dtype=dtype)
     if size is None:
         raise ModelLoadError(f"{folder / 'unet' / 'config.json'} names no sample_size; add the UNet's own.")
     return LoadedModel(
@@ -122,7 +133,7 @@ def _load_model(reference: ModelReference, device: torch.device, dtype: torch.dt
     )
 
 
-def _hush() -> None:
+def hush() -> None:
     """Turn the libraries' progress bars and notes off: what matters comes back as an exception."""
     # The sigmas that DPM++ SDE asks for are off the ends of its Brownian tree by a rounding error.
     warnings.filterwarnings("ignore", message="Should have t[ab]", category=UserWarning)
@@ -132,8 +143,12 @@ def _hush() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def _find(reference: ModelReference) -> tuple[Path, str | None]:
-    """Return the model's folder, and its commit when it comes from the hub."""
+def find_model(reference: ModelReference) -> tuple[Path, str | None]:
+    """Return the model's folder, and its commit when it comes from the hub.
+
+    Raises:
+        ModelLoadError: when the hub does not give us the model.
+    """
     path = Path(reference.source).expanduser()
     looks_local = reference.source.startswith((".", "/", "~")) or reference.source.endswith(SINGLE_FILES)
     if path.exists() or looks_local:
@@ -155,8 +170,18 @@ def _load(part_class: Any, folder: Path, **options: Any) -> Any:
         raise ModelLoadError(f"{folder} cannot be loaded ({reason}); download the model again.") from error
 
 
-def _load_weights(part_class: Any, folder: Path, device: torch.device, **dtype: torch.dtype) -> Any:
-    """Load one network; the dtype is always named, else transformers would follow the config's own."""
+def load_weights(part_class: Any, folder: Path, device: torch.device, **dtype: torch.dtype) -> Any:
+    """Load one network; the dtype is always named, else transformers would follow the config's own.
+
+    Args:
+        part_class: of diffusers or transformers.
+        folder: its config and safetensors.
+        device: where it goes.
+        dtype: as `torch_dtype` for diffusers, as `dtype` for transformers.
+
+    Raises:
+        ModelLoadError: when it cannot be loaded, or lacks weights.
+    """
     part, report = _load(part_class, folder, use_safetensors=True, output_loading_info=True, **dtype)
     missing = sorted(report["missing_keys"])
     if missing:

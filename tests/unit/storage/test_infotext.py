@@ -53,7 +53,7 @@ def test_independent_reader_understands_it() -> None:
     assert (sampler.model.name, sampler.model.hash) == ("sd15", "6ce0161689")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "default"])
 def test_every_sampler_reads_back(sampler: str) -> None:
     """Each sampler's infotext name leads back to the sampler."""
     job = JobParameters(prompt="an otter", seed=7, width=64, height=64, sampler=sampler)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage.errors import ModelLoadError
-from storage.model_defaults import fill_defaults, read_defaults, read_native_size
+from storage.model_defaults import fill_defaults, read_defaults, read_native_size, read_pipeline
 from storage.parameters import JobParameters
 
 RECOMMENDED = {
@@ -199,3 +199,23 @@ def test_native_size_is_read_from_the_configs(
 def test_native_size_of_nothing_is_not_known(tmp_path: Path) -> None:
     """A folder without configs is no error here: the worker says what is missing."""
     assert read_native_size(tmp_path) is None
+
+
+def test_a_model_that_its_own_pipeline_renders_has_no_general_defaults(tmp_path: Path) -> None:
+    """What its jobs get that say nothing is in the pipeline's code; a file beside it is read all the same."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert read_defaults(tmp_path, size=None) == {}
+    (tmp_path / "promptmill.json").write_text(
+        '{"defaults": {"sampler": "default", "num_inference_steps": 4}}'
+    )
+    assert read_defaults(tmp_path, size=None) == {"sampler": "default", "num_inference_steps": 4}
+    assert read_defaults(tmp_path, size=(64, 72), general={"guidance_scale": 3.5}) == {
+        "guidance_scale": 3.5, "width": 64, "height": 72, "sampler": "default", "num_inference_steps": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"_class_name": 5}'])
+def test_an_index_that_says_nothing_names_no_pipeline(tmp_path: Path, text: str) -> None:
+    """The command line leaves it to the worker to say what is wrong with an index."""
+    (tmp_path / "model_index.json").write_text(text)
+    assert read_pipeline(tmp_path) is None

@@ -181,3 +181,12 @@ def test_any_text_is_a_sampler_or_a_sentence(text: str) -> None:
         return
     assert name in SAMPLERS
     assert schedule is None or schedule in SAMPLERS[name].schedules
+
+
+def test_a_models_own_sampler_has_no_schedules() -> None:
+    """`default` names the noise scheduler of a model's own pipeline, whose spacing is its own too."""
+    assert resolve_sampler("Default") == ("default", None)
+    own = replace(OTTER, sampler="default", schedule="default", options={"eta": 0.5})
+    assert check_job(own) == own
+    with pytest.raises(BadInputError, match="Sampler default has no karras schedule"):
+        check_job(replace(own, schedule="karras"))

@@ -82,9 +82,10 @@ def test_single_file_checkpoint(tmp_path: Path, name: str) -> None:
 
 
 def test_other_pipeline(folder: Path) -> None:
-    """A model of another family is refused with what is supported."""
-    _edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(ModelLoadError, match="supported now is StableDiffusionPipeline"):
+    """Any other pipeline has to have the components that its own index names."""
+    encoder = ["transformers", "CLIPTextModelWithProjection"]
+    _edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline", text_encoder_2=encoder)
+    with pytest.raises(ModelLoadError, match="has no text_encoder_2 folder"):
         check_folder(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -103,3 +104,33 @@ def test_recommendations_are_fetched_and_are_no_part_of_the_model(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     assert [path.name for path in model_files(tmp_path)] == ["model_index.json", "config.json"]
+
+
+def test_what_other_pipelines_have_is_fetched_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Components that only the index names come with a second look, pinned to the commit of the first."""
+    snapshot = tmp_path / ("0" * 40)
+    snapshot.mkdir()
+    index = {
+        "_class_name": "FluxPipeline",
+        "transformer": ["diffusers", "X"],
+        "tokenizer_2": ["transformers", "Y"],
+    }
+    (snapshot / "model_index.json").write_text(json.dumps(index | {"image_encoder": [None, None]}))
+    asked: list[dict[str, Any]] = []
+
+    def download(_repo: str, **options: Any) -> str:
+        asked.append(options)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert fetch(REFERENCE) == (snapshot, "0" * 40)
+    first, second = asked
+    assert (first["revision"], second["revision"]) == ("v9", "0" * 40)
+    repo = [
+        "transformer/a.safetensors",
+        "transformer/a.py",
+        "tokenizer_2/tokenizer.json",
+        "flux1-dev.safetensors",
+    ]
+    kept = filter_repo_objects(repo, allow_patterns=second["allow_patterns"])
+    assert list(kept) == ["transformer/a.safetensors", "tokenizer_2/tokenizer.json"]

@@ -75,6 +75,8 @@ class FakeEngine:
 
     lanes = 4
     lanes_used = 0
+    lanes_per_job = Engine.lanes_per_job
+    model: Any
 
     def __init__(self) -> None:
         self.outcomes: list[Exception] = []
@@ -188,6 +190,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
         defaults={"width": 64, "height": 64, "guidance_scale": 7.5},
         unet=SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=None)),
     )
+    engine.model = process.model
     add_worker(process)
     yield Mill(process, engine, 3)
     process.jobs.close()

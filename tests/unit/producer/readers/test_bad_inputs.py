@@ -116,7 +116,7 @@ SAID = {
     "A1111 sampler": (
         "a.txt:1:21: There is no sampler 'magic'; choose one of lms, ddim, ddpm, pndm, euler, "
         "euler_a, heun, dpm2, dpm2_a, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_2s, unipc, deis, ipndm,"
-        " lcm, tcd, sa_solver, dpmpp_sde (see `promptmill samplers`)."
+        " lcm, tcd, sa_solver, dpmpp_sde, or default for the model's own (see `promptmill samplers`)."
     ),
     "A1111 without a prompt": "a.txt:1: the line has options and no prompt; give it one.",
     "A1111 stray words": (

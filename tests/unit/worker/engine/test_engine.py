@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine import request as request_module
 from worker.engine.engine import Engine
@@ -419,3 +420,9 @@ def test_a_size_that_is_not_exact_is_rendered_alone(model: LoadedModel, unet: An
     _run(engine)
     assert engine.steps == 8
     assert tickets[0].future.result(timeout=0).numerics["lanes"] == 2
+
+
+def test_the_sampler_of_other_pipelines_is_refused(engine: Engine) -> None:
+    """A job that asks for `default`, which this way of rendering does not have, is told to name a sampler."""
+    with pytest.raises(BadInputError, match="Sampler default is for models that their own pipeline renders"):
+        engine.submit(_job(sampler="default"))

@@ -95,7 +95,7 @@ def test_recommendations_are_read_and_a_wrong_one_is_found_before_the_weights(
     }  # fmt: skip
     assert model.revision == folder_revision(folder)
     file.write_text('{"defaults": {"sampler": "magic"}}')
-    monkeypatch.setattr(load_module, "_load_weights", None)
+    monkeypatch.setattr(load_module, "load_weights", None)
     with pytest.raises(ModelLoadError, match=r"promptmill\.json cannot be used .There is no sampler 'magic'"):
         load_model(_reference(folder), device=CPU)
 

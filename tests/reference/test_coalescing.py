@@ -1,0 +1,59 @@
+"""Unmodified diffusers pipelines in shared forward passes give the pictures that they give alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.parameters import JobParameters
+from tests.pipelines import BUILDERS, load_tiny, tiny
+from worker.coalescing.arguments import call_arguments, own_scheduler
+from worker.coalescing.pipeline_engine import PipelineEngine
+
+
+def jobs_for(name: str) -> list[JobParameters]:
+    """Return jobs of mixed prompts, lengths, seeds, steps and guidance."""
+    model = load_tiny(name)
+    width, height = model.native_size
+    texts = ["a red fox", "a red fox", "an otter with a hat", "a red fox"]
+    return [
+        JobParameters(
+            prompt=text,
+            seed=i,
+            num_inference_steps=(3, 4, 2, 3)[i],
+            guidance_scale=(5.0, 1.0, 3.0, 7.5)[i],
+            width=width,
+            height=height,
+            sampler="default",
+        )
+        for i, text in enumerate(texts)
+    ]
+
+
+def alone(name: str, job: JobParameters) -> np.ndarray[Any, Any]:
+    """Render a job as a user of diffusers would."""
+    pipeline = tiny(name)
+    pipeline.scheduler = own_scheduler(pipeline, job)
+    arguments = call_arguments(pipeline, job, on_step=lambda _done, _of: None)
+    del arguments["output_type"]
+    return np.asarray(pipeline(**arguments).images[0])
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_mixed_jobs_share_passes_and_keep_their_pictures(name: str) -> None:
+    """Jobs of other prompts, steps, guidance and arrival have the pictures of the pipeline called alone."""
+    engine = PipelineEngine(load_tiny(name), lanes=8)
+    assert engine.shared
+    jobs = jobs_for(name)
+    tickets = [engine.submit(job) for job in jobs[:2]]
+    engine.step()
+    tickets += [engine.submit(job) for job in jobs[2:]]
+    while engine.step():
+        pass
+    for job, ticket in zip(jobs, tickets, strict=True):
+        picture = ticket.future.result(timeout=0).pixels
+        difference = np.abs(picture.astype(int) - alone(name, job).astype(int)).max()
+        assert difference <= 1, (name, job)
+    assert engine.lanes_run / engine.steps > 1.2

@@ -1,0 +1,162 @@
+"""Forward passes of the denoiser: which calls may share one, how wide it is, and what comes out for each."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import structlog
+import torch
+
+from worker.coalescing.axes import NotAlikeError
+from worker.coalescing.call import Call, run
+from worker.coalescing.joining import place, run_joined
+from worker.coalescing.proof import Recording, Sharing, try_width
+from worker.engine.faults import is_device_fault, is_out_of_memory
+from worker.engine.tuning import fewer_lanes
+from worker.models.pipeline import LoadedPipeline
+
+log = structlog.get_logger()
+
+
+class RestartError(Exception):
+    """A request has to begin again, because its lanes were changed."""
+
+
+class Passes:
+    """The denoiser of one engine, and what is known of its calls.
+
+    Attributes:
+        widest: lanes of the widest call that was recorded.
+        steps, lanes_run: forward passes so far, and the lanes of calls in them.
+    """
+
+    def __init__(
+        self, model: LoadedPipeline, sharing: Sharing, *, lanes: int, exact: bool, shared: bool
+    ) -> None:
+        """Begin with R `lanes` for every key; `exact` pads to them, where that keeps a call's bytes."""
+        self._model, self._sharing = model, sharing
+        self._lanes, self._exact, self._shared = lanes, exact, shared
+        self.widest = widest_call(sharing)
+        self.steps = self.lanes_run = 0
+        self._widths: dict[Hashable, int] = {}
+        self._tried: dict[tuple[Hashable, int], bool] = {}
+        self._refused: set[Hashable] = set()
+        self._dtypes = {
+            name: part.dtype
+            for name, part in model.pipeline.components.items()
+            if isinstance(part, torch.nn.Module) and hasattr(part, "dtype")
+        }
+
+    def place(self, call: Call) -> None:
+        """Give a call its key and its lanes: one of its own if it can share with nobody."""
+        if call.key is not None:
+            return
+        home = place(call.inputs, call.modes, self._sharing.axes) if self._shared else None
+        if home is not None:
+            call.axes, call.lanes = home.axes, home.lanes
+            if home.key not in self._refused and (not self._exact or self._is_exact(call, home.key)):
+                call.key = home.key
+        elif self._shared:
+            log.info("a call of no known form runs alone", action="place", request=call.owner.arrival)
+        if call.key is None:
+            call.key, call.axes = ("alone", call.owner.arrival), None
+        call.owner.lanes = call.lanes
+        call.owner.keys.add(call.key)
+
+    def width(self, key: Hashable) -> int:
+        """Return R of a key."""
+        return self._widths.get(key, self._lanes)
+
+    def run(self, calls: Sequence[Call]) -> list[Any]:
+        """Run calls of one key in one forward pass, and return what each would have got alone.
+
+        Raises:
+            Exception: what the denoiser raises.
+        """
+        first = calls[0]
+        if first.axes is None:
+            results, width = [run(self._model.denoiser, first.inputs, first.modes)], first.lanes
+        else:
+            width = self.width(first.key) if self._exact else sum(call.lanes for call in calls)
+            try:
+                results = self._run_joined(calls, width)
+            except (NotAlikeError, RuntimeError, ValueError, TypeError, IndexError) as error:
+                if len(calls) > 1 or is_device_fault(error) or is_out_of_memory(error):
+                    raise
+                results, width = [self._run_apart(first, error)], first.lanes
+        self.steps += 1
+        self.lanes_run += sum(call.lanes for call in calls)
+        for call in calls:
+            call.owner.width = max(call.owner.width, width)
+        return results
+
+    def shrink(self, calls: Sequence[Call]) -> int | None:
+        """Plan a key that ran out of memory with fewer lanes; None when there are no fewer."""
+        key, before = calls[0].key, self.width(calls[0].key)
+        self._free_memory()
+        needed = max(call.lanes for call in calls)
+        fewer = max(needed, fewer_lanes(before))
+        if calls[0].axes is None or fewer >= before:
+            return None
+        log.warning("out of memory", action="shrink", lanes=fewer, before=before)
+        self._widths[key] = fewer
+        self._tried = {tried: exact for tried, exact in self._tried.items() if tried[0] != key}
+        return fewer
+
+    def mend(self) -> None:
+        """After a failed pipeline: undo what it may have left, like a VAE that was moved to float32."""
+        for name, dtype in self._dtypes.items():
+            part = self._model.pipeline.components[name]
+            if part.dtype != dtype:
+                part.to(dtype)
+        self._free_memory()
+
+    def _run_joined(self, calls: Sequence[Call], width: int) -> list[Any]:
+        axes = calls[0].axes
+        if axes is None:
+            raise NotAlikeError("a call of no known form cannot be joined")
+        inputs = [call.inputs for call in calls]
+        return run_joined(self._model.denoiser, inputs, axes, calls[0].modes, width=width)
+
+    def _run_apart(self, call: Call, error: Exception) -> Any:
+        """Run a call as it is that failed when joined; if that goes well, what was learned is wrong."""
+        outputs = run(self._model.denoiser, call.inputs, call.modes)
+        self._refused.add(call.key)
+        log.warning("calls of this form run alone from here on", action="refuse", reason=str(error))
+        return outputs
+
+    def _is_exact(self, call: Call, key: Hashable) -> bool:
+        """Find out, once per key and number of lanes, whether a call's bytes depend on its company."""
+        found = self._tried.get((key, call.lanes))
+        if found is not None or call.axes is None:
+            return bool(found)
+        sample = Recording(inputs=call.inputs, modes=call.modes, outputs=None)
+        width = self.width(key)
+        while found is None:
+            try:
+                found = try_width(self._model.denoiser, sample, call.axes, width).exact
+            except Exception as error:
+                if is_device_fault(error):
+                    raise
+                found = False
+                fewer = max(call.lanes, fewer_lanes(width))
+                if is_out_of_memory(error) and fewer < width:
+                    found, width = None, fewer
+            if found is None:
+                self._free_memory()
+                self._widths[key] = width
+        if not found:
+            log.warning("size is rendered one job at a time", action="plan_shape", lanes=width)
+        self._tried[key, call.lanes] = found
+        return found
+
+    def _free_memory(self) -> None:
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def widest_call(sharing: Sharing) -> int:
+    """Return the lanes of the widest call that was recorded; 1 where nothing was learned."""
+    pairs = zip(sharing.axes, sharing.samples, strict=True)
+    return max((axes.lanes(sample.inputs) for axes, sample in pairs), default=1)
