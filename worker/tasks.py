@@ -30,7 +30,7 @@ log = structlog.get_logger()
 def add_render_task(app: Celery, process: WorkerProcess) -> None:
     """Register the task `promptmill.render` of this process."""
 
-    @app.task(name=TASK, ignore_result=True, acks_late=True)  # type: ignore[untyped-decorator]  # celery has no types
+    @app.task(name=TASK, shared=False, ignore_result=True, acks_late=True)  # type: ignore[untyped-decorator]  # celery has no types
     def render(job: int, *, version: int = MESSAGE_VERSION) -> None:
         """Render one job; a message that is not ours is logged and dropped, the rows stay true."""
         if version != MESSAGE_VERSION or not isinstance(job, int):
