@@ -33,9 +33,9 @@ demo: $(VENV)/.installed  ## render examples/prompts.txt end to end into out/dem
 
 # What starts workers of its own runs alone, the rest side by side: a process a core, at most 4.
 test: $(VENV)/.installed  ## run the whole test suite
-	$(BIN)/python -m pytest --durations=15 tests/acceptance
-	$(BIN)/python -m pytest --durations=15 --ignore=tests/acceptance -n auto --maxprocesses=4 --dist=loadscope \
-		--no-loadscope-reorder
+	$(BIN)/python -m pytest --durations=15 tests/acceptance tests/chaos
+	$(BIN)/python -m pytest --durations=15 --ignore=tests/acceptance --ignore=tests/chaos \
+		-n auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 
 lint: $(VENV)/.installed  ## ruff, formatting and import rules
 	$(BIN)/ruff check .
