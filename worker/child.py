@@ -54,6 +54,7 @@ def _consume(process: WorkerProcess) -> None:
     app = make_app(broker_url(process.settings))
     add_render_task(app, process)
     app.set_current()
+    app.set_default()  # the pool's threads look the task up in the default app
     celery = WorkController(
         app=app,
         hostname=f"{process.name}.{process.incarnation[:8]}"
