@@ -9,7 +9,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -152,15 +151,6 @@ class S3Proxy:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    @contextlib.contextmanager
-    def ill(self, mode: str) -> Iterator[None]:
-        """Fail like this meanwhile."""
-        self.mode = mode
-        try:
-            yield
-        finally:
-            self.mode = "well"
 
     def close(self) -> None:
         """Listen no more."""

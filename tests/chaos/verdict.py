@@ -45,7 +45,6 @@ class Verdict:
     attempts: int = 0
     leftovers: int = 0
     findings: list[Finding] = field(default_factory=list)
-    charged: int = 0
 
     @property
     def good(self) -> bool:
@@ -74,7 +73,6 @@ def judge(run: Run, references: dict[str, str]) -> Verdict:
                 verdict.lost.append(f"{row['prompt']}: no row")
                 continue
             verdict.attempts += job.attempt
-            verdict.charged += job.failures > 0
             _judge_job(run, wave, row, job, verdict)
             if job.image is not None and job.status is JobStatus.SUCCEEDED:
                 data = images.find(job.image.key)
