@@ -33,6 +33,7 @@ _OURS = re.compile(
 class Kind(StrEnum):
     """What an audit can find."""
 
+    LOST = "lost jobs"  # a submission has fewer rows than it was submitted with
     MISSING = "missing"  # a row whose file is not there
     DAMAGED = "damaged"  # a row whose file has other bytes
     NO_PICTURE = "no picture"  # succeeded, and no row tells of a picture
@@ -48,8 +49,8 @@ class Kind(StrEnum):
 
 WRONG = frozenset(
     {
-        Kind.MISSING, Kind.DAMAGED, Kind.NO_PICTURE, Kind.TOO_MANY, Kind.OTHER_ATTEMPT, Kind.NO_REASON,
-        Kind.HELD_BY_NOBODY,
+        Kind.LOST, Kind.MISSING, Kind.DAMAGED, Kind.NO_PICTURE, Kind.TOO_MANY, Kind.OTHER_ATTEMPT,
+        Kind.NO_REASON, Kind.HELD_BY_NOBODY,
     }
 )  # fmt: skip
 
@@ -87,8 +88,13 @@ def audit(jobs: JobStore, images: ImageStore) -> Iterator[Finding]:
             yield from _progress(jobs, submission, ended)
             if submission.state is SubmissionState.PRUNING:
                 continue  # its rows promise nothing any more
-            for _, block in groupby(jobs.jobs(submission.id), key=lambda job: job.index // FOLDER_JOBS):
-                yield from _audit_block(jobs, images, list(block), pool)
+            count = 0
+            for _, each in groupby(jobs.jobs(submission.id), key=lambda job: job.index // FOLDER_JOBS):
+                block = list(each)
+                count += len({job.index for job in block})
+                yield from _audit_block(jobs, images, block, pool)
+            if submission.state is not SubmissionState.LOADING and count < submission.total:
+                yield from _lost(jobs, submission, count)
     yield from _strangers(images, {submission.id for submission in submissions})
 
 
@@ -111,6 +117,17 @@ def _progress(jobs: JobStore, submission: Submission, ended: set[str]) -> Iterat
         if job.incarnation in ended:
             detail = f"it runs in worker {job.incarnation}, which has ended"
             yield Finding(kind=Kind.HELD_BY_NOBODY, where=job.label, detail=detail)
+
+
+def _lost(jobs: JobStore, submission: Submission, count: int) -> Iterator[Finding]:
+    """Say that jobs are not there any more, unless the submission is being removed by now."""
+    try:
+        if jobs.find_submission(submission.id).state is SubmissionState.PRUNING:
+            return
+    except BadInputError:
+        return
+    detail = f"{submission.total - count:,} of its {submission.total:,} jobs have no row"
+    yield Finding(kind=Kind.LOST, where=submission.id, detail=detail)
 
 
 def _audit_block(
@@ -167,6 +184,8 @@ def _judge_picture(images: ImageStore, job: Job, image: Image) -> Finding | None
 def _again(jobs: JobStore, images: ImageStore, job: Job) -> Finding | None:
     """Look once more where something is wrong: the job may have changed meanwhile, or be gone."""
     try:
+        if jobs.find_submission(job.submission).state is SubmissionState.PRUNING:
+            return None  # files go before their rows
         return _judge(images, jobs.find_job(job.label))
     except BadInputError:
         return None
@@ -182,7 +201,9 @@ def _parts(name: str) -> tuple[int | None, int]:
 
 
 def _is_left(job: Job, name: str) -> bool:
-    """Whether a file of one of the job's attempts will never get a row any more."""
+    """Whether a file of one of the job's attempts will never get a row any more, nor be wanted."""
+    if job.image is None and job.lost_sha256:
+        return False  # perhaps damaged, but all that there is of a picture that could not be rendered again
     return job.status not in UNFINISHED and (job.image is None or job.image.key != name)
 
 

@@ -107,7 +107,7 @@ def write_pictures(
             name = f"{job.index:06d}-{slug(job.parameters.prompt)}.{suffix_of(job.image.format)}"
             path = folder / name
             if not _holds(path, job.image):
-                _replace(path, images.read(job.image.key))
+                _replace(path, read_picture(images, job.image))
             if sidecars:
                 _replace(sidecar_path(path), sidecar(job, job.image, submission))
             json.dump(metadata_row(job, job.image, submission, name), metadata, ensure_ascii=False)
@@ -115,6 +115,21 @@ def write_pictures(
             yield Picture(path=path, job=job)
     with folder_faults(folder):
         partial.replace(folder / METADATA)
+
+
+def read_picture(images: ImageStore, image: Image) -> bytes:
+    """Read a picture out of the store, where it must be what it was when it was rendered.
+
+    Raises:
+        UnreachableError: when it cannot be read, or has other bytes.
+    """
+    data = images.read(image.key)
+    if hashlib.sha256(data).hexdigest() != image.file_sha256:
+        raise UnreachableError(
+            f"The picture {image.key} is not what it was when it was rendered; `promptmill doctor --repair` "
+            f"puts it back or renders it again."
+        )
+    return data
 
 
 def metadata_row(job: Job, image: Image, submission: Submission, name: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ STDIN = "-"
 MAX_SAMPLES = 10_000
 PENDING = 1_000  # lines written at once
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
-_PARTING = re.compile(r"[\t\n]")  # what parts the spool: a file may be called so
+_PARTING = re.compile("[\t\n\ud800-\udfff]")  # what the spool cannot hold: a file may be called so
 _ASKED = tuple(item.name for item in dataclasses.fields(Line) if item.name not in {"file", "line"})
 
 

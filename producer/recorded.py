@@ -13,6 +13,7 @@ from producer.models import resolve_model
 from producer.worker_flags import check_worker_flags
 from storage.errors import BadInputError
 from storage.models import configured_models
+from storage.worker_options import FEWEST_LANES
 
 if TYPE_CHECKING:
     from storage.models import ModelReference
@@ -73,8 +74,12 @@ def recorded_flags(numerics: Mapping[str, Any]) -> dict[str, Any]:
     flags |= {"compile": numerics.get("launch") == "compiled"}
     flags |= {"cuda_graphs": numerics.get("launch") == "cuda_graphs"}
     measured = numerics.get("layout") != "contiguous" or numerics.get("dtype") != numerics.get("vae_dtype")
-    if not measured and numerics.get("lanes"):
-        flags |= {"dtype": numerics["dtype"], "lanes": str(numerics["lanes"])}
+    lanes = numerics.get("lanes")
+    if not measured and lanes:
+        flags["dtype"] = numerics["dtype"]
+        # What a pipeline renders alone takes the lanes that it needs, whatever the worker has.
+        if numerics.get("way") != "alone" and lanes >= FEWEST_LANES:
+            flags["lanes"] = str(lanes)
     return flags
 
 

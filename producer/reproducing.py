@@ -42,7 +42,9 @@ class Result:
         excused = picture.outcome is Outcome.NONE or bool(self.changes)
         same = picture.outcome is Outcome.BYTES
         # A file that is only known by what it says may have been saved again, with other texts.
-        resaved = picture.outcome is Outcome.PIXELS and (bool(picture.texts) or self.original.job is None)
+        # Of one that is gone nobody can say whether more than its texts (promptmill's version) differs.
+        excuses = bool(picture.texts) or bool(picture.detail) or self.original.job is None
+        resaved = picture.outcome is Outcome.PIXELS and excuses
         return not (same or excused or resaved or self.original.numerics.get("mode") == "throughput")
 
 

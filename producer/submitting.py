@@ -110,15 +110,27 @@ def submit_order(
         return submission, False
     try:
         inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options, order.defaults))
-    except BaseException:  # also an interrupt: the user has to know what was kept
-        remark(_unfinished(submission))
-        raise
+    except BaseException as error:  # also an interrupt: the user has to know what was kept
+        found = _finished_by_another(store, submission) if isinstance(error, BadInputError) else None
+        if found is None:
+            remark(_unfinished(submission))
+            raise
+        _remark_repeated(found, order)
+        return found, False
     if inserted != order.total:
         remark(
             f"Warning: submission {submission.id} has {count_of(inserted, 'job')}, and this list makes "
             f"{order.total:,}: its key was used with another list before."
         )
     return store.open_submission(submission.id), True
+
+
+def _finished_by_another(store: JobStore, submission: Submission) -> Submission | None:
+    """Return the submission if another submit with its key has opened it meanwhile."""
+    if not submission.idempotency_key:
+        return None
+    found = store.find_submission(submission.id)
+    return found if found.state is SubmissionState.OPEN else None
 
 
 def _earlier(store: JobStore, order: Order, content_hash: str) -> Submission | None:

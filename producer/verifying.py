@@ -101,6 +101,8 @@ def _confirmed(jobs: JobStore, images: ImageStore, checked: Checked) -> Iterator
         return  # its submission was pruned
     if fresh.status is not JobStatus.SUCCEEDED:
         return
+    if jobs.find_submission(fresh.submission).state is SubmissionState.PRUNING:
+        return  # files go before their rows
     again = checked if fresh.image == checked.job.image else _look(images, fresh)
     if again.found_sha256 and (others := jobs.find_pictures(again.found_sha256, limit=1)):
         label = others[0].label

@@ -161,9 +161,13 @@ def _limit_idling(seconds: float) -> Callable[[Any, Any], None]:
 
     def configure(connection: Any, _record: Any) -> None:
         # Not in the connection string: PgBouncer refuses such options there.
-        with closing(connection.cursor()) as cursor:
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {round(seconds * 1000)}")
-        connection.commit()
+        try:
+            with closing(connection.cursor()) as cursor:
+                cursor.execute(f"SET idle_in_transaction_session_timeout = {round(seconds * 1000)}")
+            connection.commit()
+        except BaseException:  # nobody else has it yet
+            connection.close()
+            raise
 
     return configure
 

@@ -47,8 +47,8 @@ def translated(db_engine: Engine) -> Iterator[None]:
         raise _sentence(db_engine, error) from error
     except (OSError, sqlite3.Error, PoolTimeoutError) as error:
         raise _sentence(db_engine, error) from error
-    except _bare(db_engine, "OperationalError") as error:  # of the driver itself, where we call it directly
-        raise _sentence(db_engine, error) from error
+    except (_bare(db_engine, "OperationalError"), _bare(db_engine, "InternalError")) as error:
+        raise _sentence(db_engine, error) from error  # of the driver itself, where we call it directly
 
 
 def _bare(db_engine: Engine, name: str) -> type[Exception]:

@@ -27,6 +27,7 @@ PNG, JPEG, WEBP = IMAGE_FORMATS = ("png", "jpeg", "webp")
 # What img2dataset and many others take: it is hard to tell from the PNG, which is there for who needs all.
 DEFAULT_QUALITY = 95
 MIN_QUALITY, MAX_QUALITY = 1, 100
+FILE_OPTIONS = frozenset({"image_format", "quality"})  # they concern the file, not what is rendered
 _SUFFIXES = {PNG: "png", JPEG: "jpg", WEBP: "webp"}
 # What each option is where a job does not say it; said all the same it leaves no trace: equal jobs are equal.
 OPTION_DEFAULTS: Mapping[str, Any] = {

@@ -30,7 +30,7 @@ class Reaper:
         self._jobs = jobs
         self._lease = lease
         self._clock = clock
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, tuple[tuple[int, WorkerState] | None, float]] = {}
         self._looked = clock()
 
     def tick(self) -> int:
@@ -51,13 +51,11 @@ class Reaper:
             self._seen.clear()  # this process was frozen itself, perhaps with its whole machine
         self._looked = now
         alive = self._jobs.workers(alive_only=True)
-        seen = {worker.incarnation: self._seen.get(worker.incarnation, (-1, now)) for worker in alive}
-        self._seen = {
-            worker.incarnation: (worker.beat, now)
-            if seen[worker.incarnation][0] != worker.beat
-            else seen[worker.incarnation]
-            for worker in alive
-        }
+        before, self._seen = self._seen, {}
+        for worker in alive:
+            sign = (worker.beat, worker.state)  # who has just loaded its model has not beaten yet
+            last, since = before.get(worker.incarnation, (None, now))
+            self._seen[worker.incarnation] = (sign, since if sign == last else now)
         freed = 0
         for worker in alive:
             incarnation, (_, since) = worker.incarnation, self._seen[worker.incarnation]

@@ -41,8 +41,9 @@ def repair_pictures(
             print_wrong(wrong)
         question = f"Mend {count_of(len(wrong), 'picture')}? What lies nowhere else is rendered again."
         if not confirmed(question, yes=yes, unasked="`promptmill verify` only shows what is wrong"):
-            remark("Nothing was mended.")
-            return
+            if report is not None:
+                report["repair"] = {"pictures": pictures, "mended": []}
+            raise DifferenceError(f"{count_of(len(wrong), 'picture')} not as recorded; nothing was mended.")
         mended = list(repair(session, wrong))
     if report is not None:
         report["repair"] = {"pictures": pictures, "mended": list(map(_fields, mended))}

@@ -7,10 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from storage.errors import UnreachableError
-from storage.imagestore import ImageStore
-from storage.records import Image
-
 THREADS = 8  # a store far away answers in milliseconds, and many at once
 AHEAD = 16  # results that wait for their turn, each as large as a picture
 Item = TypeVar("Item")
@@ -47,18 +43,3 @@ def in_order(
                 yield first, result.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def read_picture(images: ImageStore, image: Image) -> bytes:
-    """Read a picture out of the store.
-
-    Raises:
-        UnreachableError: when it cannot be read, or is not as large as it was when it was rendered.
-    """
-    data = images.read(image.key)
-    if len(data) != image.bytes:
-        raise UnreachableError(
-            f"The picture {image.key} has {len(data):,} bytes in the store, not the {image.bytes:,} it was "
-            f"rendered with; bring the store's file back, or render it again."
-        )
-    return data

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from producer.exports.fetching import in_order, read_picture
+from producer.exports.fetching import in_order
 from producer.exports.kinds import Kind
 from producer.exports.marker import Marker, Shard
 from producer.exports.rows import Sample
 from producer.exports.target import Target
+from producer.pictures import read_picture
 from storage.imagestore import ImageStore
 
 MAX_SAMPLES = 10_000  # in a shard, as in img2dataset, whose keys have four digits for them

@@ -19,6 +19,7 @@ from producer.pictures import HIDDEN_MARKER, check_makeable
 from storage.errors import BadInputError
 from storage.imagestore import open_files
 from storage.records import Image
+from storage.safe_url import safe_store_url
 from storage.store_faults import translated
 
 WHAT, SETTING = "target", "--to"
@@ -188,7 +189,7 @@ class RemoteTarget:
     is_local = False
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._url = safe_store_url(url)  # what is shown
         self._files, self._root = open_files(url, what=WHAT, setting=SETTING)
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Select, func, literal_column, 
 
 from storage.records import JobStatus, Submission, SubmissionState, WorkerState, no_live_worker
 from storage.sqljobstore.base import IMAGES, JOBS, WORKERS, now, status_is
+from storage.sqljobstore.claiming import BACKOFF_LIMIT
 
 RATE_WINDOW = 30.0  # seconds over which images/s is measured
 FEW = 10_000  # jobs of one status that are counted at once
@@ -86,7 +87,8 @@ def waiting_because(
         return reason
     waiting = (JOBS.c.submission == submission.id, status_is(JobStatus.WAITING))
     # Usually the first one that is looked at is due: the earliest is looked for only where none is.
-    due = or_(JOBS.c.not_before.is_(None), JOBS.c.not_before <= now())
+    moment, never_later = now(), now() + timedelta(seconds=BACKOFF_LIMIT)  # as dispatch judges
+    due = or_(JOBS.c.not_before.is_(None), JOBS.c.not_before <= moment, JOBS.c.not_before > never_later)
     if connection.execute(select(JOBS.c.id).where(*waiting, due).limit(1)).first() is not None:
         return None
     until = connection.execute(select(func.min(JOBS.c.not_before)).where(*waiting)).scalar()

@@ -109,7 +109,9 @@ class Reading(SqlBase):
 
     def counts(self, submission: str) -> dict[JobStatus, int]:
         """See `JobStore.counts`."""
-        query = select(SUBMISSIONS.c.total).where(SUBMISSIONS.c.id == submission)
+        # While rows are removed the total is no number of rows.
+        whole = SUBMISSIONS.c.state != SubmissionState.PRUNING
+        query = select(SUBMISSIONS.c.total).where(SUBMISSIONS.c.id == submission, whole)
         with self.database.read() as connection:
             return count_jobs(connection, submission, total=connection.execute(query).scalar() or 0)
 
@@ -117,7 +119,8 @@ class Reading(SqlBase):
         """See `JobStore.status`."""
         with self.database.read() as connection:
             record = to_submission(_find(connection, submission))
-            counts = count_jobs(connection, record.id, total=record.total)
+            whole = record.state is not SubmissionState.PRUNING  # or else its rows are fewer
+            counts = count_jobs(connection, record.id, total=record.total if whole else 0)
             unfinished = sum(counts[status] for status in UNFINISHED)
             rate = images_per_second(connection, record.id, ended=not unfinished)
             return Status(

@@ -118,6 +118,9 @@ class Submitting(SqlBase):
     def _add_rows(self, submission: str, rows: list[Row]) -> None:
         """Commit the rows whose index is not there yet."""
         with self.database.write(durable=True) as connection:
+            # On PostgreSQL two submits with one key can come here together: one after the other.
+            lock = select(SUBMISSIONS.c.seq).where(SUBMISSIONS.c.id == submission).with_for_update()
+            connection.execute(lock)
             state = submission_row(connection, submission)["state"]
             if state != SubmissionState.LOADING:
                 raise BadInputError(

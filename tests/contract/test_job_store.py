@@ -1640,3 +1640,18 @@ class TestTunings:
                 pool.map(lambda n: job_store.keep_tuning(self.FACTS, {"lanes": n})["lanes"], range(8))
             )
         assert len(set(kept)) == 1
+
+
+def test_two_submits_with_one_key_at_once_make_every_job_once(job_store: JobStore) -> None:
+    """Each job comes from one of them, and nobody fails but who finds the submission open already."""
+    submission, _ = job_store.add_submission(model=MODEL, source="test", idempotency_key="once")
+    jobs = [JobParameters(prompt="a fox", seed=seed) for seed in range(3_000)]
+
+    def submit() -> None:
+        job_store.add_jobs(submission.id, iter(jobs))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(submit) for _ in range(2)]:
+            done.result()
+    job_store.open_submission(submission.id)
+    assert [job.index for job in job_store.jobs(submission.id)] == list(range(3_000))

@@ -10,7 +10,7 @@ import diffusers
 import torch
 
 from storage.errors import BadInputError
-from storage.parameters import JobParameters
+from storage.parameters import FILE_OPTIONS, JobParameters
 from storage.prompt_syntax import PLAIN
 from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS
 from worker.models.pipeline import guidance_argument
@@ -103,7 +103,8 @@ def _negative(
 
 
 def _options(name: str, job: JobParameters, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    options = {option: value for option, value in job.options.items() if value not in (PLAIN, 0, 0.0)}
+    rendered = {option: value for option, value in job.options.items() if option not in FILE_OPTIONS}
+    options = {option: value for option, value in rendered.items() if value not in (PLAIN, 0, 0.0)}
     for option in options:
         if option not in ("eta", "guidance_rescale") or option not in parameters:
             raise BadInputError(f"{name} takes no {option.replace('_', ' ')}; leave it out.")

@@ -78,9 +78,10 @@ class Passes:
         if first.axes is None:
             results, width = [run(self._model.denoiser, first.inputs, first.modes)], first.lanes
         else:
-            width = self.width(first.key) if self._exact else sum(call.lanes for call in calls)
+            width = self.width(first.key)  # what is recorded: how many there were does not change a picture
+            lanes = width if self._exact else sum(call.lanes for call in calls)
             try:
-                results = self._run_joined(calls, width)
+                results = self._run_joined(calls, lanes)
             except (NotAlikeError, RuntimeError, ValueError, TypeError, IndexError) as error:
                 if len(calls) > 1 or is_device_fault(error) or is_out_of_memory(error):
                     raise

@@ -29,7 +29,7 @@ class PipelineRequest:
         parameters: with no field None.
         arrival: its place in the order of submits; higher `priority` goes before it.
         lanes: of its last call of the denoiser; before the first one, what such calls took at the start.
-        width: lanes of its last forward pass, idle ones and others' included.
+        width: R of its widest forward pass, whoever else was in it.
         keys: of its calls so far.
         steps: how many have ended, of how many.
         spent: seconds that its forward passes have taken, those that it sat out left aside.

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from producer.audit import Finding, Kind, audit, remove_files_without_a_row
 from storage.imagestore import FsspecImageStore
 from storage.records import Claim, JobStatus
 from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore
-from storage.sqljobstore.base import IMAGES, JOBS
+from storage.sqljobstore.base import IMAGES, JOBS, SUBMISSIONS
 from tests.unit.producer.conftest import Invoke, StandInWorker
 
 JOB_COUNT = 4
@@ -217,3 +217,36 @@ def test_flags_that_do_not_go_together_are_refused(flags: list[str], invoke: Inv
     result = invoke("doctor", *flags)
     assert result.exit_code == 2
     assert "--yes belong to --repair" in result.stderr
+
+
+def test_jobs_without_a_row_are_missed(finished: Home) -> None:
+    """A database that was restored in part tells of fewer jobs than were submitted."""
+    with finished.store.database.write() as connection:
+        lost = select(JOBS.c.id).where(JOBS.c.index == 1)
+        connection.execute(delete(IMAGES).where(IMAGES.c.job.in_(lost)))
+        connection.execute(delete(JOBS).where(JOBS.c.index == 1))
+    assert (Kind.LOST, finished.id) in finished.found()
+
+
+def test_what_is_left_of_a_lost_picture_is_kept(finished: Home) -> None:
+    """It was damaged, and could not be rendered again: its file is all that there is."""
+    kept = finished.leave("000003.png")
+    finished.change(3, lost_sha256="a" * 64)
+    assert kept not in {where for _, where in finished.found()}
+
+
+def test_a_submission_that_is_being_pruned_promises_nothing(finished: Home) -> None:
+    """Files go before their rows: what is missing in between is not called missing."""
+    changed: list[str] = []
+    find = finished.images.find
+
+    def prune_first(key: str) -> bytes | None:
+        if not changed:
+            changed.append(key)
+            finished.file("000000.png").unlink()
+            with finished.store.database.write() as connection:
+                connection.execute(update(SUBMISSIONS).values(state="pruning"))
+        return find(key)
+
+    finished.images.find = prune_first  # type: ignore[method-assign]
+    assert Kind.MISSING not in {kind for kind, _ in finished.found()}

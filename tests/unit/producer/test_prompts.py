@@ -185,3 +185,11 @@ def test_a_column_quality_is_the_users_own(tmp_path: Path) -> None:
     (line,) = read_prompts([str(path)], [])
     assert line.extra == {"quality": "0.9"}
     assert line.settings["options"] == {"image_format": "webp", "quality": 70}
+
+
+def test_a_file_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
+    """Names are bytes on Linux; Python's stand-ins for those that are no UTF-8 are no reason to stop."""
+    path = tmp_path / "caf\udce9.txt"
+    path.write_text("an otter\n")
+    (line,) = read_prompts([str(path)], [])
+    assert (line.prompt, line.file) == ("an otter", str(path))

@@ -88,3 +88,10 @@ def test_pictures_of_one_worker_are_of_one_kind() -> None:
     others = [{"lanes": 4}, {"threads": 1}, {"dtype": "float16"}, {"model_revision": "b"}]
     assert len({kind_of("demo", NUMERICS | other) for other in others}) == 4
     assert kind_of("demo", NUMERICS) != kind_of("other", NUMERICS)
+
+
+def test_lanes_that_no_worker_can_be_started_with_are_not_asked_for() -> None:
+    """Pipelines render some pictures alone, with the lanes that those need."""
+    alone = NUMERICS | {"way": "alone", "lanes": 2}
+    assert "lanes" not in recorded_flags(alone)
+    assert worker_options(DEMO, NUMERICS | {"lanes": 1}, NO_WISHES).lanes is None

@@ -103,7 +103,7 @@ def test_a_store_that_does_not_answer_misses_no_picture(
     shutil.move(settings.images_path, settings.home / "elsewhere")
     done = invoke("verify", submission.id)
     assert (done.exit_code, done.stdout) == (3, "")
-    settings.images_path.mkdir()
+    settings.images_path.mkdir(exist_ok=True)
     assert invoke("verify", submission.id).exit_code == 3
 
     def down(*_: object) -> bytes:

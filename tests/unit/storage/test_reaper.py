@@ -84,6 +84,7 @@ def test_who_is_silent_for_the_lease_is_expired(reaper: Reaper, store: FakeStore
 def test_who_still_loads_has_more_time(reaper: Reaper, store: FakeStore, clock: Any) -> None:
     """It holds no jobs; expired while a slow disk keeps its heart from beating, it would never get ready."""
     store.loading = {"w1"}
+    reaper.tick()
     assert pass_time(reaper, clock, LEASE) == 2
     assert store.expired == ["w2"]
     pass_time(reaper, clock, LEASE * (LOADING_LEASES - 1) - 5)
@@ -126,3 +127,12 @@ def test_a_reaper_that_was_frozen_itself_expires_nobody(reaper: Reaper, store: F
     assert reaper.tick() == 0
     assert pass_time(reaper, clock, 25) == 0
     assert store.expired == []
+
+
+def test_who_has_just_loaded_has_a_whole_lease(reaper: Reaper, store: FakeStore, clock: Any) -> None:
+    """Its state is a sign of life, even if its heart could not beat while it loaded."""
+    store.loading = {"w1"}
+    pass_time(reaper, clock, LEASE * 2)
+    store.loading = set()
+    pass_time(reaper, clock, LEASE - 5)
+    assert store.expired == ["w2"]

@@ -223,7 +223,7 @@ def test_too_little_memory_means_fewer_lanes(mode: str, forward: Callable[[Any],
     results = finish(engine, *tickets)
     assert all(is_right(result, seed, 3) for seed, result in zip((1, 2, 3), results, strict=True))
     assert "rendered with 4" in results[0].warnings[0]
-    assert results[0].numerics["lanes"] == (4 if mode == "exact" else 6)
+    assert results[0].numerics["lanes"] == (4 if mode == "exact" else 8)
 
 
 def test_a_call_that_fits_no_memory_fails_its_job(
@@ -330,3 +330,13 @@ def test_a_pipeline_is_run_as_it_is() -> None:
     """What would change the denoiser is refused when the worker starts."""
     with pytest.raises(BadInputError, match="run as it is, without --compile"):
         PipelineEngine(load_tiny("stable_diffusion"), launch="compiled")
+
+
+def test_a_file_format_is_no_concern_of_a_pipeline(engine: PipelineEngine) -> None:
+    """It is what its picture is saved as."""
+    plain, saved = (
+        engine.submit(job(4)),
+        engine.submit(job(4, options={"image_format": "webp", "quality": 9})),
+    )
+    first, second = finish(engine, plain, saved)
+    assert np.array_equal(first.pixels, second.pixels)
