@@ -239,7 +239,7 @@ dry_run_flag = click.option(
 sidecar_flag = click.option(
     "--sidecar",
     is_flag=True,
-    help="Beside each picture a .json of the same name, with all that is known of it.",
+    help="Beside each picture a .json of the same name, with its job, parameters, columns and hashes.",
 )
 
 

@@ -24,6 +24,7 @@ def sidecar(job: Job, image: Image, submission: Submission) -> bytes:
         "parameters": parameters_of(job.parameters),
         "extra": job.parameters.extra,
         "model": {"name": submission.model, "revision": image.numerics.get("model_revision")},
+        **({"copied_from": image.copied_from} if image.copied_from else {}),
         "numerics": image.numerics,
         "format": image.format,
         "bytes": image.bytes,

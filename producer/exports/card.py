@@ -6,6 +6,7 @@ https://huggingface.co/docs/hub/datasets-cards
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from producer.exports.options import CSV, GRID, IMAGEFOLDER, PARQUET, SHEET, WEB
 from producer.exports.survey import DESCRIBED, FEW, Survey, Values
 from producer.exports.target import Target
 from producer.output import cell, count_of, printable, size_of
+from producer.pictures import METADATA
 from storage.records import JobStatus
 
 CARD = "README.md"
@@ -79,8 +81,8 @@ def card(found: Survey, counts: Mapping[JobStatus, int], licence: str | None) ->
 
 def _front(found: Survey) -> list[str]:
     size = next((name for most, name in _CATEGORIES if found.count < most), "n>100M")
-    files = _DATA_FILES.get(found.options.format)
-    configs = ["configs:", "- config_name: default", f'  data_files: "{files}"'] if files else []
+    files = _data_files(found)
+    configs = ["configs:", "- config_name: default", f"  data_files: {files}"] if files else []
     return [
         "---",
         "license: unknown",
@@ -95,6 +97,14 @@ def _front(found: Survey) -> list[str]:
         "---",
         "",
     ]
+
+
+def _data_files(found: Survey) -> str:
+    """Say which files are the data set, where loaders would not find out by themselves."""
+    if found.options.sidecar:  # as many JSON files as pictures: they would be taken for the data
+        return json.dumps([METADATA, *(f"**/*.{suffix}" for suffix in sorted(found.suffixes))])
+    files = _DATA_FILES.get(found.options.format)
+    return f'"{files}"' if files else ""
 
 
 def _what(found: Survey) -> str:

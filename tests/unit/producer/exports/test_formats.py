@@ -46,6 +46,17 @@ def load(tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.usefixtures("otters")
+def test_sidecars_are_not_taken_for_the_data(invoke: Invoke, load: Callable[..., Any]) -> None:
+    """There are as many of them as pictures; the card says which files are which."""
+    folder = exported(invoke, "imagefolder", "--sidecar")
+    pictures = sorted(folder.glob("*.png"))
+    assert [path.with_suffix(".json").is_file() for path in pictures] == [True] * len(CAPTIONS)
+    found = load(str(folder))
+    assert found["text"] == CAPTIONS
+    assert len(found["image"]) == len(CAPTIONS)
+
+
+@pytest.mark.usefixtures("otters")
 def test_an_imagefolder_is_loaded(invoke: Invoke, load: Callable[..., Any]) -> None:
     """By `datasets`, which takes every column of the metadata along, each of one kind."""
     folder = exported(invoke, "imagefolder")
