@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 
+from producer.pruning import RESCUED
 from storage.errors import BadInputError
 from storage.imagestore import FOLDER_JOBS, ImageStore, picture_folder, picture_key
 from storage.jobstore import JobStore
@@ -210,7 +211,10 @@ def _is_left(job: Job, name: str) -> bool:
 def _strangers(images: ImageStore, known: set[str]) -> Iterator[Finding]:
     for name in images.names():
         folder = name.partition("/")[0]
-        if folder not in known:
+        if folder == RESCUED:
+            detail = "a copy that waits for `promptmill doctor --repair`"
+            yield Finding(kind=Kind.UNKNOWN, where=name, detail=detail)
+        elif folder not in known:
             yield Finding(kind=Kind.UNKNOWN, where=name, detail="no submission here has such a folder")
 
 

@@ -15,6 +15,7 @@ from storage.imagestore import FOLDER_JOBS, picture_folder
 from storage.jobstore import JobStore
 from storage.records import JobStatus, Submission, SubmissionState
 
+RESCUED = "rescued"  # folder of the copies that a repair has put aside, each in one named for its hash
 ALL = 2**31 - 1  # submissions: as many as there are
 _AGE = re.compile(r"(\d{1,6})\s*(m|h|d|w)")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -77,6 +78,15 @@ def prune(session: Session, submission: Submission) -> Iterator[int]:
         yield jobs.prune_jobs(submission.id, first=first, last=first + FOLDER_JOBS - 1)
     images.delete_folder(submission.id)
     jobs.end_pruning(submission.id)
+    _forget_rescued(session)
+
+
+def _forget_rescued(session: Session) -> None:
+    """Remove the copies that `doctor --repair` has put aside for jobs that are not there any more."""
+    rescued = {name.split("/")[1] for name in session.images.names(RESCUED) if name.count("/") > 1}
+    for digest in rescued:
+        if not session.jobs.find_pictures(digest, limit=1):
+            session.images.delete_folder(f"{RESCUED}/{digest}")
 
 
 def prune_now(session: Session, submission: str) -> None:

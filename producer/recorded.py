@@ -9,13 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from producer.models import resolve_model
+from producer.models import resolve_model, serving
+from producer.output import remark
 from producer.worker_flags import check_worker_flags
 from storage.errors import BadInputError
 from storage.models import configured_models
+from storage.records import WorkerState
 from storage.worker_options import FEWEST_LANES
 
 if TYPE_CHECKING:
+    from producer.session import Session
     from storage.models import ModelReference
     from storage.records import Worker
     from storage.settings import Settings
@@ -154,4 +157,15 @@ def check_all_named(models: Iterable[str], wishes: Wishes) -> None:
         raise BadInputError(
             f"The pictures are of models {', '.join(names)}; reproduce them one after another, or configure "
             f"them in PROMPTMILL_MODELS and leave --model out."
+        )
+
+
+def warn_of_unlike(session: Session, model: str, numerics: Mapping[str, Any]) -> None:
+    """Say so where a worker that is ready will render otherwise than recorded."""
+    others = serving(session.jobs.workers(alive_only=True), model, lease=session.settings.lease)
+    ready = next((worker for worker in others if worker.state is WorkerState.READY), None)
+    if ready and (differs := unlike(ready, numerics)):
+        remark(
+            f"Worker {ready.name} is not as recorded: {'; '.join(differs)}. Without it "
+            f"(`promptmill worker drain {ready.name}`) one is started that is."
         )

@@ -15,7 +15,15 @@ from typing import Any
 from producer.company import Company, follow_in, terminated_like_interrupted
 from producer.comparing import changes
 from producer.output import remark
-from producer.recorded import Wishes, kind_of, recorded_environment, reference_of, worker_options
+from producer.pruning import RESCUED
+from producer.recorded import (
+    Wishes,
+    kind_of,
+    recorded_environment,
+    reference_of,
+    warn_of_unlike,
+    worker_options,
+)
 from producer.session import Session
 from producer.verifying import Checked
 from storage.errors import BadInputError, ModelLoadError, PromptmillError, UnreachableError
@@ -93,7 +101,7 @@ def _rescue(session: Session, wrong: Sequence[Checked]) -> None:
 
 
 def _rescue_folder(image: Image) -> str:
-    return f"rescued/{image.file_sha256}"
+    return f"{RESCUED}/{image.file_sha256}"
 
 
 def _rescue_key(image: Image) -> str:
@@ -134,6 +142,7 @@ def _render_again(session: Session, alike: list[Checked]) -> Iterator[Mended]:
     except (BadInputError, ModelLoadError) as error:
         yield from (Mended(checked=one, mending=Mending.NONE, detail=str(error)) for one in alike)
         return
+    warn_of_unlike(session, model, numerics)
     by_submission: dict[str, list[Checked]] = {}
     for one in alike:
         by_submission.setdefault(one.job.submission, []).append(one)

@@ -14,10 +14,17 @@ from producer.models import serving
 from producer.originals import Original
 from producer.output import count_of, remark
 from producer.pruning import prune_now
-from producer.recorded import Wishes, kind_of, recorded_environment, reference_of, unlike, worker_options
+from producer.recorded import (
+    Wishes,
+    kind_of,
+    recorded_environment,
+    reference_of,
+    warn_of_unlike,
+    worker_options,
+)
 from producer.session import Session
 from storage.errors import BadInputError, PromptmillError, UnreachableError
-from storage.records import Image, Job, Submission, WorkerState
+from storage.records import Image, Job, Submission
 
 SOURCE = "reproduce"  # of its submissions, in `list`
 
@@ -93,12 +100,7 @@ def _planned(session: Session, alike: list[Original], wishes: Wishes, typed: Seq
             f"{alike[0].name} is of model {model}, which is not configured and served by no worker; add "
             f"--model {model}=REPO_OR_PATH."
         )
-    ready = [worker for worker in others if worker.state is WorkerState.READY]
-    if ready and (differs := unlike(ready[0], numerics)):
-        remark(
-            f"Worker {ready[0].name} is not as recorded: {'; '.join(differs)}. Without it "
-            f"(`promptmill worker drain {ready[0].name}`) one is started that is."
-        )
+    warn_of_unlike(session, model, numerics)
     company = Company(
         session,
         model,

@@ -182,3 +182,22 @@ def test_files_that_cannot_be_reached_keep_their_rows(
     assert store.holdings(otters.id).pictures == 3
     assert invoke("prune", "otters", "--yes").exit_code == 0
     assert store.submissions() == []
+
+
+def test_copies_that_were_put_aside_go_with_their_jobs(
+    invoke: Invoke, settings: Settings, stand_in: Any, store: JobStore
+) -> None:
+    """What `doctor --repair` rescued of a submission is nobody's once that is removed; other copies stay."""
+    invoke("submit", "-p", "an otter", "-p", "a cat", "--name", "gone")
+    invoke("submit", "-p", "a fox", "--name", "staying")
+    stand_in.start()
+    stand_in.render()
+    folders = {}
+    for name, label in (("gone", "gone:1"), ("staying", "staying:0")):
+        image = store.find_job(label).image
+        assert image is not None
+        folders[name] = settings.images_path / "rescued" / image.file_sha256
+        folders[name].mkdir(parents=True)
+        (folders[name] / "picture.png").write_bytes(b"a copy")
+    assert invoke("prune", "gone", "--yes").exit_code == 0
+    assert [folders["gone"].exists(), folders["staying"].exists()] == [False, True]
