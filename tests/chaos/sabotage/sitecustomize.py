@@ -20,6 +20,7 @@ COUNTth time; its submissions are then inserted four jobs a commit.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -54,8 +55,22 @@ def _gap() -> None:
     """Pass the moment between a file and its row."""
     if _marked("die in the gap"):
         _die()
-    if _marked("freeze in the gap") or (_marked("freeze together") and not _together.wait()):
-        os.kill(os.getpid(), signal.SIGSTOP)
+    if _marked("freeze in the gap"):
+        _freeze()
+    elif _marked("freeze together"):
+        if _together.wait():
+            threading.Event().wait(2)  # until it is frozen: who goes on would take a lock along
+        else:
+            _freeze()
+
+
+def _freeze() -> None:
+    """Stop this process while none of its threads has the writer lock of SQLite: nobody could write then."""
+    lock = Path(os.environ["PROMPTMILL_HOME"]) / "promptmill.db.writer"
+    if lock.exists():
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _tasks(tasks: Any) -> None:
