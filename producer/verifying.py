@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from producer.counted import counted
+from producer.in_order import in_order
 from producer.output import count_of, print_table
 from producer.pruning import ALL
 from producer.session import Session
@@ -18,8 +17,6 @@ from storage.errors import BadInputError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
 from storage.records import Job, JobStatus, Submission, SubmissionState, being_pruned
-
-READERS = 8  # pictures read at once: an object store answers slowly, but many at a time
 
 
 class Fault(StrEnum):
@@ -66,14 +63,10 @@ def verify(jobs: JobStore, images: ImageStore, submission: str) -> Iterator[Chec
     Raises:
         UnreachableError: when the store cannot be asked; nothing is called missing then.
     """
-    with ThreadPoolExecutor(READERS, thread_name_prefix="verify") as pool:
-        looking: deque[Future[Checked]] = deque()
-        for job in jobs.jobs(submission, statuses=(JobStatus.SUCCEEDED,)):
-            looking.append(pool.submit(_look, images, job))
-            if len(looking) >= 2 * READERS:
-                yield from _confirmed(jobs, images, looking.popleft().result())
-        while looking:
-            yield from _confirmed(jobs, images, looking.popleft().result())
+    succeeded = jobs.jobs(submission, statuses=(JobStatus.SUCCEEDED,))
+    # Hashing takes longer than a disk of this machine, and lets other threads run.
+    for _, checked in in_order(lambda job: _look(images, job), succeeded, local=False):
+        yield from _confirmed(jobs, images, checked)
 
 
 def _look(images: ImageStore, job: Job) -> Checked:

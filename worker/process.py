@@ -26,7 +26,8 @@ from storage.stores import open_image_store, open_job_store
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.company import Company
 from worker.engine.engine import Engine
-from worker.engine.request import RenderResult, Ticket
+from worker.engine.request import RenderResult
+from worker.engine.ticket import Ticket
 from worker.exits import Exit
 from worker.heartbeat import Heartbeat
 from worker.introduction import loaded_worker, ordered_worker

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from producer.exports.fetching import in_order
 from producer.exports.kinds import same_columns
 from producer.exports.rows import Sample, picture_row
 from producer.exports.survey import Survey
 from producer.exports.target import Target
+from producer.in_order import in_order
 from producer.pictures import METADATA, read_picture
 from producer.sidecar import sidecar
 from storage.imagestore import ImageStore

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from producer.exports.fetching import in_order
 from producer.exports.kinds import Kind
 from producer.exports.marker import Marker, Shard
 from producer.exports.rows import Sample
 from producer.exports.target import Target
+from producer.in_order import in_order
 from producer.pictures import read_picture
 from storage.imagestore import ImageStore
 

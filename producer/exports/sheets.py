@@ -8,10 +8,10 @@ from itertools import islice
 from PIL import Image
 
 from producer.contact_sheet import PER_PAGE, draw_sheet, sheet_name
-from producer.exports.fetching import in_order
 from producer.exports.survey import Survey
 from producer.exports.target import Target
 from producer.grid import Grid, draw_pages, page_name
+from producer.in_order import in_order
 from producer.pictures import read_picture
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore

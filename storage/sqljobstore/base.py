@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Update, literal_column, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Update, literal_column, select, update
 
 from storage import rows
 from storage.database import Database
@@ -41,6 +41,17 @@ class SqlBase:
             total += changed
             if changed < ADD_CHUNK:
                 return total
+
+    def _sweep(self, submission: str) -> int:
+        """Cancel what a cancelled submission still has to do; return how many jobs."""
+        cancelled = (
+            select(SUBMISSIONS.c.id)
+            .where(SUBMISSIONS.c.id == submission, SUBMISSIONS.c.state == SubmissionState.CANCELLED)
+            .exists()
+        )  # checked in each chunk: a retry may reopen the submission half-way
+        end = update(JOBS).values(status=JobStatus.CANCELLED.value, finished_at=now())
+        where = [JOBS.c.submission == submission, status_is(JobStatus.WAITING, JobStatus.QUEUED), cancelled]
+        return self._in_chunks(end, where)
 
 
 def now() -> datetime:

@@ -92,13 +92,7 @@ class Keeping(SqlBase):
         with self.database.read() as connection:
             cancelled = submission_row(connection, submission)["state"] == SubmissionState.CANCELLED
         if cancelled:  # what the cancel has not swept yet must not come back with the others
-            still = (
-                select(SUBMISSIONS.c.id)
-                .where(SUBMISSIONS.c.id == submission, SUBMISSIONS.c.state == SubmissionState.CANCELLED)
-                .exists()
-            )  # checked in each chunk: a retry may reopen the submission half-way
-            left = status_is(JobStatus.WAITING, JobStatus.QUEUED)
-            self._in_chunks(update(JOBS).values(_cancelled()), [JOBS.c.submission == submission, left, still])
+            self._sweep(submission)
         with self.database.write(durable=True) as connection:
             row = submission_row(connection, submission)
             if row["state"] == SubmissionState.PRUNING:

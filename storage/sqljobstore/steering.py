@@ -12,7 +12,6 @@ from storage.sqljobstore.base import (
     JOBS,
     SUBMISSIONS,
     SqlBase,
-    now,
     status_is,
     storable,
     submission_row,
@@ -107,16 +106,6 @@ class Steering(SqlBase):
         query = select(SUBMISSIONS.c.id).where(SUBMISSIONS.c.state == SubmissionState.CANCELLED, pending)
         with self.database.read() as connection:
             return list(connection.execute(query).scalars())
-
-    def _sweep(self, submission: str) -> int:
-        cancelled = (
-            select(SUBMISSIONS.c.id)
-            .where(SUBMISSIONS.c.id == submission, SUBMISSIONS.c.state == SubmissionState.CANCELLED)
-            .exists()
-        )  # checked in each chunk: a retry may reopen the submission half-way
-        end = update(JOBS).values(status=JobStatus.CANCELLED.value, finished_at=now())
-        where = [JOBS.c.submission == submission, status_is(JobStatus.WAITING, JobStatus.QUEUED), cancelled]
-        return self._in_chunks(end, where)
 
 
 def _set_state(

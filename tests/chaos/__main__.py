@@ -67,7 +67,7 @@ def run_once(
             repair(run, verdict)
             if world.farm.processes():
                 verdict.wrong.append(f"processes are left: {world.farm.processes()}")
-        except BaseException as error:
+        except BaseException as error:  # also an interrupt: the farm is kept, with what ended it
             verdict.wrong.append(repr(error))
             raise
         finally:

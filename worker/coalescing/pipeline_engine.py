@@ -31,8 +31,9 @@ from worker.coalescing.turns import Turns
 from worker.engine.errors import Cancelled, DeadlineError, EngineError, Released
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.numerics import numerics_record
-from worker.engine.request import RenderResult, Ticket
+from worker.engine.request import RenderResult
 from worker.engine.roster import Roster
+from worker.engine.ticket import Ticket
 from worker.engine.tuning import Tunings
 from worker.engine.watchdog import Watchdog
 from worker.models.pipeline import LoadedPipeline

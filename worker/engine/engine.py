@@ -23,8 +23,9 @@ from worker.engine.errors import Cancelled
 from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite, too_late
 from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
-from worker.engine.request import RenderResult, Request, Ticket, group_of, prepare_request
+from worker.engine.request import RenderResult, Request, group_of, prepare_request
 from worker.engine.roster import Roster
+from worker.engine.ticket import Ticket
 from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -281,35 +281,3 @@ def _texts(model: LoadedModel, job: JobParameters, *, guided: bool) -> tuple[dic
         return dict(prompts), model.max_length
     chunks = level([split(model.tokenizer, text, what=what) for what, text in prompts.items()])
     return dict(zip(prompts, chunks, strict=True)), model.max_length * len(chunks[0])
-
-
-class Ticketed(Protocol):
-    """What a ticket is for."""
-
-    future: Future[RenderResult]
-    cancelled: threading.Event
-
-    @property
-    def progress(self) -> float:
-        """Share of the forward passes that are done, 0 to 1."""
-
-
-class Ticket:
-    """What the submitter holds: the future, the progress, and the means to cancel."""
-
-    def __init__(self, request: Ticketed) -> None:
-        self._request = request
-
-    @property
-    def future(self) -> Future[RenderResult]:
-        """Ends with a RenderResult, or with an error of `worker.engine.errors`."""
-        return self._request.future
-
-    @property
-    def progress(self) -> float:
-        """Share of the forward passes that are done, 0 to 1."""
-        return self._request.progress
-
-    def cancel(self) -> None:
-        """Ask the engine to drop the request at its next step; the future then raises Cancelled."""
-        self._request.cancelled.set()

@@ -18,7 +18,8 @@ from storage.parameters import JobParameters
 from tests.pipelines import load_tiny, tiny
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.errors import Cancelled, DeadlineError, Released, RenderError
-from worker.engine.request import RenderResult, Ticket
+from worker.engine.request import RenderResult
+from worker.engine.ticket import Ticket
 from worker.models.pipeline import LoadedPipeline
 
 Forward = Callable[..., Any]
