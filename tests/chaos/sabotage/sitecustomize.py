@@ -19,8 +19,8 @@ COUNTth time; its submissions are then inserted four jobs a commit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -31,12 +31,13 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 _now = threading.local()  # the claim that this thread works on
 _together = threading.Barrier(3)
+_writing = threading.Lock()  # held by whichever thread of this process writes to a SQLite database
 
 
 def _marked(marker: str, *, first_only: bool = True) -> bool:
@@ -66,11 +67,20 @@ def _gap() -> None:
 
 def _freeze() -> None:
     """Stop this process while none of its threads has the writer lock of SQLite: nobody could write then."""
-    lock = Path(os.environ["PROMPTMILL_HOME"]) / "promptmill.db.writer"
-    if lock.exists():
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-    os.kill(os.getpid(), signal.SIGSTOP)
+    with _writing:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait(0.2)  # until it has come, which may be a moment after the call returned
+
+
+def _writer_lock(module: Any) -> None:
+    held = module.WriterLock.held
+
+    @contextlib.contextmanager
+    def gated(self: Any) -> Iterator[None]:
+        with _writing, held(self):
+            yield
+
+    module.WriterLock.held = gated
 
 
 def _tasks(tasks: Any) -> None:
@@ -204,6 +214,7 @@ def _jobstore(module: Any) -> None:
 
 
 PATCHES: dict[str, Callable[[Any], None]] = {
+    "storage.writer_lock": _writer_lock,
     "worker.tasks": _tasks,
     "worker.process": _process,
     "worker.engine.request": _request,
