@@ -1,8 +1,9 @@
-"""Two workers pinned to one core each, one such worker, and the bare engine on one core: the same jobs.
+"""Two workers pinned to one core each, one such worker, and the bare engine: the same jobs.
 
 The bare engine renders in one thread with nothing around it: no command line, no queue, no database, no
 files. Pinned, a worker shares the core with all of that; "cores free" is the same thread with the other core
-for the rest, as beside a GPU. Needs `taskset` and two cores with nothing else running.
+for the rest, as beside a GPU. Two bare engines on a core each say what the machine itself gives for the
+second core. Needs `taskset` and two cores with nothing else running.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ from report import PROMPTMILL, arguments, fresh_home, median, promptmill, show, 
 STEPS, LANES = 20, 8
 NAMES = (
     "the bare engine, one core",
+    "two bare engines, one core each",
     "the bare engine, one thread, cores free",
     "one worker, one thread, cores free",
     "one worker, one core",
@@ -43,6 +45,19 @@ jobs = [
 by_engine(engine, jobs[:lanes])
 print(count / by_engine(engine, jobs).seconds)
 """
+
+
+def bare(environment: dict[str, str], count: int, cores: Sequence[int | None]) -> float:
+    """Return the pictures a second of bare engines that render `count` pictures each at the same time."""
+    given = [sys.executable, "-c", BARE, str(LANES), str(count), str(STEPS)]
+    engines = [
+        subprocess.Popen([*taskset(core), *given], env=environment, stdout=subprocess.PIPE, text=True)
+        for core in cores
+    ]
+    outputs = [engine.communicate()[0] for engine in engines]
+    if any(engine.returncode for engine in engines):
+        sys.exit("a bare engine failed")
+    return sum(float(output.split()[-1]) for output in outputs)
 
 
 @contextmanager
@@ -84,28 +99,24 @@ def rendered(environment: dict[str, str], count: int) -> float:
 def main() -> None:
     """Print the table."""
     options = arguments(__doc__ or "").parse_args()
-    count, rounds = (24, 1) if options.quick else (240, 1)
+    count, rounds = (24, 1) if options.quick else (120, 2)
     speeds: dict[str, list[float]] = {name: [] for name in NAMES}
     with fresh_home() as environment:
         environment["OMP_NUM_THREADS"] = "1"
         for _ in range(rounds):
-            for name, core in zip(NAMES[:2], (0, None), strict=True):
-                bare = subprocess.run(
-                    [*taskset(core), sys.executable, "-c", BARE, str(LANES), str(count), str(STEPS)],
-                    env=environment, capture_output=True, text=True, check=True,
-                )  # fmt: skip
-                speeds[name].append(float(bare.stdout.split()[-1]))
+            for name, cores in zip(NAMES[:3], ((0,), (0, 1), (None,)), strict=True):
+                speeds[name].append(bare(environment, count, cores))
             with pinned(environment, None):
                 rendered(environment, LANES)
-                speeds[NAMES[2]].append(rendered(environment, count))
+                speeds[NAMES[3]].append(rendered(environment, count))
             with ExitStack() as stack:
                 stack.enter_context(pinned(environment, 0))
                 rendered(environment, LANES)
-                speeds[NAMES[3]].append(rendered(environment, count))
+                speeds[NAMES[4]].append(rendered(environment, count))
                 stack.enter_context(pinned(environment, 1))
                 rendered(environment, 2 * LANES)
-                speeds[NAMES[4]].append(rendered(environment, 2 * count))
-    one = median(speeds[NAMES[3]])
+                speeds[NAMES[5]].append(rendered(environment, 2 * count))
+    one = median(speeds[NAMES[4]])
     rows: list[dict[str, Any]] = [
         {"what": what, "images/s": median(values), "of one worker": median(values) / one}
         for what, values in speeds.items()
