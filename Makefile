@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 DEMO_OUT := out/demo
 AUDIT := .venv-audit
 RUNS ?= 50
-JOBS ?= 200
+MINUTES ?= 480
 
-.PHONY: help demo test lint types format bench chaos audit model docs clean
+.PHONY: help demo test lint types format bench chaos soak audit model docs clean
 
 help:  ## list what can be done
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,7 +54,10 @@ bench: $(VENV)/.installed  ## run a benchmark: make bench NAME=commands
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 chaos: $(VENV)/.installed  ## let faults happen to real farms: make chaos RUNS=50 JOBS=200; the last line is JSON
-	@$(BIN)/python -m tests.chaos --runs $(RUNS) --jobs $(JOBS) $(ARGS)
+	@$(BIN)/python -m tests.chaos --runs $(RUNS) --jobs $(or $(JOBS),200) $(ARGS)
+
+soak: $(VENV)/.installed  ## two workers, faults every minute, memory watched: make soak MINUTES=480 JOBS=20000
+	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --jobs $(or $(JOBS),20000) $(ARGS)
 
 audit: $(AUDIT)/.installed  ## ask the advisory databases about every pinned version
 	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Waiting:
 
     def __init__(self, settings: Settings) -> None:
         self._store = open_job_store(settings)
-        self._store.add_worker(worker_record("w1"))
+        self._incarnation = uuid.uuid4().hex
+        self._store.add_worker(worker_record(self._incarnation))
         self._over = threading.Event()
         self.longest = 0.0
         self._thread = threading.Thread(target=self._beat)
@@ -51,7 +53,7 @@ class Waiting:
 
     def _beat(self) -> None:
         while not self._over.wait(0.05):
-            self.longest = max(self.longest, seconds(lambda: self._store.heartbeat("w1", {})))
+            self.longest = max(self.longest, seconds(lambda: self._store.heartbeat(self._incarnation, {})))
 
     def stop(self) -> float:
         """Return the longest wait."""

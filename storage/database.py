@@ -196,6 +196,7 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves: pysqlite would begin too late
     try:
         with closing(connection.cursor()) as cursor:
+            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # heard by a file that has no tables yet
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute("PRAGMA synchronous=NORMAL")
             cursor.execute("PRAGMA foreign_keys=ON")

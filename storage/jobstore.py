@@ -6,6 +6,7 @@ states each promise below as a test that runs against both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -141,8 +142,11 @@ class JobStore(Keeping, Protocol):
         """Set the cancel flag: effective at once in dispatch, claim and heartbeat."""
         ...
 
-    def sweep_cancelled(self, submission: str | None = None) -> int:
-        """Turn waiting and queued jobs of cancelled submissions into `cancelled`, in chunks; say how many."""
+    def sweep_cancelled(self, submission: str | None = None, *, seconds: float = math.inf) -> int:
+        """Turn waiting and queued jobs of cancelled submissions into `cancelled`, in chunks; say how many.
+
+        Until none is left, or no chunk is begun after `seconds`. Several may sweep at once.
+        """
         ...
 
     def pause(self, submission: str, *, note: str | None = None) -> Submission:

@@ -1,11 +1,11 @@
-"""The part of the job store's contract that is about keeping pictures: to remove them, to mend lost ones."""
+"""The part of the job store's contract that is about keeping: to remove, to mend, to stay small."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from storage.records import Holdings, Job, Submission
+from storage.records import Holdings, Job, Room, Submission, Worker
 
 
 class Keeping(Protocol):
@@ -65,5 +65,24 @@ class Keeping(Protocol):
 
         Raises:
             BadInputError: while the submission is paused or being removed.
+        """
+        ...
+
+    def forget_workers(self) -> list[Worker]:
+        """Remove the rows of incarnations that ended a week ago or longer, and return them.
+
+        Of each model the newest stays that has told its revision: what a submit needs to know of the model.
+        """
+        ...
+
+    def compact(self, *, whole: bool = False) -> Room:
+        """Give the room of removed rows back to the disk, and say how large the database was and is.
+
+        On SQLite in short commits, beside which workers go on. A file of an earlier promptmill can only be
+        written anew, which is done with `whole` and else left: it takes as much room again, and nobody writes
+        meanwhile. PostgreSQL keeps such room for new rows; `whole` tells it to look for it now.
+
+        Raises:
+            BadInputError: while a file that has to be written anew is used by live workers.
         """
         ...

@@ -234,6 +234,14 @@ class Heard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """How many bytes a database took on its disk, and takes now."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Holdings:
     """What a submission holds: its jobs, its pictures, and the bytes of these."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -17,6 +18,8 @@ from storage.reaper import Reaper
 log = structlog.get_logger()
 
 SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` or an ended worker left behind
+SWEEP_FOR = 0.3  # seconds of a tick, so that a million cancelled jobs keep no others waiting
+FORGET_EVERY = 3600.0  # seconds between two looks for rows of workers that ended long ago
 FAST_TICK = 0.1  # seconds, while the queue's window was more than half empty
 
 
@@ -46,6 +49,8 @@ class Ticker:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tick", daemon=True)
         self._ticks = 0
+        self._swept = 0
+        self._forget_at = 0.0
 
     def start(self) -> None:
         """Begin to tick."""
@@ -77,10 +82,20 @@ class Ticker:
     def _tick(self) -> float:
         """Do everything once; return the seconds until the next time."""
         self._reaper.tick()
-        if self._ticks % SWEEP_EVERY == 0:
-            self._jobs.sweep_cancelled()
-            if orphans := self._jobs.release_orphans():
-                log.warning("released jobs that nobody held", action="orphans", jobs=orphans)
+        self._clean_up()
         if self._redis is not None:  # after what needs only the database
             self._redis.ensure_running()
-        return FAST_TICK if self._dispatches() and self._dispatcher.tick() else TICK
+        hungry = self._dispatches() and self._dispatcher.tick()
+        return FAST_TICK if hungry or self._swept else TICK
+
+    def _clean_up(self) -> None:
+        """See to what others have left behind: cancelled jobs, jobs of the dead, rows of the long dead."""
+        looks = self._ticks % SWEEP_EVERY == 0
+        if looks or self._swept:
+            self._swept = self._jobs.sweep_cancelled(seconds=SWEEP_FOR)
+        if looks and (orphans := self._jobs.release_orphans()):
+            log.warning("released jobs that nobody held", action="orphans", jobs=orphans)
+        if time.monotonic() >= self._forget_at:
+            if gone := self._jobs.forget_workers():
+                log.info("forgot ended workers", action="forget", workers=len(gone))
+            self._forget_at = time.monotonic() + FORGET_EVERY

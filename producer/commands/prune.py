@@ -57,7 +57,10 @@ def prune_command(
         parts = prune(session, found)
         for _ in counted(parts, total=held[found.id].jobs // 1000 + 1, title=f"removing {found.id}"):
             pass
-    remark(f"Removed {_total(list(held.values()))}.")
+    room = session.jobs.compact()
+    given = room.before - room.after
+    smaller = f" The database is {size_of(given)} smaller." if given > 0 else ""
+    remark(f"Removed {_total(list(held.values()))}.{smaller}")
 
 
 def confirmed(question: str, *, yes: bool, unasked: str) -> bool:

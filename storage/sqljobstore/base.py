@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +20,8 @@ from storage.records import Image, Job, JobStatus, Submission, SubmissionState, 
 JOBS, SUBMISSIONS, IMAGES = rows.JOBS, rows.SUBMISSIONS, rows.IMAGES
 WORKERS, META, TUNINGS = rows.WORKERS, rows.META, rows.TUNINGS
 
+# Seconds between two chunks: whoever waits for SQLite's writer looks every 0.01 s, and would never get it.
+BREATH = 0.02
 CHOSEN_LATER = ("num_inference_steps", "guidance_scale", "width", "height", "sampler", "schedule")
 
 
@@ -31,18 +35,33 @@ class SqlBase:
         """Close all connections."""
         self.database.db_engine.dispose()
 
-    def _in_chunks(self, change: Update, where: list[ColumnElement[bool]]) -> int:
-        """Apply `change` to the jobs that match, ADD_CHUNK a commit, and count them."""
-        total = 0
+    def _in_chunks(
+        self, change: Update, where: list[ColumnElement[bool]], *, seconds: float = math.inf
+    ) -> int:
+        """Apply `change` to the jobs that match, ADD_CHUNK a commit, and count them.
+
+        Until none is left, or no chunk is begun after `seconds`.
+        """
+        # Rows that somebody else changes now are left to the next chunk, not waited for (PostgreSQL only).
+        # In the order of an index, or PostgreSQL would look for each chunk from the table's start on.
+        found = select(JOBS.c.id).where(*where).order_by(JOBS.c.status)
+        chunk = found.limit(ADD_CHUNK).with_for_update(skip_locked=True)
+        if not self.database.is_sqlite:
+            # Or PostgreSQL might choose more than once; SQLite counts no rows behind a WITH.
+            chunk = select(chunk.cte("chunk").c.id)
+        some = change.where(JOBS.c.id.in_(chunk))
+        left = found.limit(1)
+        total, until = 0, time.monotonic() + seconds
         while True:
             with self.database.write() as connection:
-                chunk = select(JOBS.c.id).where(*where).limit(ADD_CHUNK)
-                changed = connection.execute(change.where(JOBS.c.id.in_(chunk))).rowcount
+                changed = connection.execute(some).rowcount
+                over = changed < ADD_CHUNK and connection.execute(left).first() is None
             total += changed
-            if changed < ADD_CHUNK:
+            if over or time.monotonic() >= until:
                 return total
+            time.sleep(BREATH)
 
-    def _sweep(self, submission: str) -> int:
+    def _sweep(self, submission: str, *, seconds: float = math.inf) -> int:
         """Cancel what a cancelled submission still has to do; return how many jobs."""
         cancelled = (
             select(SUBMISSIONS.c.id)
@@ -51,7 +70,7 @@ class SqlBase:
         )  # checked in each chunk: a retry may reopen the submission half-way
         end = update(JOBS).values(status=JobStatus.CANCELLED.value, finished_at=now())
         where = [JOBS.c.submission == submission, status_is(JobStatus.WAITING, JobStatus.QUEUED), cancelled]
-        return self._in_chunks(end, where)
+        return self._in_chunks(end, where, seconds=seconds)
 
 
 def now() -> datetime:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, insert, select, text, update
+from sqlalchemy import ColumnElement, Update, delete, insert, or_, select, text, update
 
 from storage.errors import BadInputError, StaleWorkerError
 from storage.jobstore import MAX_FAILURES
@@ -25,6 +26,8 @@ from storage.sqljobstore.base import (
 )
 from storage.sqljobstore.claiming import given_back, in_state
 from storage.sqljobstore.progress import ALIVE
+
+KEPT_AFTER_ITS_END = timedelta(days=7)  # the row of an incarnation, for whoever asks what became of it
 
 
 class Liveness(SqlBase):
@@ -78,6 +81,29 @@ class Liveness(SqlBase):
         alive = update(WORKERS).where(WORKERS.c.incarnation == incarnation, WORKERS.c.state.in_(ALIVE))
         with self.database.write() as connection:
             connection.execute(alive.values(state=state.value, note=None if note is None else storable(note)))
+
+    def forget_workers(self) -> list[Worker]:
+        """See `JobStore.forget_workers`."""
+        newer = WORKERS.alias("newer")
+        outdated = (
+            select(newer.c.incarnation)
+            .where(newer.c.model == WORKERS.c.model, newer.c.revision.is_not(None))
+            .where(newer.c.started_at > WORKERS.c.started_at)
+            .correlate(WORKERS)
+            .exists()
+        )
+        ended = (
+            WORKERS.c.state.not_in(ALIVE),
+            WORKERS.c.beat_at < now() - KEPT_AFTER_ITS_END,
+            or_(WORKERS.c.revision.is_(None), outdated),
+        )
+        with self.database.read() as connection:
+            found = list(connection.execute(select(WORKERS.c.incarnation).where(*ended)).scalars())
+        if not found:
+            return []
+        gone = delete(WORKERS).where(WORKERS.c.incarnation.in_(found), *ended).returning(WORKERS)
+        with self.database.write() as connection:
+            return [to_worker(row) for row in connection.execute(gone).mappings()]
 
     def drain_workers(self, name: str, *, timeout: float) -> list[Worker]:
         """See `JobStore.drain_workers`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from sqlalchemy import Connection, select, update
@@ -48,9 +50,15 @@ class Steering(SqlBase):
         with self.database.write(durable=True) as connection:
             return _set_state(connection, submission, SubmissionState.CANCELLED, note=None)
 
-    def sweep_cancelled(self, submission: str | None = None) -> int:
+    def sweep_cancelled(self, submission: str | None = None, *, seconds: float = math.inf) -> int:
         """See `JobStore.sweep_cancelled`."""
-        return sum(self._sweep(one) for one in ([submission] if submission else self._cancelled_with_jobs()))
+        until = time.monotonic() + seconds
+        swept = 0
+        for one in [submission] if submission else self._cancelled_with_jobs():
+            swept += self._sweep(one, seconds=until - time.monotonic())
+            if time.monotonic() >= until:
+                break
+        return swept
 
     def pause(self, submission: str, *, note: str | None = None) -> Submission:
         """See `JobStore.pause`."""

@@ -33,6 +33,8 @@ def _victim(run: Run) -> Worker:
     if len(ready) < len(run.posts.processes):
         raise NotNow
     for worker in run.dice.sample(ready, len(ready)):
+        if worker.name in run.spared:
+            continue
         held = held_by(run.world, worker.incarnation, run.submissions)
         if held and not any(job.suspect for job in held):
             return worker

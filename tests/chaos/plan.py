@@ -67,7 +67,9 @@ class Plan:
     markers: tuple[str, ...]
 
 
-def make_plan(seed: int, *, database: str | None = None, faults: int = 8, markers: int = 2) -> Plan:
+def make_plan(
+    seed: int, *, database: str | None = None, faults: int = 8, markers: int = 2, only: str | None = None
+) -> Plan:
     """Draw a run: the four kinds of farm in turn, and some of the faults that its kind can have.
 
     Args:
@@ -75,11 +77,13 @@ def make_plan(seed: int, *, database: str | None = None, faults: int = 8, marker
         database: only this one.
         faults: how many from outside, each at most once.
         markers: how many kinds of jobs that misbehave.
+        only: a part of the names of the faults that are meant; all are, if it is not given.
     """
     dice = random.Random(seed)
     kind = database or ("sqlite", "postgres")[seed % 2]
     pictures = ("folder", "s3")[(seed // 2 + seed) % 2]
     possible = [*_ALWAYS, *(_POSTGRES if kind == "postgres" else ()), *(_S3 if pictures == "s3" else _FOLDER)]
+    possible = [fault for fault in possible if only is None or only in fault]
     chosen = dice.sample(possible, min(faults, len(possible)))
     # A submit or a cancel needs jobs that are still to come.
     chosen.sort(key=lambda fault: fault not in (Fault.KILL_SUBMIT, Fault.KILL_CANCEL))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
+from storage.errors import UnreachableError
 from storage.records import Job, JobStatus, Worker, WorkerState
 from tests.chaos.world import World, faketime
 
@@ -34,6 +37,7 @@ class Posts:
         self.stopped: dict[int, float] = {}
         for name in names:
             self.start(name)
+        self._over = threading.Event()
 
     def start(self, name: str) -> None:
         """Start a supervisor."""
@@ -56,12 +60,26 @@ class Posts:
         return faketime() is not None
 
     def look(self) -> None:
-        """Start again what has ended, and wake who has slept past its lease."""
+        """Start again what has ended."""
         for name, process in self.processes.items():
             if process.poll() is not None:
                 self.restarts += 1
                 assert self.restarts < MOST_RESTARTS, self._world.farm.output(process)
                 self.start(name)
+
+    def keep_waking(self) -> None:
+        """From now on wake who has slept past its lease, in a thread.
+
+        The harness itself may wait just then, for a lock that the sleeper has.
+        """
+        threading.Thread(target=self._keep_waking, name="waker", daemon=True).start()
+
+    def _keep_waking(self) -> None:
+        while not self._over.wait(0.2):
+            with contextlib.suppress(UnreachableError):  # the harness meets the same outages
+                self._wake()
+
+    def _wake(self) -> None:
         now = time.monotonic()
         for worker in self._world.farm.workers():
             if is_frozen(worker.pid):
@@ -90,7 +108,8 @@ class Posts:
 
     def stop(self) -> dict[str, int]:
         """Wake everybody, ask all to end in order, and return their exit codes."""
-        for pid in self.stopped:
+        self._over.set()
+        for pid in list(self.stopped):
             if is_frozen(pid):
                 os.kill(pid, signal.SIGCONT)
         for process in self.processes.values():

@@ -67,6 +67,8 @@ class Run:
         exports: folders by submission.
         resumed: how often a submission had paused by itself, and had to be resumed.
         outages: moments at which Redis was gone, or all workers were.
+        spared: names of workers that nobody kills or freezes from outside.
+        began: when, on `time.monotonic`.
     """
 
     plan: Plan
@@ -83,6 +85,8 @@ class Run:
     exports: dict[str, str] = field(default_factory=dict)
     resumed: int = 0
     outages: list[float] = field(default_factory=list)
+    spared: frozenset[str] = frozenset()
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def submissions(self) -> list[str]:
@@ -134,10 +138,10 @@ class Run:
 
     def say(self, text: str) -> None:
         """Tell whoever watches."""
-        sys.stderr.write(f"seed {self.plan.seed}: {text}\n")
+        sys.stderr.write(f"seed {self.plan.seed}, {time.monotonic() - self.began:4.0f} s: {text}\n")
 
 
-def make_waves(plan: Plan, jobs: int) -> list[Wave]:
+def make_waves(plan: Plan, jobs: int, *, size: int = WAVE) -> list[Wave]:
     """Write the prompts: always the same ones, so that runs can be compared; markers where the seed says."""
     rows: list[dict[str, Any]] = []
     for number in range(jobs):
@@ -149,11 +153,12 @@ def make_waves(plan: Plan, jobs: int) -> list[Wave]:
         row["prompt"] += f" [{marker}]"
         if marker == "poison":
             row["steps"] = 50
-    return [Wave(rows=rows[at : at + WAVE]) for at in range(0, jobs, WAVE)]
+    return [Wave(rows=rows[at : at + size]) for at in range(0, jobs, size)]
 
 
 def go(run: Run) -> bool:
     """Let it happen; return whether every job has ended."""
+    run.posts.keep_waking()
     pending = list(run.plan.faults)
     total = sum(len(wave.rows) for wave in run.waves)
     progress, since = -1, time.monotonic()
@@ -161,13 +166,13 @@ def go(run: Run) -> bool:
         time.sleep(LOOK)
         try:
             run.posts.look()
-            _do_later(run)
-            _watch(run)
+            do_later(run)
+            watch(run)
             counts = run.counts()
             unfinished = sum(counts[status] for status in UNFINISHED)
             ended = sum(counts.values()) - unfinished
             due = bool(pending) and ended >= pending[0].share * total
-            if due and _inject(run, pending[0].fault):
+            if due and inject(run, pending[0].fault):
                 pending.pop(0)
                 continue
             wave = run.next_wave()
@@ -177,7 +182,7 @@ def go(run: Run) -> bool:
                 since = time.monotonic()
             if wave is None and not unfinished and not run.later:
                 run.left_out |= {planned.fault: "its moment never came" for planned in pending}
-                _check_that_they_hit(run)
+                check_that_they_hit(run)
                 return True
         except UnreachableError:
             continue  # the harness meets the same outages
@@ -188,7 +193,7 @@ def go(run: Run) -> bool:
             return False
 
 
-def _check_that_they_hit(run: Run) -> None:
+def check_that_they_hit(run: Run) -> None:
     """Count out what had nothing left to hit."""
     postgres, s3 = run.world.postgres_proxy, run.world.s3_proxy
     hits = {Fault.COMMIT_REPLY: postgres.lost if postgres else 0}
@@ -198,7 +203,7 @@ def _check_that_they_hit(run: Run) -> None:
         run.left_out[fault] = "it hit nothing"
 
 
-def _inject(run: Run, fault: Fault) -> bool:
+def inject(run: Run, fault: Fault) -> bool:
     """Try a fault that is due; say whether it is dealt with."""
     try:
         reason = FAULTS[fault](run)
@@ -213,7 +218,8 @@ def _inject(run: Run, fault: Fault) -> bool:
     return True
 
 
-def _do_later(run: Run) -> None:
+def do_later(run: Run) -> None:
+    """Do what is due by now, such as to end a fault."""
     now = time.monotonic()
     due = [action for moment, action in run.later if moment <= now]
     run.later = [(moment, action) for moment, action in run.later if moment > now]
@@ -221,7 +227,7 @@ def _do_later(run: Run) -> None:
         action()
 
 
-def _watch(run: Run) -> None:
+def watch(run: Run) -> None:
     """See whose jobs have a picture again, and be the human whom a paused submission waits for."""
     store = run.world.farm.store()
     for submission in map(store.find_submission, run.submissions):

@@ -60,20 +60,36 @@ def faketime() -> Path | None:
 
 
 @contextlib.contextmanager
-def open_world(plan: Plan, servers: Servers, *, lease: float) -> Iterator[World]:
-    """Make a farm with nothing running in it but its servers, and take it down at the end."""
+def open_world(
+    plan: Plan,
+    servers: Servers,
+    *,
+    lease: float,
+    folder: Path | None = None,
+    mounts: bool = True,
+    disk: str = DISK,
+) -> Iterator[World]:
+    """Make a farm with nothing running in it but its servers, and take it down at the end.
+
+    Args:
+        plan: says which servers.
+        servers: what runs share.
+        lease: seconds.
+        folder: where the farm's own folder is made; a short path, since sockets lie there.
+        mounts: whether a disk that can be filled may be mounted.
+        disk: its size, as `mount` reads it.
+    """
     database = f"chaos_{plan.seed}"
     with contextlib.ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="pm-", ignore_cleanup_errors=True))
-        )
+        temporary = tempfile.TemporaryDirectory(prefix="pm-", ignore_cleanup_errors=True, dir=folder)
+        folder = Path(stack.enter_context(temporary))
         environment = {
             "PROMPTMILL_MODELS": f"tiny={servers.model}",
             "PROMPTMILL_LEASE": str(lease),
             "HF_TOKEN": f"hf_{SECRET}",
             "PYTHONPATH": os.pathsep.join(map(str, (SABOTAGE, ROOT))),
         }
-        redis = postgres_proxy = s3_proxy = disk = None
+        redis = postgres_proxy = s3_proxy = mounted = None
         if plan.database == "postgres":
             url = servers.postgres.make_database(database)
             stack.callback(servers.postgres.drop_database, database)
@@ -93,7 +109,8 @@ def open_world(plan: Plan, servers: Servers, *, lease: float) -> Iterator[World]
             environment |= {**servers.s3.environment, "AWS_ENDPOINT_URL": s3_proxy.url}
             environment["PROMPTMILL_STORE_URL"] = f"s3://{bucket}/pictures"
         else:
-            disk = _mounted(folder / "disk", stack)
+            (folder / "disk").mkdir()
+            mounted = _mounted(folder / "disk", stack, size=disk) if mounts else None
             environment["PROMPTMILL_STORE_URL"] = f"file://{folder}/disk/pictures"
         farm = Farm(folder / "home", **environment)
         stack.callback(farm.close)
@@ -102,7 +119,7 @@ def open_world(plan: Plan, servers: Servers, *, lease: float) -> Iterator[World]
         assert made.returncode == 0, made.stderr
         yield World(
             plan=plan, farm=farm, postgres=servers.postgres, database=database, lease=lease, redis=redis,
-            redis_folder=folder / "redis", postgres_proxy=postgres_proxy, s3_proxy=s3_proxy, disk=disk,
+            redis_folder=folder / "redis", postgres_proxy=postgres_proxy, s3_proxy=s3_proxy, disk=mounted,
         )  # fmt: skip
 
 
@@ -126,13 +143,12 @@ def _restore(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _mounted(folder: Path, stack: contextlib.ExitStack) -> Path | None:
-    """Mount a small disk where that is allowed, which is for root; else only make the folder."""
-    folder.mkdir()
+def _mounted(folder: Path, stack: contextlib.ExitStack, *, size: str) -> Path | None:
+    """Mount a small disk where that is allowed, which is for root."""
     mount = shutil.which("mount")
     if os.getuid() or mount is None:
         return None
-    command = [mount, "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
+    command = [mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if subprocess.run(command, check=False, capture_output=True).returncode:
         return None
     stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,22 @@ def test_rows_and_files_go_together(
     assert [path.name for path in settings.images_path.iterdir()] == [foxes.id]
     assert invoke("verify", "--all").exit_code == 0
     assert invoke("prune", "otters", "--yes").exit_code == 2
+
+
+def test_the_database_gets_smaller(invoke: Invoke, store: JobStore, tmp_path: Path) -> None:
+    """Prune gives the room of its rows back to the disk and says so; `db vacuum` finds nothing more."""
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("".join(f"an otter with {number} whiskers\n" * 3 for number in range(200)))
+    assert invoke("submit", str(lines), "--name", "whiskers").exit_code == 0
+    assert invoke("cancel", "whiskers").exit_code == 0
+    done = invoke("prune", "whiskers", "--yes")
+    assert "The database is" in done.stderr
+    assert "smaller" in done.stderr
+    before = store.compact().before
+    done = invoke("db", "vacuum")
+    assert done.exit_code == 0, done.stderr
+    assert "The database has" in done.stderr
+    assert store.compact().before == before
 
 
 def test_a_dry_run_and_an_unasked_question_remove_nothing(
