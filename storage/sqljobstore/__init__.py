@@ -6,6 +6,7 @@ in the order of the path.
 
 from __future__ import annotations
 
+from storage.sqljobstore.browsing import Browsing
 from storage.sqljobstore.claiming import Claiming
 from storage.sqljobstore.dispatching import Dispatching
 from storage.sqljobstore.keeping import Keeping
@@ -19,5 +20,7 @@ from storage.sqljobstore.tuning import Tuning
 __all__ = ["SqlJobStore"]
 
 
-class SqlJobStore(Submitting, Reading, Selecting, Steering, Dispatching, Claiming, Liveness, Tuning, Keeping):
+class SqlJobStore(
+    Submitting, Reading, Selecting, Browsing, Steering, Dispatching, Claiming, Liveness, Tuning, Keeping
+):
     """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""

@@ -10,7 +10,10 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import event
 
+from storage.browsing import JobPage
+from storage.filters import JobFilter
 from storage.parameters import JobParameters
+from storage.records import JobStatus
 from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore
 from storage.stores import open_job_store
@@ -31,6 +34,10 @@ def store(settings: Settings) -> Iterator[SqlJobStore]:
     opened.close()
 
 
+def _page(store: SqlJobStore, **wanted: Any) -> JobPage:
+    return store.page(store.find_submission("mine").id, cursor=0, **wanted)
+
+
 @pytest.mark.parametrize(
     "ask",
     [
@@ -39,8 +46,24 @@ def store(settings: Settings) -> Iterator[SqlJobStore]:
         lambda store: store.speed("demo"),
         lambda store: store.rates(over=10.0),
         lambda store: store.find_rendered("a" * 64),
+        lambda store: store.newest(before=10),
+        lambda store: store.statuses([store.find_submission("mine").id], lease=30.0),
+        _page,
+        lambda store: _page(store, statuses=(JobStatus.FAILED,)),
+        lambda store: _page(store, meant=JobFilter(match="otter")),
     ],
-    ids=["status", "rendered_since", "speed", "rates", "find_rendered"],
+    ids=[
+        "status",
+        "rendered_since",
+        "speed",
+        "rates",
+        "find_rendered",
+        "newest",
+        "statuses",
+        "page",
+        "failed",
+        "filtered",
+    ],
 )
 def test_no_question_reads_all_jobs(store: SqlJobStore, ask: Callable[[SqlJobStore], object]) -> None:
     """Every statement goes in by an index that few jobs answer to."""
