@@ -20,11 +20,12 @@ COPY models /models
 COPY migrations /migrations
 COPY producer /producer
 COPY storage /storage
+COPY web /web
 COPY worker /worker
 
 FROM base AS producer
 COPY --from=source / ./
-RUN pip install -c constraints.txt '.[postgres,s3]'
+RUN pip install -c constraints.txt '.[postgres,s3,web]'
 USER 1000
 WORKDIR /work
 ENTRYPOINT ["promptmill"]

@@ -172,6 +172,7 @@ _COMMANDS = {
     "prune": ("producer.commands.prune:prune_command", "Remove submissions, rows and files together."),
     "export": ("producer.commands.export:export", "Write a submission's pictures in many formats."),
     "inspect": ("producer.commands.inspect:inspect_pictures", "Show what pictures say of themselves."),
+    "web": ("producer.commands.web:web", "Serve the gallery and the HTTP API."),
     "samplers": ("producer.commands.tables:samplers", "List the samplers and their schedules."),
     "models": ("producer.commands.tables:models", "List the models that can be asked for."),
     "worker": ("producer.commands.worker:worker", "Start and list workers."),

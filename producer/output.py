@@ -6,7 +6,9 @@ import functools
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +17,7 @@ import click
 JSON_VERSION = 1
 NEVER_FOLDED = 9  # characters: wider columns of a table give way on a narrow terminal
 Row = Mapping[str, Any]
+_HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
@@ -130,8 +133,23 @@ def _block(titles: list[str], row: list[str]) -> str:
 
 
 def remark(text: str) -> None:
-    """Say something that is no data: on stderr."""
-    click.echo(printable(text), err=True)
+    """Say something that is no data: on stderr, or to whoever listens (`hearing`)."""
+    heard = _HEARD.get()
+    if heard is None:
+        click.echo(printable(text), err=True)
+    else:
+        heard.append(printable(text))
+
+
+@contextmanager
+def hearing() -> Iterator[list[str]]:
+    """Give a list that gets, instead of stderr, what is remarked in this thread meanwhile."""
+    heard: list[str] = []
+    token = _HEARD.set(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
 
 
 def cell(value: Any) -> str:

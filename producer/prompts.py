@@ -27,7 +27,7 @@ from producer.jobs import JobOptions
 from producer.lines import Line, Problem
 from producer.output import remark
 from producer.problems import Problems
-from producer.readers.opening import read
+from producer.readers.opening import Source, Upload, read
 from producer.readers.slips import Slips
 from producer.readers.text import parse_line
 from storage.errors import BadInputError
@@ -132,7 +132,7 @@ def _spooled(line: Line) -> str:
 
 
 def read_prompts(
-    files: Sequence[str],
+    files: Sequence[Source],
     texts: Sequence[str],
     *,
     options: JobOptions | None = None,
@@ -144,7 +144,7 @@ def read_prompts(
     """Read and check all prompts: the files in their order, the texts of `--prompt`, those of pictures.
 
     Args:
-        files: names, `-` for standard input.
+        files: names, `-` for standard input, or uploads.
         texts: prompts.
         options: the command's flags, which have to go with what the lines say.
         input_format: of all files, one of `producer.readers.FORMATS`; None lets each one's content decide.
@@ -227,9 +227,11 @@ def _rewritten(
             number += 1
 
 
-def _all(files: Sequence[str], texts: Sequence[str], input_format: str | None) -> Iterator[Line | Problem]:
+def _all(files: Sequence[Source], texts: Sequence[str], input_format: str | None) -> Iterator[Line | Problem]:
     for at, name in enumerate(files):
-        if name == STDIN and STDIN in files[:at]:
+        if isinstance(name, Upload):
+            yield from name.lines(input_format)
+        elif name == STDIN and STDIN in files[:at]:
             yield Problem(file=STDIN, reason="standard input can be read only once; name it once.")
         else:
             yield from _source(name, input_format)
@@ -292,7 +294,7 @@ def _check_one_model(model: str | None, before: str | None) -> None:
         )
 
 
-def _describe(files: Sequence[str], texts: Sequence[str]) -> str:
-    names = ["stdin" if name == STDIN else Path(name).name for name in files]
+def _describe(files: Sequence[Source], texts: Sequence[str]) -> str:
+    names = ["stdin" if name == STDIN else Path(str(name)).name for name in files]
     text = ", ".join([*names, *(["the command line"] if texts else [])])
     return re.sub(r"^(.{197}).{4,}$", r"\1…", text, flags=re.DOTALL)

@@ -6,6 +6,7 @@ Whoever is killed half-way leaves a submission in state `pruning`, which another
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -77,6 +78,7 @@ def prune(session: Session, submission: Submission) -> Iterator[int]:
         images.delete_folder(picture_folder(submission.id, index))
         yield jobs.prune_jobs(submission.id, first=first, last=first + FOLDER_JOBS - 1)
     images.delete_folder(submission.id)
+    shutil.rmtree(session.settings.thumbnails_path / submission.id, ignore_errors=True)
     jobs.end_pruning(submission.id)
     _forget_rescued(session)
 

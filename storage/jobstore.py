@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from storage.browsing import Browsing
 from storage.filters import JobFilter
 from storage.keeping import Keeping
 from storage.parameters import JobParameters
@@ -33,7 +34,7 @@ ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writ
 MAX_FAILURES = 3
 
 
-class JobStore(Keeping, Protocol):
+class JobStore(Keeping, Browsing, Protocol):
     """Submissions, jobs, images and workers.
 
     All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and

@@ -90,6 +90,11 @@ class Settings(BaseSettings):
         """Where this host's workers keep the samplers' tables that they have read; may be deleted."""
         return self.home / "tables"
 
+    @property
+    def thumbnails_path(self) -> Path:
+        """Where this host's web pages keep small copies of pictures, by submission; may be deleted."""
+        return self.home / "cache" / "thumbnails"
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from producer.follow import derived_state, status_fields, submission_fields
-from producer.jobs import settings_of
+from producer.described import image_fields, job_fields, submission_row
+from producer.follow import status_fields, submission_fields
 from producer.options import LAST, SubmissionReference
-from producer.output import listing, minute, print_fields, print_json, record, timestamp
+from producer.output import listing, minute, print_fields, print_json, record
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
 from storage.safe_url import safe_store_url
@@ -80,21 +80,7 @@ Examples:
 def list_submissions(session: Session, *, limit: int) -> Iterator[dict[str, Any]]:
     """List the newest submissions, newest first."""
     for submission in session.jobs.submissions(limit=limit):
-        current = session.jobs.status(submission.id, lease=session.settings.lease)
-        yield {
-            "id": submission.id,
-            "name": submission.name,
-            "model": submission.model,
-            "state": derived_state(current),
-            "total": submission.total,
-            **{str(name): number for name, number in current.counts.items()},
-            "created": timestamp(submission.created_at),
-            "source": submission.source,
-            "priority": submission.priority,
-            "weight": submission.weight,
-            "max_running": submission.max_running,
-            "note": submission.note,
-        }
+        yield submission_row(session.jobs.status(submission.id, lease=session.settings.lease))
 
 
 @click.command(
@@ -123,42 +109,11 @@ def show(session: Session, *, job: str) -> dict[str, Any]:
 
 def _fields(session: Session, reference: str) -> dict[str, Any]:
     job = session.jobs.find_job(reference)
-    parameters, image = job.parameters, job.image
-    fields = {
-        "job": job.label,
-        "status": str(job.status),
-        "prompt": parameters.prompt,
-        **settings_of(parameters),
-        "options": parameters.options,
-        "extra": parameters.extra,
-        "attempt": job.attempt,
-        "failures": job.failures,
-        "progress": job.progress,
-        "incarnation": job.incarnation,
-        "created": timestamp(job.created_at),
-        "queued": timestamp(job.queued_at),
-        "started": timestamp(job.started_at),
-        "finished": timestamp(job.finished_at),
-        "lost_sha256": job.lost_sha256,
-        "not_before": timestamp(job.not_before),
-        "warnings": job.warnings,
-        "error_type": job.error_type,
-        "error_message": job.error_message,
-        "traceback": job.traceback,
-    }
-    if image is None:
+    fields = job_fields(job)
+    if job.image is None:
         return fields | {"image": None}
-    return fields | {
-        "image": image.key,
-        "image_path": picture_path(session, image.key),
-        "format": image.format,
-        "bytes": image.bytes,
-        "file_sha256": image.file_sha256,
-        "pixel_sha256": image.pixel_sha256,
-        "copied_from": image.copied_from,
-        "seconds": image.seconds,
-        "numerics": image.numerics,
-    }
+    where = {"image": job.image.key, "image_path": picture_path(session, job.image.key)}
+    return fields | where | image_fields(job)
 
 
 def picture_path(session: Session, key: str) -> str:

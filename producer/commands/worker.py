@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from producer.background_worker import check_worker_extra
 from producer.cli import LazyGroup
+from producer.described import worker_fields
 from producer.models import default_model, is_alive, resolve_model
-from producer.output import count_of, duration, listing, remark, timestamp
+from producer.output import count_of, listing, remark
 from producer.session import Session, pass_session
 from producer.worker_flags import check_drain_timeout, check_worker_flags, worker_flags
 from storage.errors import BadInputError
-from storage.model_defaults import way_of
 from storage.models import BUILTIN_MODEL, check_model_name
-from storage.records import Worker
 
 _COMMANDS = {
     "start": ("producer.commands.worker:start", "Start a worker in the foreground."),
@@ -126,37 +124,7 @@ def list_workers(session: Session, *, everyone: bool) -> Iterator[dict[str, Any]
     for found in session.jobs.workers(alive_only=not everyone):
         alive = is_alive(found, lease=session.settings.lease)
         if alive or everyone:
-            yield _fields(found, alive=alive, rate=rates.get(found.incarnation, 0.0))
-
-
-def _fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
-    age = max(0.0, (datetime.now(UTC) - found.beat_at).total_seconds())
-    return {
-        "incarnation": found.incarnation,
-        "name": found.name,
-        "host": found.host,
-        "pid": found.pid,
-        "model": found.model,
-        "revision": found.revision,
-        "family": found.family,
-        "way": way_of(found.family),
-        "device": found.device,
-        "device_uuid": found.device_uuid,
-        "dtype": found.dtype,
-        "mode": found.mode,
-        "lanes": found.lanes,
-        "lanes_used": found.lanes_used,
-        "images_per_second": round(rate, 2),
-        "concurrency": found.concurrency,
-        "state": str(found.state),
-        "alive": alive,
-        "heartbeat": f"{duration(age)} ago",
-        "heartbeat_age_seconds": round(age, 1),
-        "started": timestamp(found.started_at),
-        "running": len(found.progress),
-        "version": found.version,
-        "note": found.note,
-    }
+            yield worker_fields(found, alive=alive, rate=rates.get(found.incarnation, 0.0))
 
 
 @click.command(

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from producer.lines import Line, Problem, Reader
 from producer.readers import READERS
 from producer.readers.detect import detect_format
 from producer.readers.rejoined import peek
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """A prompt file that has no path here: what somebody has sent.
+
+    Attributes:
+        name: what it is called, for messages; never a path that is opened.
+        file: open, at its start.
+    """
+
+    name: str
+    file: BinaryIO
+
+    def __str__(self) -> str:
+        return self.name
+
+    def lines(self, input_format: str | None) -> Iterator[Line | Problem]:
+        """Yield what it holds, as `read` does."""
+        suffix = PurePosixPath(self.name).suffix
+        yield from read(self.file, self.name, suffix=suffix, input_format=input_format)
+
+
+Source = str | Upload
 
 
 def reader_of(input_format: str) -> Reader:

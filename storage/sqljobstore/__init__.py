@@ -6,6 +6,7 @@ in the order of the path.
 
 from __future__ import annotations
 
+from storage.sqljobstore.browsing import Browsing
 from storage.sqljobstore.claiming import Claiming
 from storage.sqljobstore.compacting import Compacting
 from storage.sqljobstore.dispatching import Dispatching
@@ -21,6 +22,16 @@ __all__ = ["SqlJobStore"]
 
 
 class SqlJobStore(
-    Submitting, Reading, Selecting, Steering, Dispatching, Claiming, Liveness, Tuning, Keeping, Compacting
+    Submitting,
+    Reading,
+    Selecting,
+    Browsing,
+    Steering,
+    Dispatching,
+    Claiming,
+    Liveness,
+    Tuning,
+    Keeping,
+    Compacting,
 ):
     """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, func, literal_column, or_, select
 
-from storage.records import JobStatus, Submission, SubmissionState, WorkerState, no_live_worker
+from storage.records import (
+    UNFINISHED,
+    JobStatus,
+    Status,
+    Submission,
+    SubmissionState,
+    WorkerState,
+    no_live_worker,
+)
 from storage.sqljobstore.base import IMAGES, JOBS, WORKERS, now, status_is
 from storage.sqljobstore.claiming import BACKOFF_LIMIT
 
 RATE_WINDOW = 30.0  # seconds over which images/s is measured
 FEW = 10_000  # jobs of one status that are counted at once
 ALIVE = (WorkerState.STARTING.value, WorkerState.READY.value, WorkerState.DRAINING.value)
+
+
+def status_of(
+    connection: Connection, submission: Submission, lease: float, *, rate_when_done: bool = True
+) -> Status:
+    """Return how far a submission is, as `JobStore.status` says it."""
+    whole = submission.state is not SubmissionState.PRUNING  # or else its rows are fewer
+    counts = count_jobs(connection, submission.id, total=submission.total if whole else 0)
+    unfinished = sum(counts[status] for status in UNFINISHED)
+    rate = 0.0
+    if unfinished or rate_when_done:
+        rate = images_per_second(connection, submission.id, ended=not unfinished)
+    return Status(
+        submission=submission,
+        counts=counts,
+        images_per_second=rate,
+        eta_seconds=unfinished / rate if rate and unfinished else None,
+        waiting_because=waiting_because(connection, submission, counts, lease) if unfinished else None,
+    )
+
+
+def few_jobs(connection: Connection, submission: str, statuses: Sequence[JobStatus]) -> bool:
+    """Whether a submission has at most FEW jobs of some statuses."""
+    return sum(_counted(connection, submission, statuses, most=FEW).values()) <= FEW
 
 
 def count_jobs(connection: Connection, submission: str, *, total: int) -> dict[JobStatus, int]:

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, RowMapping, bindparam, func, select
 from storage.errors import BadInputError
 from storage.parameters import estimate_cost
 from storage.records import (
-    UNFINISHED,
     Job,
     JobStatus,
     Status,
@@ -29,7 +28,7 @@ from storage.sqljobstore.base import (
     to_submission,
     to_worker,
 )
-from storage.sqljobstore.progress import ALIVE, count_jobs, images_per_second, waiting_because
+from storage.sqljobstore.progress import ALIVE, count_jobs, status_of
 from storage.sqljobstore.selecting import job_of, with_images
 
 MAX_DIGITS = 10
@@ -118,18 +117,7 @@ class Reading(SqlBase):
     def status(self, submission: str, *, lease: float) -> Status:
         """See `JobStore.status`."""
         with self.database.read() as connection:
-            record = to_submission(_find(connection, submission))
-            whole = record.state is not SubmissionState.PRUNING  # or else its rows are fewer
-            counts = count_jobs(connection, record.id, total=record.total if whole else 0)
-            unfinished = sum(counts[status] for status in UNFINISHED)
-            rate = images_per_second(connection, record.id, ended=not unfinished)
-            return Status(
-                submission=record,
-                counts=counts,
-                images_per_second=rate,
-                eta_seconds=unfinished / rate if rate and unfinished else None,
-                waiting_because=waiting_because(connection, record, counts, lease) if unfinished else None,
-            )
+            return status_of(connection, to_submission(_find(connection, submission)), lease)
 
     def rendered_since(self, model: str, since: datetime) -> int:
         """See `JobStore.rendered_since`."""

@@ -22,8 +22,8 @@ from storage.sqljobstore.base import (
 
 PAGE = 1_000
 FEW = 5_000  # jobs, up to which sorting them for each page costs nothing
-_FILTERED_BY = [JOBS.c[name] for name in ("index", "prompt", "negative_prompt", "seed", "options", "extra")]
-_FILTERED_BY += [JOBS.c[name] for name in CHOSEN_LATER]
+FILTERED_BY = [JOBS.c[name] for name in ("index", "prompt", "negative_prompt", "seed", "options", "extra")]
+FILTERED_BY += [JOBS.c[name] for name in CHOSEN_LATER]
 
 
 class Selecting(SqlBase):
@@ -91,7 +91,7 @@ def _page(
         found = [job_of(row) for row in rows]
         return len(found), found[-1].index if found else after, found
     # Most rows may not be meant, so what only those need that are is read of those alone.
-    light = connection.execute(select(*_FILTERED_BY).where(*page).order_by(order).limit(size))
+    light = connection.execute(select(*FILTERED_BY).where(*page).order_by(order).limit(size))
     looked_at = light.mappings().all()
     kept = [row["index"] for row in looked_at if meant.keeps(to_parameters(row))]
     if not kept:

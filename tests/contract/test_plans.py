@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import event, update
 
+from storage.filters import JobFilter
 from storage.parameters import JobParameters
 from storage.records import Claim, Image, JobStatus
 from storage.settings import Settings
@@ -130,6 +131,13 @@ ASKED: dict[str, Callable[[Crowd], object]] = {
     "picture by its fingerprint": lambda crowd: crowd.store.find_rendered("c" * 64),
     "speed": lambda crowd: crowd.store.speed("demo"),
     "rates": lambda crowd: crowd.store.rates(over=10.0),
+    "newest submissions": lambda crowd: crowd.store.newest(before=10),
+    "statuses of several": lambda crowd: crowd.store.statuses([crowd.waiting, crowd.done], lease=30.0),
+    "a page of jobs": lambda crowd: crowd.store.page(crowd.done, cursor=MANY // 2),
+    "a page of one status": lambda crowd: crowd.store.page(
+        crowd.waiting, cursor=0, statuses=(JobStatus.FAILED,)
+    ),
+    "a filtered page": lambda crowd: crowd.store.page(crowd.done, cursor=0, meant=JobFilter(match="otter")),
     "may it be pruned": lambda crowd: crowd.store.check_prunable(crowd.done),
 }
 

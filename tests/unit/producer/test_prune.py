@@ -218,3 +218,16 @@ def test_copies_that_were_put_aside_go_with_their_jobs(
         (folders[name] / "picture.png").write_bytes(b"a copy")
     assert invoke("prune", "gone", "--yes").exit_code == 0
     assert [folders["gone"].exists(), folders["staying"].exists()] == [False, True]
+
+
+def test_its_thumbnails_go_along(
+    invoke: Invoke, otters: Submission, stand_in: Any, store: JobStore, settings: Settings
+) -> None:
+    """Those that the web pages of this host have made; another submission's stay."""
+    other = render(invoke, stand_in, store, "other", 1)
+    folders = [settings.thumbnails_path / one.id for one in (otters, other)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "a.webp").write_bytes(b"small")
+    assert invoke("prune", "otters", "--yes").exit_code == 0
+    assert [folder.exists() for folder in folders] == [False, True]

@@ -1,0 +1,138 @@
+"""Live progress: everybody hears of what he watches, and the database is asked once for all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from starlette.testclient import TestClient
+
+from storage.errors import UnreachableError
+from storage.jobstore import JobStore
+from storage.records import JobStatus, Status
+from web.live import Live
+
+
+class Database:
+    """How far submissions are, as the test says; counts how often that was asked."""
+
+    def __init__(self, status: Status, *names: str) -> None:
+        self.looks = 0
+        self.fails = False
+        self.found = {name: replace(status, submission=replace(status.submission, id=name)) for name in names}
+
+    def __call__(self, names: Sequence[str]) -> list[Status]:
+        """Answer as `JobStore.statuses` does."""
+        self.looks += 1
+        if self.fails:
+            raise UnreachableError("The database is down; start it.")
+        return [self.found[name] for name in names if name in self.found]
+
+    def finish(self, name: str) -> None:
+        """Let one more job of a submission succeed."""
+        status = self.found[name]
+        done = status.counts[JobStatus.SUCCEEDED] + 1
+        self.found[name] = replace(status, counts=status.counts | {JobStatus.SUCCEEDED: done})
+
+
+@pytest.fixture
+def database(store: JobStore, otters: str) -> Database:
+    """Two submissions."""
+    return Database(store.status(otters, lease=30.0), "a", "b")
+
+
+def test_many_watchers_cost_as_many_looks_as_one(database: Database) -> None:
+    """Fifty of them hear of a change by the same look."""
+
+    async def watch_all() -> None:
+        live = Live(database, interval=0.2)
+        watchers = [live.watch(["a", "b"]) for _ in range(50)]
+        first = await asyncio.gather(*(anext(watcher) for watcher in watchers))
+        assert {status.submission.id for status in first if status} == {"a"}
+        assert database.looks == 1
+        await asyncio.gather(*(anext(watcher) for watcher in watchers))
+        database.finish("b")
+        before = database.looks
+        changed = await asyncio.gather(*(anext(watcher) for watcher in watchers))
+        assert {status.submission.id for status in changed if status} == {"b"}
+        assert database.looks - before <= 2
+        for watcher in watchers:
+            await watcher.aclose()
+        await live.close()
+
+    asyncio.run(watch_all())
+
+
+def test_nobody_looks_when_nobody_watches(database: Database) -> None:
+    """The last watcher who goes ends it, and the next one who comes begins it again."""
+
+    async def come_and_go() -> None:
+        live = Live(database, interval=0.001)
+        for _ in range(2):
+            watcher = live.watch(["a"])
+            assert await anext(watcher)
+            await watcher.aclose()
+            await asyncio.sleep(0.05)
+            before = database.looks
+            await asyncio.sleep(0.05)
+            assert database.looks == before
+        await live.close()
+
+    asyncio.run(come_and_go())
+
+
+def test_a_database_that_is_away_for_a_while_is_asked_again(database: Database) -> None:
+    """Watchers keep their connection and hear of what has changed since."""
+
+    async def watch() -> None:
+        live = Live(database, interval=0.001)
+        watcher = live.watch(["a"])
+        await anext(watcher)
+        database.fails = True
+        waiting = asyncio.ensure_future(anext(watcher))
+        await asyncio.sleep(0.02)
+        database.finish("a")
+        database.fails = False
+        assert await waiting == database.found["a"]
+        await watcher.aclose()
+        await live.close()
+
+    asyncio.run(watch())
+
+
+def test_a_watcher_hears_that_the_connection_lives(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing changes, or a proxy would cut it."""
+    monkeypatch.setattr("web.live.SILENCE", 0.02)
+
+    async def watch() -> None:
+        live = Live(database, interval=0.001)
+        watcher = live.watch(["a"])
+        assert await anext(watcher)
+        assert await anext(watcher) is None
+        await watcher.aclose()
+        await live.close()
+
+    asyncio.run(watch())
+
+
+def test_the_api_streams_until_all_is_done(client: TestClient, otters: str) -> None:
+    """One event for each change, whose data is what the submission's own address answers."""
+    answer = client.get(f"/api/v1/events?id={otters}&id=otters")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    kind, identity, data = answer.text.strip().split("\n")
+    assert (kind, identity) == ("event: status", f"id: {otters}")
+    told = json.loads(data.removeprefix("data: "))
+    answered = client.get(f"/api/v1/submissions/{otters}").json()["submission"]
+    assert told | {"images_per_second": 0} == answered | {"images_per_second": 0}
+
+
+def test_only_submissions_that_are_there_can_be_watched(client: TestClient) -> None:
+    """And not none, nor more than a page has."""
+    assert client.get("/api/v1/events?id=nothing").status_code == 404
+    assert client.get("/live").status_code == 422
+    assert client.get("/live?" + "&".join(["id=otters"] * 201)).status_code == 422

@@ -1,0 +1,96 @@
+"""`POST /v1/images/generations`: what OpenAI's clients send and expect."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from storage.jobstore import JobStore
+from tests.unit.producer.conftest import StandInWorker
+
+PATH = "/v1/images/generations"
+
+
+@pytest.fixture
+def rendering(worker: StandInWorker) -> Iterator[StandInWorker]:
+    """A worker that renders whatever is submitted meanwhile."""
+    ended = threading.Event()
+    worker.numerics["model_revision"] = "abc"
+    worker.start()
+
+    def render() -> None:
+        while not ended.wait(0.02):
+            worker.render()
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    yield worker
+    ended.set()
+    thread.join()
+
+
+def ask(client: TestClient, **asked: Any) -> Any:
+    """Ask for pictures; return the answer's JSON."""
+    answer = client.post(PATH, json={"model": "demo", "prompt": "an otter", "seed": 7} | asked)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.usefixtures("rendering")
+def test_pictures_come_in_the_order_of_their_seeds(client: TestClient, store: JobStore) -> None:
+    """As base64, byte for byte what is stored."""
+    told = ask(client, n=2, size="64x64", response_format="b64_json", user="me", quality="hd")
+    jobs = list(store.jobs(told["submission"]))
+    assert [job.parameters.seed for job in jobs] == [7, 8]
+    assert [(job.parameters.width, job.parameters.height) for job in jobs] == [(64, 64)] * 2
+    sizes = [len(base64.b64decode(each["b64_json"])) for each in told["data"]]
+    assert sizes == [job.image.bytes for job in jobs if job.image]
+    assert isinstance(told["created"], int)
+
+
+@pytest.mark.usefixtures("rendering")
+def test_the_same_request_is_answered_from_what_is_there(client: TestClient) -> None:
+    """Where it says its seed."""
+    assert ask(client)["submission"] == ask(client)["submission"]
+
+
+@pytest.mark.usefixtures("rendering")
+def test_a_picture_can_be_fetched_by_its_address(client: TestClient) -> None:
+    """Instead of being in the answer."""
+    (one,) = ask(client, response_format="url")["data"]
+    assert "b64_json" not in one
+    assert client.get(one["url"]).content[:4] == b"\x89PNG"
+
+
+def test_who_waits_too_long_is_told_where_the_pictures_will_be(client: TestClient, store: JobStore) -> None:
+    """The submission goes on, and no client repeats the request by itself."""
+    answer = client.post(PATH, json={"prompt": "an otter", "model": "demo", "wait": 0.05})
+    assert answer.status_code == 504
+    assert answer.headers["x-should-retry"] == "false"
+    assert store.find_submission("@last").id in answer.json()["error"]["message"]
+    assert store.find_submission("@last").state == "open"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"model": "dall-e-3"}, "There is no model 'dall-e-3'"),
+        ({"size": "7x7"}, "not a multiple of 8"),
+        ({"n": 11}, "less than or equal to 10"),
+        ({"prompt": ""}, "at least 1 character"),
+    ],
+)
+def test_errors_have_the_shape_that_clients_show(
+    client: TestClient, asked: dict[str, Any], said: str
+) -> None:
+    """With our sentence as the message."""
+    answer = client.post(PATH, json={"prompt": "an otter", "model": "demo"} | asked)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert said in error["message"]
+    assert error["type"] == "invalid_request_error"

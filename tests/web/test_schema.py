@@ -1,0 +1,52 @@
+"""The API keeps to its own description, whatever is sent: no server error, no undocumented answer."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CASES = 25  # of each operation
+HOST = {"host": "127.0.0.1"}
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+)
+
+
+@pytest.fixture
+def description(app: FastAPI) -> schemathesis.BaseSchema:
+    """The description that the site itself gives, but for what waits for workers."""
+    found = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app, headers=HOST)
+    return found.exclude(path_regex="/events$|/generations$")
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_every_answer_is_as_described(description: schemathesis.BaseSchema, mode: GenerationMode) -> None:
+    """Statuses, content types and schemas, for sound and for broken requests."""
+    cases = 0
+    for found in description.get_all_operations():
+
+        @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=found.ok().as_strategy(generation_mode=mode))
+        def check(case: Case) -> None:
+            nonlocal cases
+            cases += 1
+            case.validate_response(case.call(headers=HOST), checks=CHECKS)
+
+        with contextlib.suppress(Unsatisfiable):  # nothing can be wrong with a request that says nothing
+            check()
+    assert cases > CASES

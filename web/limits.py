@@ -1,0 +1,36 @@
+"""How much one caller gets: a bucket of requests for each address, refilled by the second."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+MAX_CALLERS = 10_000  # addresses remembered; the one that was silent longest is forgotten
+
+
+class RateLimit:
+    """A token bucket for each caller.
+
+    Args:
+        rate: requests/s in the long run.
+        burst: requests at once.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, *, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._callers: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait(self, caller: str) -> float:
+        """Take one request of a caller; return 0, or the seconds after which there will be one."""
+        now = self._clock()
+        left, since = self._callers.pop(caller, (float(self._burst), now))
+        left = min(float(self._burst), left + (now - since) * self._rate)
+        taken = left >= 1
+        self._callers[caller] = (left - 1 if taken else left, now)
+        if len(self._callers) > MAX_CALLERS:
+            self._callers.popitem(last=False)
+        return 0.0 if taken else (1 - left) / self._rate

@@ -1,0 +1,111 @@
+"""Live progress: one look at the database a second for everybody who watches, not one for each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+
+import structlog
+
+from storage.errors import PromptmillError
+from storage.records import Status
+
+log = structlog.get_logger()
+
+INTERVAL = 1.0  # seconds between two looks; heartbeats write once a second
+SILENCE = 15.0  # seconds after which a watcher hears that the connection still lives
+MAX_WATCHERS = 500
+MAX_WATCHED = 200  # submissions of one watcher
+
+Look = Callable[[Sequence[str]], list[Status]]
+
+
+class Live:
+    """Tells watchers what has changed of the submissions that they watch.
+
+    Args:
+        look: reads how far some submissions are; called in a thread.
+        interval: seconds between two looks.
+    """
+
+    def __init__(self, look: Look, *, interval: float = INTERVAL) -> None:
+        self._look = look
+        self._interval = interval
+        self._watched: Counter[str] = Counter()
+        self._watchers = 0
+        self._latest: dict[str, Status] = {}
+        self._news = asyncio.Condition()
+        self._poller: asyncio.Task[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody else may watch."""
+        return self._watchers >= MAX_WATCHERS
+
+    async def watch(self, submissions: Collection[str]) -> AsyncGenerator[Status | None]:
+        """Yield the status of each submission, then again whenever it changes; None when nothing did."""
+        told: dict[str, Status] = {}
+        async with self._watching(submissions):
+            while True:
+                changed = await self._changed(submissions, told)
+                if not changed:
+                    yield None
+                for status in changed:
+                    told[status.submission.id] = status
+                    yield status
+
+    async def _changed(self, submissions: Collection[str], told: dict[str, Status]) -> list[Status]:
+        """Wait until there is something that was not told; return nothing after SILENCE."""
+
+        def news() -> list[Status]:
+            known = (self._latest[one] for one in submissions if one in self._latest)
+            return [status for status in known if told.get(status.submission.id) != status]
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SILENCE), self._news:
+                await self._news.wait_for(news)
+        return news()
+
+    @asynccontextmanager
+    async def _watching(self, submissions: Collection[str]) -> AsyncIterator[None]:
+        self._watchers += 1
+        self._watched.update(submissions)
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            self._watched.subtract(submissions)
+            self._watched = +self._watched
+            for one in submissions:
+                if one not in self._watched:
+                    self._latest.pop(one, None)
+
+    async def _poll(self) -> None:
+        """Look until nobody watches any more."""
+        while self._watched:
+            began = time.monotonic()
+            try:
+                found = await asyncio.to_thread(self._look, list(self._watched))
+            except PromptmillError as error:  # the database is away; watchers keep what they know
+                log.warning("cannot look", action="look", error=str(error))
+                found = []
+            async with self._news:
+                self._latest |= {
+                    each.submission.id: each for each in found if each.submission.id in self._watched
+                }
+                self._news.notify_all()
+            # Counting a million rows takes a moment: never keep the database busy with being watched.
+            await asyncio.sleep(max(self._interval, 5 * (time.monotonic() - began)))
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._poller is not None:
+            self._poller.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poller

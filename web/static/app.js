@@ -1,0 +1,111 @@
+// What a page does beyond reading: it follows progress, moves by arrow keys, copies, asks before it cancels.
+// All of it is extra: without scripts every page can be read and every button works.
+"use strict";
+
+const CELLS_AT_ONCE = 60;
+let source = null;
+
+function follow() {
+  if (source) source.close();
+  const watched = [...document.querySelectorAll("[data-live]")].map((one) => one.dataset.live);
+  const holder = document.querySelector("[data-part]");
+  if (!holder || !watched.length || !window.EventSource) return;
+  const query = new URLSearchParams({ part: holder.dataset.part });
+  watched.forEach((id) => query.append("id", id));
+  source = new EventSource(`/live?${query}`);
+  source.addEventListener("status", (event) => replace(event.lastEventId, event.data));
+}
+
+function replace(id, html) {
+  const old = document.getElementById(`submission-${id}`);
+  const fresh = element(html);
+  if (!old || !fresh) return;
+  const moved = old.dataset.finished !== fresh.dataset.finished;
+  old.replaceWith(fresh);
+  if (moved) refreshCells(id);
+}
+
+function element(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content.firstElementChild;
+}
+
+// Jobs that were not finished when their cell was drawn are asked for again, those on the screen first.
+async function refreshCells(id) {
+  const cells = [...document.querySelectorAll("#gallery [data-unfinished]")];
+  if (!cells.length) return;
+  const seen = (cell) => Math.abs(cell.getBoundingClientRect().top);
+  cells.sort((one, other) => seen(one) - seen(other));
+  const query = new URLSearchParams();
+  cells.slice(0, CELLS_AT_ONCE).forEach((cell) => query.append("index", cell.dataset.unfinished));
+  const answer = await fetch(`/submissions/${id}/cells?${query}`);
+  if (!answer.ok) return;
+  const template = document.createElement("template");
+  template.innerHTML = await answer.text();
+  for (const fresh of [...template.content.children]) {
+    const old = document.getElementById(fresh.id);
+    if (old && old.className !== fresh.className) {
+      const focused = old.contains(document.activeElement);
+      old.replaceWith(fresh);
+      if (focused) fresh.querySelector("a").focus();
+    }
+  }
+}
+
+function moveAmongCells(key) {
+  const links = [...document.querySelectorAll("#gallery .open")];
+  const at = links.indexOf(document.activeElement);
+  if (!links.length) return false;
+  const top = (link) => link.getBoundingClientRect().top;
+  const across = links.filter((link) => Math.abs(top(link) - top(links[0])) < 2).length || 1;
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[key];
+  if (at < 0) {
+    if (key !== "ArrowRight") return false;
+    links[0].focus();
+    return true;
+  }
+  const next = links[at + step];
+  if (next) next.focus();
+  return Boolean(next);
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  if (event.target.closest("input, select, textarea, [contenteditable]")) return;
+  const link = { ArrowLeft: "a[rel=prev]", ArrowRight: "a[rel=next]", Escape: "a.up" }[event.key];
+  if (document.querySelector("#gallery")) {
+    if (event.key.startsWith("Arrow") && moveAmongCells(event.key)) event.preventDefault();
+  } else if (link) {
+    const found = document.querySelector(`.around ${link}`);
+    if (found) found.click();
+  }
+});
+
+async function copy(button) {
+  const from = document.getElementById(button.dataset.copy);
+  const before = button.textContent;
+  try {
+    await navigator.clipboard.writeText(from.textContent);
+    button.textContent = "Copied";
+  } catch {
+    // Without TLS a browser leaves the clipboard to the user: select what is to be copied.
+    getSelection().selectAllChildren(from);
+    button.textContent = "Selected; press Ctrl-C";
+  }
+  setTimeout(() => { button.textContent = before; }, 2000);
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-copy]");
+  if (button) copy(button);
+});
+
+document.addEventListener("submit", (event) => {
+  const asked = event.target.dataset.confirm;
+  if (asked && !confirm(asked)) event.preventDefault();
+});
+
+addEventListener("pagehide", () => { if (source) source.close(); });
+addEventListener("pageshow", (event) => { if (event.persisted) follow(); });
+follow();
