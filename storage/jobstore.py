@@ -144,10 +144,7 @@ class JobStore(Keeping, Browsing, Protocol):
         ...
 
     def sweep_cancelled(self, submission: str | None = None, *, seconds: float = math.inf) -> int:
-        """Turn waiting and queued jobs of cancelled submissions into `cancelled`, in chunks; say how many.
-
-        Until none is left, or no chunk is begun after `seconds`. Several may sweep at once.
-        """
+        """End waiting and queued jobs of cancelled ones, for so long or until none is left; say how many."""
         ...
 
     def pause(self, submission: str, *, note: str | None = None) -> Submission:

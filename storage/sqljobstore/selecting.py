@@ -60,7 +60,9 @@ class Selecting(SqlBase):
         """
         if not statuses:
             return JOBS.c.index
-        some = select(literal_column("1")).where(JOBS.c.submission == submission, status_is(*statuses))
+        some: Select[Any] = select(literal_column("1")).where(
+            JOBS.c.submission == submission, status_is(*statuses)
+        )
         with self.database.read() as connection:
             few = len(connection.execute(some.limit(FEW)).all()) < FEW
         return JOBS.c.index + literal_column("0") if few else JOBS.c.index

@@ -90,32 +90,37 @@ def told(outcome: Outcome, references: dict[str, str]) -> Told:
     return Told(
         plan=outcome.run.plan, jobs=verdict.jobs, seconds=outcome.seconds, injected=len(outcome.run.injected),
         left_out=len(outcome.run.left_out), attempts=verdict.attempts, leftovers=verdict.leftovers,
-        recovered=outcome.run.recovered, lost=verdict.lost, duplicated=verdict.duplicated,
-        wrong=verdict.wrong, references=references,
+        recovered=outcome.run.recovered, outlived=outcome.run.outlived, lost=verdict.lost,
+        duplicated=verdict.duplicated, wrong=verdict.wrong, references=references,
     )  # fmt: skip
 
 
 COLUMNS = {
-    "SEED": 5, "FARM": 16, "FAULTS": 6, "LEFT": 4, "ATTEMPTS": 8, "RECOVERY": 9, "LOST": 4, "TWICE": 5,
-    "WRONG": 5, "FILES": 5, "s": 5,
+    "SEED": 5, "FARM": 16, "FAULTS": 6, "LEFT": 4, "ATTEMPTS": 8, "RECOVERY": 9, "FREEZE": 9, "LOST": 4,
+    "TWICE": 5, "WRONG": 5, "FILES": 5, "s": 5,
 }  # fmt: skip
 
 
 def line(*cells: object) -> str:
-    """Write a line of the table; recovery is `median/worst` in seconds, FILES are those without a row."""
+    """Write a line of the table; times are `median/worst` in seconds, FILES are those without a row."""
     return "  ".join(str(cell).rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+
+
+def spread(times: list[float]) -> str:
+    """Write median and worst of some seconds."""
+    return f"{statistics.median(times):.1f}/{max(times):.1f}" if times else "-"
 
 
 def row(one: Told) -> str:
     """Write a run as a line of the table."""
-    times = one.recovered
     return line(
         one.plan.seed,
         f"{one.plan.database}+{one.plan.pictures}",
         one.injected,
         one.left_out,
         f"{one.attempts / one.jobs:.2f}",
-        f"{statistics.median(times):.1f}/{max(times):.1f}" if times else "-",
+        spread(one.recovered),
+        spread(one.outlived),
         *(len(one.lost), len(one.duplicated), len(one.wrong), one.leftovers),
         round(one.seconds),
     )
@@ -138,6 +143,7 @@ class Tally:
     duplicated: int = 0
     wrong: int = 0
     recovered: list[float] = field(default_factory=list)
+    outlived: list[float] = field(default_factory=list)
     references: dict[str, str] = field(default_factory=dict)
 
     def add(self, one: Told) -> None:
@@ -147,6 +153,7 @@ class Tally:
                 one.wrong.append(f"{prompt}: other bytes than in another run")
         self.runs, self.jobs = self.runs + 1, self.jobs + one.jobs
         self.recovered += one.recovered
+        self.outlived += one.outlived
         for what in ("lost", "duplicated", "wrong"):
             sentences = getattr(one, what)
             setattr(self, what, getattr(self, what) + len(sentences))
@@ -157,9 +164,12 @@ class Tally:
     def close(self) -> int:
         """Say what it has all come to; return the exit code."""
         facts = {what: getattr(self, what) for what in ("runs", "jobs", "lost", "duplicated", "wrong")}
-        if self.recovered:
-            median, worst = statistics.median(self.recovered), max(self.recovered)
-            sys.stderr.write(f"recovery: median {median:.1f} s, worst {worst:.1f} s\n")
+        for what, times in (("recovered", self.recovered), ("outlived", self.outlived)):
+            if times:
+                facts |= {
+                    f"{what}_median": round(statistics.median(times), 1),
+                    f"{what}_worst": round(max(times), 1),
+                }
         sys.stdout.write(json.dumps(facts) + "\n")
         return int(bool(self.lost or self.duplicated or self.wrong))
 

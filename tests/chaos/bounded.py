@@ -29,6 +29,7 @@ class Told:
 
     Attributes:
         recovered: seconds from each kill to the next picture of the killed worker's jobs.
+        outlived: likewise, from each freeze.
         references: hash of the picture of each prompt.
     """
 
@@ -40,6 +41,7 @@ class Told:
     attempts: int = 0
     leftovers: int = 0
     recovered: list[float] = field(default_factory=list)
+    outlived: list[float] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     duplicated: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)

@@ -62,7 +62,8 @@ class Run:
     Attributes:
         excused: labels of jobs that a fault hit while they rendered alone, as suspects: nobody can tell that
             they are innocent, so they may be charged.
-        recovered: seconds from each blow to the next picture of the jobs that it hit.
+        recovered: seconds from each kill to the next picture of the jobs that it hit.
+        outlived: likewise, from each freeze: a sleeper has its jobs until its lease is over.
         later: what is to be done at a moment of `time.monotonic`.
         exports: folders by submission.
         resumed: how often a submission had paused by itself, and had to be resumed.
@@ -79,6 +80,7 @@ class Run:
     excused: set[str] = field(default_factory=set)
     blows: list[Blow] = field(default_factory=list)
     recovered: list[float] = field(default_factory=list)
+    outlived: list[float] = field(default_factory=list)
     later: list[tuple[float, Callable[[], Any]]] = field(default_factory=list)
     injected: list[Fault] = field(default_factory=list)
     left_out: dict[Fault, str] = field(default_factory=dict)
@@ -243,7 +245,7 @@ def watch(run: Run) -> None:
             seconds = time.monotonic() - blow.at
             run.say(f"recovered from {blow.what} in {seconds:.1f} s")
             if not any(moment > blow.at - OUTAGE for moment in run.outages):
-                run.recovered.append(seconds)
+                (run.outlived if blow.what == "freeze" else run.recovered).append(seconds)
             run.blows.remove(blow)
         elif all(job.status not in UNFINISHED for job in jobs):
             run.blows.remove(blow)  # cancelled, or guilty

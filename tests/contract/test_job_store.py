@@ -931,8 +931,8 @@ class TestJobStore:
         other = open_another()
         original = job_store._in_chunks  # type: ignore[attr-defined]
 
-        def in_chunks(*arguments: object) -> int:
-            count: int = original(*arguments)
+        def in_chunks(*arguments: object, **named: object) -> int:
+            count: int = original(*arguments, **named)
             other.sweep_cancelled()
             return count
 
