@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Form, Header, Path, Query, Response, UploadFile
 from pydantic import ValidationError
@@ -21,13 +21,7 @@ from web.pages import worker_rows
 from web.site import Site, SiteOf
 from web.submitting import Flags, NewSubmission, Submitted, as_upload, named_upload, submit, with_key
 
-_PROBLEM = {"model": said.ProblemDetails, "content": {"application/problem+json": {}}}
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: _PROBLEM | {"description": HTTPStatus(status).phrase}
-    for status in (400, 401, 403, 404, 413, 421, 422, 429, 500, 503, 507)
-}
-
-router = APIRouter(responses=PROBLEMS)
+router = APIRouter(responses=said.PROBLEMS)
 
 Reference = Annotated[
     str, Path(max_length=100, description="A submission's id, the beginning of one, its name, or @last.")

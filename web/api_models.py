@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -17,6 +18,16 @@ class ProblemDetails(BaseModel):
     title: str
     status: int
     detail: str
+
+
+# Of each path: the problem document has a media type of its own, which FastAPI does not give to models.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/problem+json": {"schema": ProblemDetails.model_json_schema()}},
+    }
+    for status in (400, 401, 403, 404, 413, 421, 422, 429, 500, 503, 507)
+}
 
 
 class SubmissionRow(BaseModel):

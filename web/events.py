@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from producer.follow import status_fields
 from storage.records import Status
+from web.api_models import PROBLEMS
 from web.live import MAX_WATCHED
 from web.pages import told
 from web.problems import RefusedError
@@ -21,7 +22,7 @@ from web.rendering import render
 from web.site import Site, SiteOf
 
 router = APIRouter()
-api_router = APIRouter(tags=["events"])
+api_router = APIRouter(tags=["events"], responses=PROBLEMS)
 
 PARTS = {"row": "_row.html", "head": "_head.html"}
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # proxies pass events on at once

@@ -159,14 +159,13 @@ def compare(
 ) -> HTMLResponse:
     """Show two jobs side by side, and what differs in what they were asked for."""
     one, other = (_named(site, name) for name in (left, right))
-    both = one is not None and other is not None
     return page(
         request,
         "compare.html",
         left=one,
         right=other,
         differs=_differences(site, one, other) if one and other else [],
-        same_file=both and _same_file(one, other),
+        same_file=_file(one) is not None and _file(one) == _file(other),
     )
 
 
@@ -179,9 +178,8 @@ def _named(site: Site, label: str) -> Job | None:
     return site.job(reference, int(index[:12]))
 
 
-def _same_file(one: Job | None, other: Job | None) -> bool:
-    images = [job.image for job in (one, other) if job]
-    return len({image.file_sha256 if image else None for image in images}) == 1 and all(images)
+def _file(job: Job | None) -> str | None:
+    return job.image.file_sha256 if job and job.image else None
 
 
 def _differences(site: Site, one: Job, other: Job) -> list[tuple[str, Any, Any]]:

@@ -11,13 +11,14 @@ from starlette.responses import Response
 from producer.pictures import read_picture, slug
 from storage.parameters import suffix_of
 from storage.records import Image, Job
+from web.api_models import PROBLEMS
 from web.problems import NotThereError
 from web.ranges import CHECKED, FOR_EVER, is_known, not_modified, send_bytes
 from web.site import Site, SiteOf
 from web.thumbnails import MEDIA_TYPE, thumbnail_tag
 
 router = APIRouter()
-api_router = APIRouter(tags=["images"])
+api_router = APIRouter(tags=["images"], responses=PROBLEMS)
 
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}}

@@ -24,6 +24,7 @@ from web.serving import Listening, parse_listening, rules_of
 from web.tokens import SESSION_COOKIE, Token, read_token
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105  (of these tests)
+ROOT = Path(__file__).parents[2]
 PAGE = {"accept": "text/html"}
 
 
@@ -303,3 +304,11 @@ def test_the_command_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(cli, ["web"], standalone_mode=False, obj=Session())
     assert isinstance(result.exception, BadInputError)
     assert "pip install 'promptmill[web]'" in str(result.exception)
+
+
+def test_the_script_of_others_is_what_the_docs_say() -> None:
+    """The very file that was published, with its licence beside it."""
+    static = ROOT / "web" / "static"
+    digest = hashlib.sha256((static / "htmx.min.js").read_bytes()).hexdigest()
+    assert digest in (ROOT / "docs" / "web.md").read_text()
+    assert "Zero-Clause BSD" in (static / "htmx.LICENSE").read_text()

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from openai import OpenAI, OpenAIError
 from starlette.testclient import TestClient
 
 from storage.jobstore import JobStore
+from storage.settings import Settings
 from tests.unit.producer.conftest import StandInWorker
+from tests.web.conftest import BASE
 
 PATH = "/v1/images/generations"
 
@@ -65,6 +68,29 @@ def test_a_picture_can_be_fetched_by_its_address(client: TestClient) -> None:
     (one,) = ask(client, response_format="url")["data"]
     assert "b64_json" not in one
     assert client.get(one["url"]).content[:4] == b"\x89PNG"
+
+
+@pytest.mark.usefixtures("rendering")
+def test_openais_own_client_gets_the_stored_bytes(
+    client: TestClient, store: JobStore, settings: Settings
+) -> None:
+    """It is pointed at this address, and nothing else is changed."""
+    openai = OpenAI(base_url=f"{BASE}/v1", api_key="any", http_client=client)
+    answer = openai.images.generate(
+        model="demo", prompt="an otter", n=2, size="auto", extra_body={"seed": 42, "steps": 12}
+    )
+    images = [job.image for job in store.jobs(store.find_submission("@last").id)]
+    stored = [(settings.images_path / image.key).read_bytes() for image in images if image]
+    assert [base64.b64decode(one.b64_json or "") for one in answer.data or []] == stored
+    assert len(stored) == 2
+
+
+@pytest.mark.usefixtures("rendering")
+def test_openais_own_client_shows_our_sentence(client: TestClient) -> None:
+    """And does not try again by itself."""
+    openai = OpenAI(base_url=f"{BASE}/v1", api_key="any", http_client=client)
+    with pytest.raises(OpenAIError, match="There is no model 'dall-e-3'"):
+        openai.images.generate(model="dall-e-3", prompt="an otter")
 
 
 def test_who_waits_too_long_is_told_where_the_pictures_will_be(client: TestClient, store: JobStore) -> None:

@@ -25,6 +25,7 @@ from tests.web.conftest import BASE, FAILED, JOBS, MARKUP, form_token, post, rul
 from web import pages
 from web.app import create_app
 
+HELP = ["-h", "--help"]  # a command keeps how it was asked first, and its page in the docs has both
 OPTIONS = (
     "negative", "seed", "seed_per_prompt", "images", "steps", "guidance", "sampler", "schedule", "size",
     "width", "height", "eta", "guidance_rescale", "guidance_interval", "prompt_syntax", "image_format",
@@ -380,7 +381,7 @@ def test_the_command_to_copy_makes_the_very_same_job(store: JobStore, otters: st
         asked = store.find_job(f"{otters}:{index}")
         typed = render_command(asked, submission)
         assert typed is not None
-        flags = command.make_context("render", shlex.split(typed)[2:]).params
+        flags = command.make_context("render", shlex.split(typed)[2:], help_option_names=HELP).params
         options = job_options(**{name: flags[name] for name in OPTIONS})
         (again,) = build_jobs(read_prompts((), flags["texts"], options=options), options, {})
         assert again == replace(asked.parameters, extra={})
