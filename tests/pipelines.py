@@ -14,6 +14,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from storage.models import builtin_model_path
 from worker.models.pipeline import LoadedPipeline
 
 WIDE = 16  # of text embeddings
@@ -58,7 +59,7 @@ def tokenizer(length: int = 77) -> Any:
 _SMALL = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def clip(*, projection: bool = False) -> Any:
+def clip(*, projection: bool = False, **options: Any) -> Any:
     """Return a text encoder of CLIP, with or without projection."""
     config = transformers.CLIPTextConfig(
         hidden_size=WIDE,
@@ -67,7 +68,7 @@ def clip(*, projection: bool = False) -> Any:
         num_hidden_layers=2,
         projection_dim=WIDE,
         max_position_embeddings=77,
-        **_SMALL,
+        **_SMALL | options,
     )
     made = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
     return made(config)
@@ -183,8 +184,20 @@ def stable_diffusion() -> Any:
     )
 
 
-def stable_diffusion_xl() -> Any:
-    """Return a StableDiffusionXLPipeline."""
+def clip_tokenizer(**options: Any) -> Any:
+    """Return the demo model's tokenizer, a real CLIPTokenizer of 32 tokens."""
+    return transformers.CLIPTokenizer.from_pretrained(
+        builtin_model_path() / "tokenizer", local_files_only=True, **options
+    )
+
+
+def stable_diffusion_xl(tokenizers: tuple[Any, Any] | None = None) -> Any:
+    """Return a StableDiffusionXLPipeline, with tokenizers of this module where none are given."""
+    first, second = tokenizers or (tokenizer(), tokenizer())
+    words = {} if tokenizers is None else {
+        "vocab_size": len(first), "bos_token_id": first.bos_token_id, "eos_token_id": first.eos_token_id,
+        "pad_token_id": first.pad_token_id,
+    }  # fmt: skip
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -208,10 +221,10 @@ def stable_diffusion_xl() -> Any:
             beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
         ),
         vae=vae(),
-        text_encoder=clip(),
-        text_encoder_2=clip(projection=True),
-        tokenizer=tokenizer(),
-        tokenizer_2=tokenizer(),
+        text_encoder=clip(**words),
+        text_encoder_2=clip(projection=True, **words),
+        tokenizer=first,
+        tokenizer_2=second,
         add_watermarker=False,
     )
 
