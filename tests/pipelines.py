@@ -61,14 +61,13 @@ _SMALL = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id
 
 def clip(*, projection: bool = False, **options: Any) -> Any:
     """Return a text encoder of CLIP, with or without projection."""
+    sizes = {"hidden_size": WIDE, "num_hidden_layers": 2} | _SMALL | options
     config = transformers.CLIPTextConfig(
-        hidden_size=WIDE,
         intermediate_size=24,
         num_attention_heads=2,
-        num_hidden_layers=2,
-        projection_dim=WIDE,
+        projection_dim=sizes["hidden_size"],
         max_position_embeddings=77,
-        **_SMALL | options,
+        **sizes,
     )
     made = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
     return made(config)
@@ -191,13 +190,22 @@ def clip_tokenizer(**options: Any) -> Any:
     )
 
 
-def stable_diffusion_xl(tokenizers: tuple[Any, Any] | None = None) -> Any:
-    """Return a StableDiffusionXLPipeline, with tokenizers of this module where none are given."""
-    first, second = tokenizers or (tokenizer(), tokenizer())
+def stable_diffusion_xl(
+    tokenizers: tuple[Any, Any] | None = None, *, second: dict[str, int] | None = None
+) -> Any:
+    """Return a StableDiffusionXLPipeline.
+
+    Args:
+        tokenizers: None for two of this module.
+        second: what the second encoder's config has otherwise than the first one's.
+    """
+    own, other = tokenizers or (tokenizer(), tokenizer())
     words = {} if tokenizers is None else {
-        "vocab_size": len(first), "bos_token_id": first.bos_token_id, "eos_token_id": first.eos_token_id,
-        "pad_token_id": first.pad_token_id,
+        "vocab_size": len(own), "bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id,
+        "pad_token_id": own.pad_token_id,
     }  # fmt: skip
+    encoder, projecting = clip(**words), clip(projection=True, **words | (second or {}))
+    pooled = projecting.config.projection_dim
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -211,8 +219,8 @@ def stable_diffusion_xl(tokenizers: tuple[Any, Any] | None = None) -> Any:
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         transformer_layers_per_block=(1, 1),
-        projection_class_embeddings_input_dim=6 * 4 + WIDE,
-        cross_attention_dim=2 * WIDE,
+        projection_class_embeddings_input_dim=6 * 4 + pooled,
+        cross_attention_dim=WIDE + pooled,
         norm_num_groups=4,
     )
     return diffusers.StableDiffusionXLPipeline(
@@ -221,10 +229,10 @@ def stable_diffusion_xl(tokenizers: tuple[Any, Any] | None = None) -> Any:
             beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
         ),
         vae=vae(),
-        text_encoder=clip(**words),
-        text_encoder_2=clip(projection=True, **words),
-        tokenizer=first,
-        tokenizer_2=second,
+        text_encoder=encoder,
+        text_encoder_2=projecting,
+        tokenizer=own,
+        tokenizer_2=other,
         add_watermarker=False,
     )
 

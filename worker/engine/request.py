@@ -16,7 +16,7 @@ from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from storage.prompt_syntax import PLAIN
-from storage.samplers import OWN_SAMPLER
+from storage.samplers import OWN_SAMPLER, check_schedule
 from worker.engine.admission import Group, LatentShape
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -245,9 +245,10 @@ def _complete(model: LoadedModel, parameters: JobParameters) -> JobParameters:
         job.guidance_scale,
     ):
         raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
-    check_options(job)
     if job.sampler == OWN_SAMPLER:
-        return replace(job, sampler=own_sampler(model.scheduler_config))
+        check_schedule(OWN_SAMPLER, cast("str", job.schedule))
+        job = replace(job, sampler=own_sampler(model.scheduler_config))
+    check_options(job)
     return job
 
 

@@ -431,6 +431,9 @@ def test_the_models_own_sampler_has_to_be_one_of_ours(model: LoadedModel) -> Non
     _run(engine)
     latents = [ticket.future.result(timeout=0).latents for ticket in (own, named)]
     assert torch.equal(*latents)
+    for wrong in ({"options": {"eta": 0.5}}, {"schedule": "karras"}):
+        with pytest.raises(BadInputError, match=r"Sampler (euler has no eta|default has no karras)"):
+            engine.submit(_job(sampler="default", **wrong))
     for strange in ({**config, "_class_name": "MarvelScheduler"}, model.scheduler_config):
         with pytest.raises(BadInputError, match="none that sampler default could stand for"):
             Engine(replace(model, scheduler_config=strange), lanes=4).submit(_job(sampler="default"))

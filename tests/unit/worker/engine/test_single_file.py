@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import diffusers
 import pytest
 import safetensors.torch
 import torch
-from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 
 from storage.errors import ModelLoadError
 from storage.model_defaults import read_defaults, read_native_size
 from storage.models import ModelReference, parse_model
 from storage.parameters import JobParameters
 from tests.chaos.tiny import make_tiny_model
+from tests.checkpoints import save_checkpoint
+from tests.pipelines import clip_tokenizer, stable_diffusion_xl
 from worker.engine.engine import Engine
 from worker.models import hub
 from worker.models.choice import load
@@ -27,68 +27,6 @@ from worker.models.folder import config_revision
 from worker.models.load import LoadedModel
 
 CPU = torch.device("cpu")
-RESNET = {  # diffusers' names and the original ones
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
-}  # fmt: skip
-
-Weights = dict[str, torch.Tensor]
-
-
-def original_unet(weights: Weights, layers: int) -> Weights:
-    """Rename a UNet's weights as Stable Diffusion's own code has them: diffusers' conversion, backwards."""
-    names = DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"]
-    with_attention = {
-        key.split(".")[1] for key in weights if key.startswith("up_blocks") and "attentions" in key
-    }
-
-    def rename(key: str) -> str:
-        if key in names:
-            return str(names[key])
-        if middle := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", key):
-            place = 1 if middle[1] == "attentions" else 2 * int(middle[2])
-            return f"middle_block.{place}.{resnet(middle[3]) if middle[1] == 'resnets' else middle[3]}"
-        side, block, kind, number, rest = re.fullmatch(
-            r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.*)", key
-        ).groups()  # type: ignore[union-attr]
-        blocks, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
-        place = first + int(block) * (layers + 1) + int(number)
-        if kind == "resnets":
-            return f"{blocks}.{place}.0.{resnet(rest)}"
-        if kind == "attentions":
-            return f"{blocks}.{place}.1.{rest}"
-        if kind == "downsamplers":
-            return f"{blocks}.{place + layers}.0.op.{rest.removeprefix('conv.')}"
-        return f"{blocks}.{place + layers}.{2 if block in with_attention else 1}.{rest}"
-
-    def resnet(rest: str) -> str:
-        name, _, end = rest.partition(".")
-        return f"{RESNET[name]}.{end}"
-
-    return {f"model.diffusion_model.{rename(key)}": value for key, value in weights.items()}
-
-
-def original_vae(weights: Weights, blocks: int) -> Weights:
-    """Likewise a VAE's, that has no attention."""
-    names = DIFFUSERS_TO_LDM_MAPPING["vae"]
-
-    def rename(key: str) -> str:
-        key = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", key)
-        key = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", key)
-        key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
-        key = re.sub(r"up_blocks\.(\d)\.resnets", lambda found: f"up.{blocks - 1 - int(found[1])}.block", key)
-        key = re.sub(
-            r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{blocks - 1 - int(found[1])}.upsample", key
-        )
-        return key.replace("conv_shortcut", "nin_shortcut")
-
-    return {f"first_stage_model.{names.get(key, rename(key))}": value for key, value in weights.items()}
-
-
-def original_text_encoder(weights: Weights) -> Weights:
-    """Likewise a text encoder's."""
-    prefix = "cond_stage_model.transformer.text_model."
-    return {prefix + key.removeprefix("text_model."): value for key, value in weights.items()}
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("models")
     folder = make_tiny_model(home / "folder")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    unet, vae = pipeline.unet, pipeline.vae
-    weights = {
-        **original_unet(unet.state_dict(), unet.config.layers_per_block),
-        **original_vae(vae.state_dict(), len(vae.config.block_out_channels)),
-        **original_text_encoder(pipeline.text_encoder.state_dict()),
-    }
-    safetensors.torch.save_file(
-        {key: value.contiguous() for key, value in weights.items()}, home / "tiny.safetensors"
-    )
+    save_checkpoint(pipeline, home / "tiny.safetensors")
     shutil.copytree(folder, home / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
     return home
 
@@ -117,9 +47,16 @@ def home(made: Path, tmp_path: Path) -> Path:
 
 
 def loaded(text: str) -> LoadedModel:
-    """Load what `--model` says."""
+    """Load what `--model` says.
+
+    Into memory of its own: weights that are mapped from a file lie where the file has them, and a CPU may
+    round otherwise where they are not aligned.
+    """
     model = load(parse_model(text), device=CPU, dtype=torch.float32)
     assert isinstance(model, LoadedModel)
+    for part in (model.unet, model.vae, model.text_encoder, model.text_encoder_2):
+        for weight in part.parameters() if part is not None else ():
+            weight.data = weight.data.clone()
     return model
 
 
@@ -147,6 +84,20 @@ def test_a_file_renders_what_its_folder_renders(made: Path) -> None:
     own = {"model_revision": hashlib.sha256(file.read_bytes()).hexdigest(), "config_revision": configs}
     assert numerics == others | own
     assert single.repo is None
+
+
+def test_a_file_of_stable_diffusion_xl_too(tmp_path: Path) -> None:
+    """Two encoders, and the second one's in its own layout, come from one file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Encoders are told apart by their width, and the model by its layers.
+        tokenizers = (clip_tokenizer(), clip_tokenizer(pad_token="!"))  # noqa: S106 - no secret
+        pipeline = stable_diffusion_xl(tokenizers, second={"hidden_size": 24, "num_hidden_layers": 11})
+    pipeline.save_pretrained(tmp_path / "xl", safe_serialization=True)
+    save_checkpoint(pipeline, tmp_path / "xl.safetensors")
+    single = loaded(f"xl={tmp_path / 'xl.safetensors'}@{tmp_path / 'xl'}")
+    assert single.family == "sdxl"
+    assert picture(single)[0] == picture(loaded(f"xl={tmp_path / 'xl'}"))[0]
 
 
 def test_its_configs_say_what_its_jobs_get(home: Path) -> None:
