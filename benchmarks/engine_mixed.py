@@ -126,7 +126,7 @@ def limit(model: LoadedModel, jobs: list[JobParameters], evaluations: int) -> fl
             for _ in range(12)
         ][2:]
     )
-    text = TextStage(model.tokenizer, model.text_encoder)
+    text = TextStage(model.kind.prompt_encoder(model))
     encoding = seconds(lambda: [text(job.prompt, what="prompt") for job in jobs])
     decoding = median([seconds(lambda: decode(model.vae, sample[:1])) for _ in range(5)]) * len(jobs)
     return math.ceil(2 * evaluations / LANES) * forward + encoding + decoding

@@ -13,8 +13,8 @@ import torch
 
 from storage.models import parse_model
 from worker.models.device import choose_device
+from worker.models.families.sd import encode
 from worker.models.load import load_model
-from worker.stages.text import encode
 from worker.stages.tokens import tokenise
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from typing import Any
 from producer.follow import derived_state
 from producer.jobs import settings_of
 from producer.output import duration, timestamp
-from storage.model_defaults import way_of
+from storage.model_families import way_of
 from storage.records import Job, Status, Worker
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInputError, ModelLoadError
 from storage.model_defaults import read_defaults, read_native_size
-from storage.models import BUILTIN_MODEL, ModelReference, configured_models, parse_model
+from storage.models import BUILTIN_MODEL, ModelReference, configured_models, is_single_file, parse_model
 from storage.records import Worker, WorkerState
 
 if TYPE_CHECKING:
@@ -43,26 +43,29 @@ class KnownModel:
         """Where its files come from, and for a folder also their sizes and times: another one differs."""
         if self.reference is None:
             return ""
-        folder = Path(self.reference.source)
-        if not folder.is_absolute():
+        source, folder = Path(self.reference.source), self.reference.folder
+        if not source.is_absolute():
             return str(self.reference)
-        files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+        found = [] if folder is None else sorted(folder.rglob("*"))
+        files = [(folder, path) for path in found if path.suffix in (".safetensors", ".json")]
+        files += [(source, source)] if source.is_file() else []
         facts = [
-            (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+            (str(path.relative_to(root or path)), path.stat().st_size, path.stat().st_mtime_ns)
+            for root, path in files
         ]
         return f"{self.reference} {facts}"
 
     def defaults(self) -> dict[str, Any]:
         """Return what a job gets that names no settings; empty where nobody on this machine can know it yet.
 
-        A folder is read as it is now; of any other model we know what its newest worker published.
+        A folder is read as it is now, for a single file that of its configs; of any other model we know what
+        its newest worker published.
 
         Raises:
             ModelLoadError: when the folder's `promptmill.json` cannot be used.
         """
-        source = "" if self.reference is None else self.reference.source
-        folder = Path(source)
-        if not folder.is_absolute() or not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113  (never raises)
+        folder = None if self.reference is None else self.reference.folder
+        if folder is None or not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113  (never raises)
             return self.published
         return self.published | read_defaults(folder, size=read_native_size(folder))
 
@@ -191,15 +194,14 @@ def resolve_model(settings: Settings, text: str) -> ModelReference:
     configured = configured_models(settings.models)
     if text in configured:
         reference = configured[text]
-    elif "=" in text or "/" in text or Path(text).exists():
+    elif "=" in text or "/" in text or is_single_file(text) or Path(text).exists():
         reference = parse_model(text)
     else:
         raise BadInputError(
             f"There is no model {text!r} (known: {', '.join(configured)}); "
             f"write NAME=REPO_OR_PATH[@REVISION]."
         )
-    if Path(reference.source).is_absolute() and not Path(reference.source).exists():
-        raise ModelLoadError(
-            f"Model {reference.name}: there is nothing at {reference.source}; check the path."
-        )
+    for path in map(Path, filter(None, (reference.source, reference.config))):
+        if path.is_absolute() and not path.exists():
+            raise ModelLoadError(f"Model {reference.name}: there is nothing at {path}; check the path.")
     return reference

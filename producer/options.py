@@ -158,8 +158,8 @@ job_flags = stacked(
         shell_complete=lambda _ctx, _param, text: [
             name for name in (*SAMPLERS, OWN_SAMPLER) if name.startswith(text)
         ],
-        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras"; "default" is the own '
-        "one of a model that its pipeline renders. "
+        help='A name from `promptmill samplers`, or A1111\'s, like "DPM++ 2M Karras"; "default" is the '
+        "model's own. "
         f"Default: the model's, else {DEFAULT_SAMPLER}.",
     ),
     click.option(

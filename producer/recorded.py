@@ -29,6 +29,7 @@ THREADS = "OMP_NUM_THREADS"
 # What of a record a worker is started with; the rest is as it is on the machine.
 _KIND = (
     "model_revision",
+    "config_revision",
     "mode",
     "dtype",
     "vae_dtype",
@@ -76,7 +77,9 @@ def recorded_flags(numerics: Mapping[str, Any]) -> dict[str, Any]:
         return flags
     flags |= {"compile": numerics.get("launch") == "compiled"}
     flags |= {"cuda_graphs": numerics.get("launch") == "cuda_graphs"}
-    measured = numerics.get("layout") != "contiguous" or numerics.get("dtype") != numerics.get("vae_dtype")
+    # float16 is only ever asked for, and Stable Diffusion XL decodes in float32 beside it.
+    asked = ("float16", numerics.get("vae_dtype"))
+    measured = numerics.get("layout") != "contiguous" or numerics.get("dtype") not in asked
     lanes = numerics.get("lanes")
     if not measured and lanes:
         flags["dtype"] = numerics["dtype"]

@@ -6,8 +6,8 @@
 Each may be left out. A job's own setting beats the recommendation, which beats the general default. The
 worker reads the file when it loads the model; the command line, which has no torch, when jobs are submitted.
 
-The general defaults are for models whose denoising loop is rebuilt here. Any other model is rendered by its
-own pipeline, whose code has the defaults: only a worker knows those.
+The general defaults are for models whose denoising loop is rebuilt here (`storage.model_families`). Any other
+model is rendered by its own pipeline, whose code has the defaults: only a worker knows those.
 """
 
 from __future__ import annotations
@@ -20,23 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import BadInputError, ModelLoadError
-from storage.parameters import (
-    DEFAULT_GUIDANCE,
-    DEFAULT_SAMPLER,
-    DEFAULT_SCHEDULE,
-    DEFAULT_STEPS,
-    JobParameters,
-    check_job,
-)
+from storage.model_families import GENERAL_DEFAULTS, family_defaults
+from storage.parameters import DEFAULT_SCHEDULE, JobParameters, check_job
 
 DEFAULTS_FILE = "promptmill.json"
-REBUILT_PIPELINE = "StableDiffusionPipeline"  # the one that is rendered without its own code
-GENERAL_DEFAULTS: dict[str, Any] = {
-    "sampler": DEFAULT_SAMPLER,
-    "schedule": DEFAULT_SCHEDULE,
-    "guidance_scale": DEFAULT_GUIDANCE,
-    "num_inference_steps": DEFAULT_STEPS,
-}
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "sampler": ((str,), "a name"),
     "schedule": ((str,), "a name"),
@@ -63,27 +50,6 @@ def fill_defaults(parameters: JobParameters, defaults: Mapping[str, Any]) -> Job
     return dataclasses.replace(parameters, **missing) if missing else parameters
 
 
-def way_of(family: str | None) -> str | None:
-    """Name the way in which models of a family are rendered, None before a worker has loaded its model.
-
-    `vectorised`: the loop of Stable Diffusion 1.x and 2.x (family `sd`) is rebuilt, and all requests of a
-    step are updated together. `coalescing`: each request runs its own pipeline; they share forward passes.
-    """
-    if family is None:
-        return None
-    return "vectorised" if family == "sd" else "coalescing"
-
-
-def read_pipeline(folder: Path) -> str | None:
-    """Return the pipeline's class that a model's `model_index.json` names; None if none can be read."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        name = index.get("_class_name")
-    except (OSError, ValueError, RecursionError, AttributeError):
-        return None  # the worker, which needs it, says what is wrong with it
-    return name if isinstance(name, str) else None
-
-
 def read_defaults(
     folder: Path, *, size: tuple[int, int] | None, general: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -108,7 +74,7 @@ def read_defaults(
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise ModelLoadError(f"{path} cannot be used ({reason}); mend or remove it.") from error
     if general is None:
-        general = GENERAL_DEFAULTS if read_pipeline(folder) in (None, REBUILT_PIPELINE) else {}
+        general = family_defaults(folder)
     return {**general, **native, **recommended}
 
 

@@ -1,4 +1,7 @@
-"""How a model is named: `NAME=REPO_OR_PATH[@REVISION]`, or a bare repo that derives its name."""
+"""How a model is named: `NAME=REPO_OR_PATH[@REVISION]`, or a bare repo that derives its name.
+
+A checkpoint in one file may name where its configs are: `NAME=FILE.safetensors@CONFIG`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from storage.errors import BadInputError
 
 BUILTIN_MODEL = "demo"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+SINGLE_FILE = ".safetensors"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -21,17 +25,27 @@ class ModelReference:
 
     Attributes:
         name: what jobs and queues carry; lower case letters, digits, dot, underscore, dash.
-        source: a folder in diffusers layout, or a hub repo id.
-        revision: a branch, tag or commit of the repo; None for folders and for the default branch.
+        source: a folder in diffusers layout, a checkpoint in one file, or a hub repo id.
+        revision: a branch, tag or commit of the repo; None for what is local and for the default branch.
+        config: where a single file's configs are, a folder in diffusers layout or a hub repo id; None for the
+            repo that diffusers takes for checkpoints of its kind.
     """
 
     name: str
     source: str
     revision: str | None = None
+    config: str | None = None
 
     def __str__(self) -> str:
         """Render back to `NAME=REPO_OR_PATH[@REVISION]`."""
-        return f"{self.name}={self.source}" + (f"@{self.revision}" if self.revision else "")
+        behind = self.revision or self.config
+        return f"{self.name}={self.source}" + (f"@{behind}" if behind else "")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its configs are on this machine; None if they are on the hub."""
+        own = self.config if is_single_file(self.source) else self.source
+        return None if own is None or not os.path.isabs(own) else Path(own)  # noqa: PTH117  (a repo is no path)
 
 
 def builtin_model_path() -> Path:
@@ -65,8 +79,10 @@ def parse_model(text: str) -> ModelReference:
             return ModelReference(name=BUILTIN_MODEL, source=str(builtin_model_path()))
     if not source:
         raise BadInputError(f"Model {text!r} names no source; write NAME=REPO_OR_PATH[@REVISION].")
+    if is_single_file(source):
+        return _parse_file(name, source)
     if _looks_like_path(source):
-        path = Path(os.path.expanduser(source)).absolute()  # noqa: PTH111  (an unknown ~user stays a name)
+        path = _absolute(source)
         return ModelReference(name=check_model_name(name or _derive(path.name)), source=str(path))
     repo, at, revision = source.partition("@")
     if not _REPO.fullmatch(repo) or (at and not revision):
@@ -81,10 +97,37 @@ def parse_model(text: str) -> ModelReference:
     )
 
 
+def is_single_file(text: str) -> bool:
+    """Tell whether a source names a checkpoint in one file, with or without its configs."""
+    if text.endswith(SINGLE_FILE):
+        return not os.path.isdir(text)  # noqa: PTH112  (never raises)
+    return f"{SINGLE_FILE}@" in text and not os.path.exists(text)  # noqa: PTH110  (likewise)
+
+
 def configured_models(texts: Iterable[str]) -> dict[str, ModelReference]:
     """Return the models whose files we can name: the one that comes with the project and configured ones."""
     references = [parse_model(BUILTIN_MODEL), *(parse_model(text) for text in texts)]
     return {reference.name: reference for reference in references}
+
+
+def _parse_file(name: str, source: str) -> ModelReference:
+    """Read `FILE.safetensors[@CONFIG]`."""
+    stem, at, config = source.partition(f"{SINGLE_FILE}@")
+    path = _absolute(stem + SINGLE_FILE if at else source)
+    if _looks_like_path(config):
+        config = str(_absolute(config))
+    elif at and not _REPO.fullmatch(config):
+        raise BadInputError(
+            f"{config!r} names no configs of {path}; write NAME=FILE{SINGLE_FILE}@FOLDER with a folder in "
+            f"diffusers layout that starts with './' or '/', or @OWNER/REPO."
+        )
+    return ModelReference(
+        name=check_model_name(name or _derive(path.stem)), source=str(path), config=config or None
+    )
+
+
+def _absolute(source: str) -> Path:
+    return Path(os.path.expanduser(source)).absolute()  # noqa: PTH111  (an unknown ~user stays a name)
 
 
 def _looks_like_path(source: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from storage.errors import BadInputError
 
-OWN_SAMPLER = "default"  # the model's own noise scheduler, for models that their own pipeline renders
+OWN_SAMPLER = "default"  # the model's own noise scheduler
 
 SCHEDULES: dict[str, str] = {
     # our name -> infotext's "Schedule type"

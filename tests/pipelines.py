@@ -14,6 +14,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from storage.models import builtin_model_path
 from worker.models.pipeline import LoadedPipeline
 
 WIDE = 16  # of text embeddings
@@ -58,16 +59,15 @@ def tokenizer(length: int = 77) -> Any:
 _SMALL = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def clip(*, projection: bool = False) -> Any:
+def clip(*, projection: bool = False, **options: Any) -> Any:
     """Return a text encoder of CLIP, with or without projection."""
+    sizes = {"hidden_size": WIDE, "num_hidden_layers": 2} | _SMALL | options
     config = transformers.CLIPTextConfig(
-        hidden_size=WIDE,
         intermediate_size=24,
         num_attention_heads=2,
-        num_hidden_layers=2,
-        projection_dim=WIDE,
+        projection_dim=sizes["hidden_size"],
         max_position_embeddings=77,
-        **_SMALL,
+        **sizes,
     )
     made = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
     return made(config)
@@ -183,8 +183,29 @@ def stable_diffusion() -> Any:
     )
 
 
-def stable_diffusion_xl() -> Any:
-    """Return a StableDiffusionXLPipeline."""
+def clip_tokenizer(**options: Any) -> Any:
+    """Return the demo model's tokenizer, a real CLIPTokenizer of 32 tokens."""
+    return transformers.CLIPTokenizer.from_pretrained(
+        builtin_model_path() / "tokenizer", local_files_only=True, **options
+    )
+
+
+def stable_diffusion_xl(
+    tokenizers: tuple[Any, Any] | None = None, *, second: dict[str, int] | None = None
+) -> Any:
+    """Return a StableDiffusionXLPipeline.
+
+    Args:
+        tokenizers: None for two of this module.
+        second: what the second encoder's config has otherwise than the first one's.
+    """
+    own, other = tokenizers or (tokenizer(), tokenizer())
+    words = {} if tokenizers is None else {
+        "vocab_size": len(own), "bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id,
+        "pad_token_id": own.pad_token_id,
+    }  # fmt: skip
+    encoder, projecting = clip(**words), clip(projection=True, **words | (second or {}))
+    pooled = projecting.config.projection_dim
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -198,8 +219,8 @@ def stable_diffusion_xl() -> Any:
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         transformer_layers_per_block=(1, 1),
-        projection_class_embeddings_input_dim=6 * 4 + WIDE,
-        cross_attention_dim=2 * WIDE,
+        projection_class_embeddings_input_dim=6 * 4 + pooled,
+        cross_attention_dim=WIDE + pooled,
         norm_num_groups=4,
     )
     return diffusers.StableDiffusionXLPipeline(
@@ -208,10 +229,10 @@ def stable_diffusion_xl() -> Any:
             beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
         ),
         vae=vae(),
-        text_encoder=clip(),
-        text_encoder_2=clip(projection=True),
-        tokenizer=tokenizer(),
-        tokenizer_2=tokenizer(),
+        text_encoder=encoder,
+        text_encoder_2=projecting,
+        tokenizer=own,
+        tokenizer_2=other,
         add_watermarker=False,
     )
 

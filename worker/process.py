@@ -18,7 +18,7 @@ from storage.embedded_redis import EmbeddedRedis
 from storage.errors import StaleWorkerError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
-from storage.model_defaults import way_of
+from storage.model_families import way_of
 from storage.models import parse_model
 from storage.records import Claim, Refusal, WorkerState
 from storage.settings import Settings, load_settings

@@ -18,7 +18,7 @@ from producer.options import SubmissionReference
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
 from storage.errors import BadInputError, DifferenceError, PromptmillError, UnreachableError
-from storage.model_defaults import way_of
+from storage.model_families import way_of
 from storage.safe_url import safe_store_url
 from storage.version import promptmill_version
 

@@ -65,8 +65,8 @@ Examples:
 )
 @click.option(
     "--model", metavar="NAME=REPO_OR_PATH[@REVISION]",
-    help="A known name, or a repo or folder to know by NAME. Default: the only configured one, else "
-    f"{BUILTIN_MODEL}.",
+    help="A known name, or a repo, folder or FILE.safetensors[@CONFIGS] to know by NAME. Default: the only "
+    f"configured one, else {BUILTIN_MODEL}.",
 )  # fmt: skip
 @job_flags
 @rewriting_flags

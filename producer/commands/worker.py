@@ -50,12 +50,14 @@ Examples:
   promptmill worker start
   promptmill worker start --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5
   promptmill worker start --model mine=./my-model --devices 0,1 --dtype float16
+  promptmill worker start --model other=./other.safetensors@./sdxl-configs
 """
 )
 @click.option(
     "--model",
     metavar="NAME=REPO_OR_PATH[@REVISION]",
-    help=f"A known name, or a repo or folder. Default: the only configured one, else {BUILTIN_MODEL}.",
+    help="A known name, a repo, a folder, or FILE.safetensors[@CONFIGS]. Default: the only configured one, "
+    f"else {BUILTIN_MODEL}.",
 )
 @worker_flags
 @click.option("--name", metavar="TEXT", help="Beginning of the worker's name. Default: model and host.")

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from storage.jobstore import MAX_FAILURES
-from storage.model_defaults import GENERAL_DEFAULTS
+from storage.model_families import GENERAL_DEFAULTS
 from storage.parameters import DEFAULT_SCHEDULE
 from storage.records import Claim, Failure, Finish, Image, JobStatus, Refusal, SubmissionState, WorkerState
 from storage.sqljobstore.base import (

@@ -53,7 +53,7 @@ def test_a_pickle_checkpoint_is_refused(farm: Farm) -> None:
     """A pickle can run any code, so it is not opened; the sentence says what to do instead."""
     checkpoint = farm.home.parent / "model.ckpt"
     checkpoint.write_bytes(b"\x80\x02}q\x00.")
-    check_refused(farm, checkpoint, "single file", "from_single_file")
+    check_refused(farm, checkpoint, "is no safetensors", "from_single_file")
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from worker.engine.engine import Engine
 from worker.engine.errors import Cancelled
 from worker.engine.request import RenderResult, group_of, prepare_request
 from worker.models.load import LoadedModel
+from worker.stages.condition import Condition
 from worker.stages.picture import encode_png
-from worker.stages.text import TextStage
+from worker.stages.text import Text, TextStage
 from worker.stages.weighting import Chunk, level, split, weigh
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -56,7 +57,7 @@ JOBS = [
 @pytest.fixture(scope="module")
 def text(model: LoadedModel) -> TextStage:
     """Return the model's text stage."""
-    return TextStage(model.tokenizer, model.text_encoder)
+    return TextStage(model.kind.prompt_encoder(model))
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,14 @@ def together(render: Any) -> list[RenderResult]:
 
 
 @torch.no_grad()
+def _own(text: TextStage, prompt: Text) -> torch.Tensor:
+    return text(prompt)[0].prompt_embeds
+
+
+@torch.no_grad()
 def _embeds(model: LoadedModel, text: TextStage, job: JobParameters) -> list[torch.Tensor]:
     chunks = level([split(model.tokenizer, each) for each in (job.negative_prompt, job.prompt)])
-    return [text(each)[0] for each in chunks]
+    return [_own(text, each) for each in chunks]
 
 
 def _png(result: RenderResult) -> bytes:
@@ -101,9 +107,7 @@ def test_without_markup_a_weighted_prompt_is_a_plain_one(
     model: LoadedModel, text: TextStage, prompt: str
 ) -> None:
     """The same embeddings bit for bit, up to the model's own length."""
-    with torch.no_grad():
-        weighted, _ = text(split(model.tokenizer, prompt))
-        assert torch.equal(weighted, text(prompt)[0])
+    assert torch.equal(_own(text, split(model.tokenizer, prompt)), _own(text, prompt))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +129,8 @@ def test_weights_do_what_is_written_out_here(
 ) -> None:
     """Weight times state, the mean of each chunk kept, within 1e-5 of float64."""
     with torch.no_grad():
-        ours, warning = text(split(model.tokenizer, prompt))
-    right = _written_out(model, chunks)
+        condition, warning = text(split(model.tokenizer, prompt))
+    ours, right = condition.prompt_embeds, _written_out(model, chunks)
     assert warning is None
     assert ours.shape == right.shape
     assert (ours - right).abs().max() <= 1e-5
@@ -134,10 +138,9 @@ def test_weights_do_what_is_written_out_here(
 
 def test_each_chunk_of_a_long_prompt_is_encoded_by_itself(model: LoadedModel, text: TextStage) -> None:
     """Its first chunk is what the words in it give alone, the second likewise."""
-    with torch.no_grad():
-        long, _ = text(split(model.tokenizer, "fox " * ROOM + "cake cat"))
-        assert torch.equal(long[:, : ROOM + 2], text("fox " * ROOM)[0])
-        assert torch.equal(long[:, ROOM + 2 :], text("cake cat")[0])
+    long = _own(text, split(model.tokenizer, "fox " * ROOM + "cake cat"))
+    assert torch.equal(long[:, : ROOM + 2], _own(text, "fox " * ROOM))
+    assert torch.equal(long[:, ROOM + 2 :], _own(text, "cake cat"))
 
 
 def test_a_chunk_ends_behind_a_comma_that_is_near(model: LoadedModel) -> None:
@@ -167,17 +170,15 @@ def test_prompts_of_a_job_have_as_many_chunks_as_the_longest(model: LoadedModel,
     """The shorter one is padded by what the empty prompt gives."""
     uncond, cond = _embeds(model, text, _job("a fox", "cat " * (2 * ROOM + 1)))
     assert uncond.shape == cond.shape == (1, 3 * (ROOM + 2), 128)
-    with torch.no_grad():
-        empty, _ = text("")
+    empty = _own(text, "")
     assert torch.equal(cond[:, ROOM + 2 :], torch.cat([empty, empty], dim=1))
 
 
 def test_equal_texts_of_both_syntaxes_are_kept_apart(model: LoadedModel, text: TextStage) -> None:
     """A plain prompt means its brackets."""
-    with torch.no_grad():
-        first, _ = text(split(model.tokenizer, "(fox:1.5)"))
-        plain, _ = text("(fox:1.5)")
-        again, _ = text(split(model.tokenizer, "(fox:1.5)"))
+    first = _own(text, split(model.tokenizer, "(fox:1.5)"))
+    plain = _own(text, "(fox:1.5)")
+    again = _own(text, split(model.tokenizer, "(fox:1.5)"))
     assert torch.equal(first, again)
     assert not torch.equal(first, plain)
 
@@ -229,9 +230,7 @@ def test_pictures_are_diffusers_own_from_the_same_embeddings(
     job = JOBS[number]
     uncond, cond = _embeds(model, text, job)
     if job.guidance_scale == 1.0:  # diffusers does not guide then, nor do the embeddings have to agree
-        with torch.no_grad():
-            cond, _ = text(split(model.tokenizer, job.prompt))
-        uncond = None
+        cond, uncond = _own(text, split(model.tokenizer, job.prompt)), None
     classes = {"euler": "EulerDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}
     before = pipeline.scheduler
     pipeline.scheduler = getattr(diffusers, classes[job.sampler or ""]).from_config(before.config)
@@ -285,7 +284,7 @@ def test_an_encoder_that_fails_fails_one_job(
     engine = Engine(model, lanes=8)
     encode = engine._text._chunk
 
-    def fail(chunk: Chunk) -> torch.Tensor:
+    def fail(chunk: Chunk) -> Condition:
         if len(chunk.ids) == ROOM:
             raise ValueError("no such token")
         return encode(chunk)

@@ -16,6 +16,7 @@ from worker.engine.request import Request
 from worker.engine.shared_step import Shared, graphed_step
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
+from worker.stages.condition import Condition
 from worker.stages.guidance import rescale_guided
 from worker.stages.history import TERMS, History, pad
 
@@ -145,8 +146,7 @@ def _shared(requests: Sequence[Request], device: torch.device) -> Shared:
     owners = [row for row, count in enumerate(lanes) for _ in range(count)]
     scale = [cast("float", request.parameters.guidance_scale) for request in requests]
     # Where guidance does not run the prompt's lane is left, the last one.
-    embeds = [request.embeds[-count:] for request, count in zip(requests, lanes, strict=True)]
-    conds = [cond for row in owners if (cond := requests[row].timestep_cond) is not None]
+    conditions = [request.conditions[-count:] for request, count in zip(requests, lanes, strict=True)]
     return Shared(
         rows=torch.arange(len(requests), device=device),
         weights=_side_by_side(weights, device),
@@ -156,8 +156,7 @@ def _shared(requests: Sequence[Request], device: torch.device) -> Shared:
         uncond=torch.tensor(firsts, device=device),
         cond=torch.tensor(lasts, device=device),
         owners=torch.tensor(owners, device=device),
-        prompt_embeds=torch.cat([each for own in embeds for each in own]),
-        timestep_cond=torch.cat(conds) if conds else None,
+        condition=Condition.stack([each for own in conditions for each in own]),
     )
 
 

@@ -98,7 +98,7 @@ class Engine:
         self._on_death = on_death
         self._deadline = deadline
         self._tables = None if mode == "reference" else tables or Tables()
-        self._text = TextStage(model.tokenizer, model.text_encoder)
+        self._text = TextStage(model.kind.prompt_encoder(model))
         self._watchdog = Watchdog(stall, self._die)
         self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
         self._admission = Admission(self._plans.__getitem__)
@@ -263,8 +263,8 @@ class Engine:
         self._watchdog.beat()
         began = time.perf_counter()
         for what, text in request.texts.items():
-            embeds, warning = self._text(text, what=what)
-            request.embeds.append(embeds)
+            condition, warning = self._text(text, what=what)
+            request.hear(condition, self.model)
             request.warnings += [warning] if warning else []
         request.move_to(self.model.device)
         request.seconds["encode"] = time.perf_counter() - began
@@ -365,7 +365,8 @@ class Engine:
     def _picture(self, request: Request) -> RenderResult:
         self._watchdog.beat()
         began = time.perf_counter()
-        pixels = decode(self.model.vae, request.latents)
+        vae = self.model.vae
+        pixels = decode(vae, self.model.kind.unscaled(vae, request.latents))
         request.seconds["decode"] = time.perf_counter() - began
         return RenderResult(
             pixels=pixels,

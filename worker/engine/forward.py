@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.models.load import LoadedModel
+from worker.stages.condition import Condition
 from worker.stages.history import pad
 
 
@@ -18,14 +19,12 @@ class Lanes:
     Attributes:
         sample: the scaled latents, (lanes, channels, h, w) on the device.
         timesteps: the UNet's, (lanes,) float32 on the device.
-        prompt_embeds: (lanes, length, width) on the device.
-        timestep_cond: (lanes, time_cond_proj_dim) for UNets that take the guidance scale as an input.
+        condition: what else the UNet takes, on the device.
     """
 
     sample: torch.Tensor
     timesteps: torch.Tensor
-    prompt_embeds: torch.Tensor
-    timestep_cond: torch.Tensor | None = None
+    condition: Condition
 
     def __len__(self) -> int:
         """Count the lanes."""
@@ -34,12 +33,10 @@ class Lanes:
     @classmethod
     def stack(cls, parts: Sequence[Lanes]) -> Lanes:
         """Put lanes below each other."""
-        conds = [part.timestep_cond for part in parts if part.timestep_cond is not None]
         return cls(
             sample=torch.cat([part.sample for part in parts]),
             timesteps=torch.cat([part.timesteps for part in parts]),
-            prompt_embeds=torch.cat([part.prompt_embeds for part in parts]),
-            timestep_cond=torch.cat(conds) if conds else None,
+            condition=Condition.stack([part.condition for part in parts]),
         )
 
 
@@ -55,12 +52,10 @@ def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tens
         noise_pred, (len(lanes), channels, h, w) float32: updates are float32 whatever the model's dtype.
     """
     idle = width - len(lanes)
-    cond = lanes.timestep_cond
     noise_pred: torch.Tensor = model.unet(
         pad(lanes.sample, idle).to(model.dtype),
         pad(lanes.timesteps, idle),
-        encoder_hidden_states=pad(lanes.prompt_embeds, idle).to(model.dtype),
-        timestep_cond=None if cond is None else pad(cond, idle).to(model.dtype),
+        **lanes.condition.padded(idle).to(model.dtype).arguments(),
         return_dict=False,
     )[0]
     return noise_pred[: len(lanes)].float()

@@ -27,12 +27,14 @@ def numerics_record(model: LoadedModel | LoadedPipeline, *, mode: str) -> dict[s
     Returns:
         Values that JSON can hold.
     """
+    configs: str | None = None
     if isinstance(model, LoadedPipeline):
         denoiser, vae = model.denoiser, getattr(model.pipeline, "vae", None)
     else:
-        denoiser, vae = model.unet, model.vae
+        denoiser, vae, configs = model.unet, model.vae, model.config_revision
     return {
         "model_revision": model.revision,
+        **({} if configs is None else {"config_revision": configs}),
         "family": model.family,
         "mode": mode,
         "dtype": dtype_name(model.dtype),

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,17 +16,18 @@ from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from storage.prompt_syntax import PLAIN
-from storage.samplers import OWN_SAMPLER
+from storage.samplers import OWN_SAMPLER, check_schedule
 from worker.engine.admission import Group, LatentShape
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
+from worker.stages.condition import Condition
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
 from worker.stages.history import History
 from worker.stages.noise import initial_noise, job_generator
-from worker.stages.sampler import SamplerSettings
+from worker.stages.sampler import SamplerSettings, own_sampler
 from worker.stages.schedule import NoiseSchedule
 from worker.stages.tables import Tables
-from worker.stages.text import Text
+from worker.stages.text import Nothing, Text
 from worker.stages.weighting import level, split
 
 
@@ -64,7 +65,7 @@ class Request:
         place: where its latents and what its sampler looks back at are: a history, and its row there. Until
             it is admitted that is unscaled noise on the CPU.
         timestep_cond: the embedded guidance scale for UNets that take it as an input, else None.
-        embeds: prompt_embeds, `[uncond, cond]` or `[cond]`, (1, length, width) each; none until admitted.
+        conditions: of its lanes, `[uncond, cond]` or `[cond]`; none until admitted.
         evaluation: how many forward passes it has had.
         width: R of its last forward pass.
         spent: seconds that its steps have taken, those that it sat out left aside.
@@ -85,7 +86,7 @@ class Request:
     arrival: int = 0
     future: Future[RenderResult] = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    embeds: list[torch.Tensor] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
     evaluation: int = 0
     width: int = 0
     spent: float = 0.0
@@ -133,8 +134,14 @@ class Request:
         """Bring all that it holds onto the device, and scale its noise to the sampler's first sigma."""
         self.place = (History.start(self.latents.to(device) * self.schedule.init_noise_sigma), 0)
         self.schedule.move_noise(device)
+
+    def hear(self, condition: Condition, model: LoadedModel) -> None:
+        """Take the condition of its next text, and add what does not come from a text."""
+        width, height = cast("int", self.parameters.width), cast("int", self.parameters.height)
+        condition = model.kind.placed(condition, width=width, height=height)
         if self.timestep_cond is not None:
-            self.timestep_cond = self.timestep_cond.to(device)
+            condition = replace(condition, timestep_cond=self.timestep_cond.to(model.device))
+        self.conditions.append(condition)
 
     def note_end(self) -> None:
         """After the last step, and once the device has finished it: note how long all of them took."""
@@ -238,12 +245,10 @@ def _complete(model: LoadedModel, parameters: JobParameters) -> JobParameters:
         job.guidance_scale,
     ):
         raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
-    check_options(job)
     if job.sampler == OWN_SAMPLER:
-        raise BadInputError(
-            f"Sampler {OWN_SAMPLER} is for models that their own pipeline renders; name another for this "
-            f"model (see `promptmill samplers`)."
-        )
+        check_schedule(OWN_SAMPLER, cast("str", job.schedule))
+        job = replace(job, sampler=own_sampler(model.scheduler_config))
+    check_options(job)
     return job
 
 
@@ -277,7 +282,11 @@ def _texts(model: LoadedModel, job: JobParameters, *, guided: bool) -> tuple[dic
     """Return what is to be encoded for a job, and the length that each will have in tokens."""
     prompts = {"negative prompt": job.negative_prompt} if guided else {}
     prompts["prompt"] = job.prompt
-    if job.options.get("prompt_syntax", PLAIN) == PLAIN:
-        return dict(prompts), model.max_length
-    chunks = level([split(model.tokenizer, text, what=what) for what, text in prompts.items()])
-    return dict(zip(prompts, chunks, strict=True)), model.max_length * len(chunks[0])
+    texts: dict[str, Text] = dict(prompts)
+    count = 1
+    if job.options.get("prompt_syntax", PLAIN) != PLAIN:
+        chunks = level([split(model.tokenizer, text, what=what) for what, text in prompts.items()])
+        texts, count = dict(zip(prompts, chunks, strict=True)), len(chunks[0])
+    if guided and model.kind.leaves_out(model, job.negative_prompt):
+        texts["negative prompt"] = Nothing(chunks=count)
+    return texts, model.max_length * count

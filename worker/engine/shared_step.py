@@ -6,6 +6,7 @@ captured in one CUDA graph (`graphed_step`), the gather by the step counters of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from storage.parameters import MAX_STEPS
 from worker.engine.forward import Lanes, predict_noise
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
+from worker.stages.condition import Condition
 from worker.stages.guidance import guide
 from worker.stages.history import TERMS, History, pad
 
@@ -33,8 +35,7 @@ class Shared:
         guidance_scale: (requests, 1, 1, 1).
         uncond, cond: which lanes are a request's, (requests,) int64; one and the same without guidance.
         owners: whose each lane is, (lanes,) int64.
-        prompt_embeds: (lanes, length, width).
-        timestep_cond: (lanes, time_cond_proj_dim) for UNets that take the guidance scale as an input.
+        condition: of the lanes.
     """
 
     rows: torch.Tensor
@@ -45,8 +46,17 @@ class Shared:
     uncond: torch.Tensor
     cond: torch.Tensor
     owners: torch.Tensor
-    prompt_embeds: torch.Tensor
-    timestep_cond: torch.Tensor | None
+    condition: Condition
+
+    def flat(self) -> tuple[torch.Tensor | None, ...]:
+        """Return all tensors in a fixed order."""
+        return *(getattr(self, name) for name in _PLAIN), *self.condition.flat()
+
+    @classmethod
+    def from_flat(cls, tensors: Sequence[Any]) -> Shared:
+        """Undo `flat`."""
+        plain = dict(zip(_PLAIN, tensors, strict=False))
+        return cls(**plain, condition=Condition.from_flat(tensors[len(_PLAIN) :]))
 
     def padded(self, width: int, *, dtype: torch.dtype) -> Shared:
         """Append idle requests and lanes up to `width` of each, and evaluations up to EVALUATIONS, all zeros.
@@ -75,8 +85,7 @@ class Shared:
             uncond=index(self.uncond, more),
             cond=index(self.cond, more),
             owners=index(self.owners, idle),
-            prompt_embeds=pad(self.prompt_embeds, idle).to(dtype),
-            timestep_cond=None if self.timestep_cond is None else pad(self.timestep_cond, idle).to(dtype),
+            condition=self.condition.padded(idle).to(dtype),
         )
 
     def lanes(self, history: History, evaluations: torch.Tensor) -> Lanes:
@@ -90,8 +99,7 @@ class Shared:
         return Lanes(
             sample=sample[self.owners],
             timesteps=self._now(self.timesteps, evaluations)[self.owners],
-            prompt_embeds=self.prompt_embeds,
-            timestep_cond=self.timestep_cond,
+            condition=self.condition,
         )
 
     def guided(self, noise_pred: torch.Tensor) -> torch.Tensor:
@@ -123,6 +131,9 @@ class Shared:
         return table[self.rows, evaluations.clamp(max=table.shape[1] - 1)]
 
 
+_PLAIN = [field.name for field in fields(Shared) if field.name != "condition"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stepped:
     """What a captured step computed.
@@ -152,11 +163,11 @@ def graphed_step(
     """
     unet: GraphedUnet = model.unet
     plain = replace(model, unet=unet.plain)
-    names = [field.name for field in fields(Shared)]
+    flat = shared.flat()
 
     def step(*given: Any) -> tuple[torch.Tensor, ...]:
-        inputs = Shared(**dict(zip(names, given, strict=False)))
-        counters, drawn, *registers = given[len(names) :]
+        inputs = Shared.from_flat(given[: len(flat)])
+        counters, drawn, *registers = given[len(flat) :]
         before = History.from_flat(registers)
         lanes = inputs.lanes(before, counters)
         noise_pred = predict_noise(plain, lanes, width=len(lanes))
@@ -164,9 +175,7 @@ def graphed_step(
         following = inputs.after(before, counters, output, drawn)
         return noise_pred, output, following.latents[0], following.hidden
 
-    noise_pred, output, latents, hidden = unet.run(
-        "step", step, *(getattr(shared, name) for name in names), evaluations, noise, *history.flat()
-    )
+    noise_pred, output, latents, hidden = unet.run("step", step, *flat, evaluations, noise, *history.flat())
     following = history.moved(latents=latents, hidden=hidden, output=output, noise=noise)
     return Stepped(noise_pred=noise_pred, output=output, history=following)
 
@@ -187,8 +196,7 @@ def predict(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tensor:
         uncond=rows,
         cond=rows,
         owners=rows,
-        prompt_embeds=lanes.prompt_embeds,
-        timestep_cond=lanes.timestep_cond,
+        condition=lanes.condition,
     ).padded(width, dtype=model.dtype)
     history = History.start(pad(lanes.sample, width - count))
     noise = torch.zeros_like(history.hidden)

@@ -8,7 +8,7 @@ the model at hand before the first job.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -17,6 +17,7 @@ from worker.engine.admission import Group
 from worker.engine.forward import Lanes
 from worker.engine.shared_step import predict
 from worker.models.load import LoadedModel
+from worker.stages.condition import Condition
 
 Beat = Callable[[], None]
 
@@ -90,30 +91,31 @@ def try_lanes(model: LoadedModel, lanes: int, *, group: Group | None = None, bea
 
 def _idle(lane: Lanes) -> Lanes:
     """Return zeros in the form of `lane`."""
-    cond = lane.timestep_cond
     return Lanes(
         sample=torch.zeros_like(lane.sample),
         timesteps=torch.zeros_like(lane.timesteps),
-        prompt_embeds=torch.zeros_like(lane.prompt_embeds),
-        timestep_cond=None if cond is None else torch.zeros_like(cond),
+        condition=lane.condition.idle(),
     )
 
 
 def _random_lanes(model: LoadedModel, count: int, group: Group) -> list[Lanes]:
     """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device."""
     generator = torch.Generator().manual_seed(0)
-    config = model.unet.config
-    cond = config.time_cond_proj_dim
+    _, height, width = (size * model.vae_scale_factor for size in group.shape)
+    cond = model.unet.config.time_cond_proj_dim
 
     def draw(*size: int) -> torch.Tensor:
         return torch.randn((1, *size), generator=generator).to(model.device)
+
+    def condition() -> Condition:
+        drawn = model.kind.random(model, draw, tokens=group.tokens, width=width, height=height)
+        return drawn if cond is None else replace(drawn, timestep_cond=draw(cond))
 
     return [
         Lanes(
             sample=draw(*group.shape),
             timesteps=torch.tensor([float((i + 1) * 999 // count)], device=model.device),
-            prompt_embeds=draw(group.tokens, config.cross_attention_dim),
-            timestep_cond=None if cond is None else draw(cond),
+            condition=condition(),
         )
         for i in range(count)
     ]

@@ -11,14 +11,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from storage.errors import ModelLoadError
-from storage.model_defaults import REBUILT_PIPELINE, read_pipeline
+from storage.model_families import read_pipeline, rebuilt_pipeline
 
-COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-WEIGHTED = ("text_encoder", "unet", "vae")
+COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")  # of a model whose loop is rebuilt
+WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # and the second tokenizer
 
-# What determines pictures: downloaded from the hub, and hashed in a folder. READMEs, sample pictures,
-# dotfiles, pickles, single-file checkpoints, the safety checker and `promptmill.json` (every job records what
-# it took from there) are left out, so that editing a README does not make another model.
+# What determines pictures of Stable Diffusion: downloaded from the hub, and hashed in a folder. READMEs,
+# sample pictures, dotfiles, pickles, single-file checkpoints, the safety checker and `promptmill.json`
+# (every job records what it took from there) are left out: editing a README does not make another model.
 MODEL_FILES = (
     "model_index.json",
     "scheduler/*.json",
@@ -38,7 +38,7 @@ SINGLE_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 def file_patterns(folder: Path) -> tuple[str, ...]:
     """Return the patterns of the files that belong to a model, as its `model_index.json` says."""
-    if read_pipeline(folder) in (None, REBUILT_PIPELINE):
+    if read_pipeline(folder) in (None, "StableDiffusionPipeline"):
         return MODEL_FILES
     names = sorted(components(read_json(folder / "model_index.json")))
     return ("model_index.json", *(f"{name}/{pattern}" for name in names for pattern in COMPONENT_FILES))
@@ -65,34 +65,44 @@ def model_files(folder: Path) -> list[Path]:
 
 def folder_revision(folder: Path) -> str:
     """Return a local model's revision: sha256 over the names and contents of its files, 64 hex digits."""
+    return _hash(folder, model_files(folder))
+
+
+def config_revision(folder: Path) -> str:
+    """Return the sha256 over a folder's files but for weights, 64 hex digits."""
+    return _hash(folder, [path for path in model_files(folder) if path.suffix != ".safetensors"])
+
+
+def _hash(folder: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in model_files(folder):
+    for path in files:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, weights: bool = True) -> None:
     """Check all that can be seen without loading the model.
+
+    Args:
+        folder: of the model.
+        weights: whether it has to have any, and not configs alone.
 
     Raises:
         ModelLoadError: one sentence about the first thing that is wrong.
     """
     _check_is_folder(folder)
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") == REBUILT_PIPELINE:
-        _check_rebuilt(folder)
-    else:
-        for component in components(index):
-            _check_component(folder, component)
-
-
-def _check_rebuilt(folder: Path) -> None:
-    for component in COMPONENTS:
+    rebuilt = rebuilt_pipeline(folder)
+    needed = components(index) if rebuilt is None else {**dict.fromkeys(COMPONENTS), **rebuilt.parts}
+    for component in needed:
         _check_component(folder, component)
-    for component in WEIGHTED:
-        check_weights(folder / component)
+    if rebuilt is None:
+        return
+    for component in needed:
+        if weights and not component.startswith(WITHOUT_WEIGHTS):
+            check_weights(folder / component)
     _check_unet(read_json(folder / "unet" / "config.json"), folder)
 
 
@@ -105,11 +115,6 @@ def _check_component(folder: Path, component: str) -> None:
 
 
 def _check_is_folder(folder: Path) -> None:
-    if folder.is_file():
-        raise ModelLoadError(
-            f"{folder} is a single file, and promptmill loads folders in diffusers layout; convert it once "
-            f"with diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER)."
-        )
     if not folder.is_dir():
         raise ModelLoadError(f"There is no model folder {folder}; check the path, or pass a hub repo id.")
     if not (folder / "model_index.json").is_file():
@@ -143,11 +148,15 @@ def check_weights(folder: Path) -> None:
             f"save_pretrained(FOLDER, safe_serialization=True), as loading a pickle can run foreign code."
         )
     for path in files:
-        _check_safetensors(path)
+        check_safetensors(path)
 
 
-def _check_safetensors(path: Path) -> None:
-    """Read a file's header, which also compares the length it promises with the file's."""
+def check_safetensors(path: Path) -> None:
+    """Read a file's header, which also compares the length it promises with the file's.
+
+    Raises:
+        ModelLoadError: when it is not complete.
+    """
     try:
         with safe_open(path, framework="np"):
             return

@@ -53,6 +53,23 @@ def fetch(reference: ModelReference) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def fetch_configs(repo: str) -> Path:
+    """Bring all configs of a repo into the local cache, and none of its weights.
+
+    Returns:
+        The folder of the snapshot.
+
+    Raises:
+        ModelLoadError: one sentence with the hint that fits.
+    """
+    disable_progress_bars()
+    try:
+        return _download(repo, None, ("*.json", "*.txt"))
+    except Exception as error:
+        # As for `fetch`.
+        raise ModelLoadError(_explain(ModelReference(name="configs", source=repo), error)) from error
+
+
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     folder = huggingface_hub.snapshot_download(
         repo,

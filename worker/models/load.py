@@ -1,4 +1,4 @@
-"""Load a Stable Diffusion model part by part, without pipeline, safety checker or remote code."""
+"""Load a model whose loop is rebuilt part by part, without pipeline, safety checker or remote code."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ import torch
 import transformers
 
 from storage.errors import ModelLoadError
-from storage.model_defaults import REBUILT_PIPELINE, read_defaults, read_native_size, read_pipeline
+from storage.model_defaults import read_defaults, read_native_size
+from storage.model_families import REBUILT, read_pipeline, rebuilt_pipeline
 from storage.models import ModelReference
-from worker.models.folder import SINGLE_FILES, check_folder, folder_revision, read_json
+from worker.models.families import FAMILIES
+from worker.models.families.protocol import Family
+from worker.models.folder import SINGLE_FILES, check_folder, config_revision, folder_revision, read_json
 from worker.models.hub import fetch
 from worker.models.pipeline import COMMIT_LENGTH
+from worker.models.single_file import checkpoint_revision, find_checkpoint, is_checkpoint, load_checkpoint
 from worker.models.threads import in_passing_thread
 
 
@@ -31,13 +35,17 @@ class LoadedModel:
 
     Attributes:
         name: what jobs and queues call it.
-        source: folder or hub repo id.
-        revision: the hub's commit (40 hex digits), or the sha256 over a folder's files (64).
-        family: `sd`, Stable Diffusion 1.x and 2.x.
+        source: folder, single file or hub repo id.
+        revision: the hub's commit (40 hex digits), or the sha256 over a folder's files, or of a single one
+            (64).
+        config_revision: the sha256 over the configs that a single file was loaded with; None for others.
+        family: `sd`, Stable Diffusion 1.x and 2.x, or `sdxl`.
         tokenizer, text_encoder, unet, vae: transformers' and diffusers' classes, in eval mode, no gradients.
-        scheduler_config: what `StableDiffusionPipeline(...).scheduler.config` would be, its fix-ups included.
+        tokenizer_2, text_encoder_2: of Stable Diffusion XL.
+        force_zeros_for_empty_prompt: whether zeros stand for a missing negative prompt; likewise.
+        scheduler_config: what its pipeline's `scheduler.config` would be, that one's fix-ups included.
         device: of all weights.
-        dtype: of the UNet's weights; text encoder and VAE may have another, see `worker.models.variant`.
+        dtype: of the UNet's weights; text encoders and VAE may have another, see `worker.models.variant`.
         layout: of the UNet's convolutions, `contiguous` or `channels_last`.
         launch: how a forward pass is launched, `eager`, `compiled` or `cuda_graphs`.
         vae_scale_factor: pixels per latent, 8 for the published models.
@@ -63,6 +71,15 @@ class LoadedModel:
     defaults: dict[str, Any]
     layout: str = "contiguous"
     launch: str = "eager"
+    tokenizer_2: Any = None
+    text_encoder_2: Any = None
+    force_zeros_for_empty_prompt: bool = False
+    config_revision: str | None = None
+
+    @property
+    def kind(self) -> Family:
+        """What its family is to the loop."""
+        return FAMILIES[self.family]
 
     @property
     def repo(self) -> str | None:
@@ -101,36 +118,68 @@ def reading(reference: ModelReference) -> Iterator[None]:
 
 def _load_model(reference: ModelReference, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     hush()
-    folder, commit = find_model(reference)
-    check_folder(folder)
-    pipeline = read_pipeline(folder)
-    if pipeline != REBUILT_PIPELINE:
-        raise ModelLoadError(f"{folder} is a {pipeline}, and not a {REBUILT_PIPELINE}.")
+    file, folder, commit = _find(reference)
+    check_folder(folder, weights=file is None)
+    rebuilt = rebuilt_pipeline(folder)
+    if rebuilt is None:
+        raise ModelLoadError(f"{folder} is a {read_pipeline(folder)}, and not one of {', '.join(REBUILT)}.")
     size = read_native_size(folder)
     defaults = read_defaults(folder, size=size)  # before the weights, which take their time
-    tokenizer = _load(transformers.CLIPTokenizer, folder / "tokenizer")
-    text_encoder = load_weights(transformers.CLIPTextModel, folder / "text_encoder", device, dtype=dtype)
-    unet = load_weights(diffusers.UNet2DConditionModel, folder / "unet", device, torch_dtype=dtype)
-    vae = load_weights(diffusers.AutoencoderKL, folder / "vae", device, torch_dtype=dtype)
     if size is None:
         raise ModelLoadError(f"{folder / 'unet' / 'config.json'} names no sample_size; add the UNet's own.")
-    return LoadedModel(
+    family = FAMILIES[rebuilt.family]
+    parts = _tokenizers(folder, family) | _networks(file, folder, family, device=device, dtype=dtype)
+    model = LoadedModel(
         name=reference.name,
         source=reference.source,
-        revision=commit or folder_revision(folder),
-        family="sd",
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        unet=unet,
-        vae=vae,
-        scheduler_config=_scheduler_config(folder / "scheduler"),
+        revision=commit or (checkpoint_revision(file) if file else folder_revision(folder)),
+        family=rebuilt.family,
+        scheduler_config=_scheduler_config(folder / "scheduler", family),
         device=device,
         dtype=dtype,
-        vae_scale_factor=2 ** (len(vae.config.block_out_channels) - 1),
+        vae_scale_factor=2 ** (len(parts["vae"].config.block_out_channels) - 1),
         native_size=size,
-        max_length=tokenizer.model_max_length,
+        max_length=parts["tokenizer"].model_max_length,
         defaults=defaults,
+        config_revision=config_revision(folder) if file else None,
+        force_zeros_for_empty_prompt=bool(
+            read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        ),
+        **parts,
     )
+    problem = family.problem(model)
+    if problem is not None:
+        raise ModelLoadError(f"{folder} is a {read_pipeline(folder)} whose {problem}; take another model.")
+    return model
+
+
+def _find(reference: ModelReference) -> tuple[Path | None, Path, str | None]:
+    """Return a model's single file, if it is one; the folder of its configs; its commit on the hub."""
+    if is_checkpoint(reference):
+        return *find_checkpoint(reference), None
+    return None, *find_model(reference)
+
+
+def _tokenizers(folder: Path, family: Family) -> dict[str, Any]:
+    names = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
+    return {name: _load(transformers.CLIPTokenizer, folder / name) for name in names}
+
+
+def _networks(
+    file: Path | None, folder: Path, family: Family, *, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Load UNet, VAE and text encoders, from the folder or from the single file."""
+    vae_dtype = family.vae_dtype(read_json(folder / "vae" / "config.json"), dtype)
+    if file is not None:
+        pipeline = str(read_pipeline(folder))
+        return load_checkpoint(file, folder, pipeline, device=device, dtype=dtype, vae_dtype=vae_dtype)
+    encoders = {
+        name: load_weights(text_encoder, folder / name, device, dtype=dtype)
+        for name, text_encoder in family.text_encoders.items()
+    }
+    unet = load_weights(diffusers.UNet2DConditionModel, folder / "unet", device, torch_dtype=dtype)
+    vae = load_weights(diffusers.AutoencoderKL, folder / "vae", device, torch_dtype=vae_dtype)
+    return {**encoders, "unet": unet, "vae": vae}
 
 
 def hush() -> None:
@@ -197,19 +246,14 @@ def load_weights(part_class: Any, folder: Path, device: torch.device, **dtype: t
         ) from error
 
 
-def _scheduler_config(folder: Path) -> dict[str, Any]:
-    """Read the noise scheduler's config and apply StableDiffusionPipeline's fix-ups to old ones.
+def _scheduler_config(folder: Path, family: Family) -> dict[str, Any]:
+    """Read the noise scheduler's config, with its class and as the family's pipeline leaves it.
 
-    Its `__init__` sets `steps_offset` to 1 and `clip_sample` to False. `_use_default_values` stays as it is:
-    it is how diffusers knows what another class may replace by its own defaults.
+    `_use_default_values` stays as it is: it is how diffusers knows what another class may replace by its own
+    defaults.
     """
     name = read_json(folder / "scheduler_config.json").get("_class_name")
     scheduler_class = getattr(diffusers, str(name), None)
     if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
         raise ModelLoadError(f"{folder} names a noise scheduler {name!r} that diffusers does not have.")
-    config = dict(_load(scheduler_class, folder).config)
-    if config.get("steps_offset", 1) != 1:
-        config["steps_offset"] = 1
-    if config.get("clip_sample", False) is True:
-        config["clip_sample"] = False
-    return config
+    return family.scheduler_config(dict(_load(scheduler_class, folder).config) | {"_class_name": name})

@@ -15,7 +15,7 @@ def decode(vae: Any, latents: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8
 
     Args:
         vae: a `diffusers.AutoencoderKL`.
-        latents: (1, channels, h, w) float32 on the VAE's device.
+        latents: (1, channels, h, w) float32 on the VAE's device, in the scale of its own.
 
     Returns:
         (height, width, 3) uint8, RGB.
@@ -23,7 +23,7 @@ def decode(vae: Any, latents: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8
     Raises:
         ValueError: when the decoder returns values that are not finite.
     """
-    image = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+    image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     image = (image * 0.5 + 0.5).clamp(0, 1)
     values = image[0].permute(1, 2, 0).float().cpu().numpy()
     if not np.isfinite(values).all():

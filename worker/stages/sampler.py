@@ -12,7 +12,7 @@ import torch
 
 from storage.errors import BadInputError
 from storage.parameters import MAX_DISTILLED_STEPS
-from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS, check_schedule
+from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS, check_schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +76,28 @@ class SamplerSettings:
         accepted = inspect.signature(scheduler.step).parameters
         offered = {"eta": self.eta, "generator": generator}
         return {name: value for name, value in offered.items() if name in accepted}
+
+
+def own_sampler(scheduler_config: Mapping[str, Any]) -> str:
+    """Name the sampler that a model's own noise scheduler is.
+
+    Args:
+        scheduler_config: the model's, with its class.
+
+    Raises:
+        BadInputError: when it is none of ours.
+    """
+    name = scheduler_config.get("_class_name")
+    for sampler in SAMPLERS.values():
+        wanted = sampler.overrides.items()
+        if sampler.scheduler_class == name and all(
+            scheduler_config.get(key) == value for key, value in wanted
+        ):
+            return sampler.name
+    raise BadInputError(
+        f"This model's own noise scheduler ({name}) is none that sampler {OWN_SAMPLER} could stand for; name "
+        f"a sampler (see `promptmill samplers`)."
+    )
 
 
 def _check_combination(settings: SamplerSettings) -> None:

@@ -1,73 +1,88 @@
-"""From a prompt to prompt_embeds."""
+"""From a text to what the UNet hears of it, with the latest ones kept at hand."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-
-from worker.stages.tokens import Tokens, tokenise
-from worker.stages.weighting import Chunk, tokens_of, weigh
-
-Text = str | tuple[Chunk, ...]  # a plain prompt, or the chunks of a weighted one
+from worker.stages.condition import Condition
+from worker.stages.weighting import Chunk
 
 
-def encode(text_encoder: Any, tokens: Tokens) -> torch.Tensor:
-    """Run the text encoder on one prompt; batch 1, so that the result does not depend on company.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nothing:
+    """The negative prompt of a job that has none, for models that take zeros then.
 
-    Returns:
-        prompt_embeds, (1, model_max_length, width), in the encoder's dtype and on its device.
+    Attributes:
+        chunks: its length, as that of a weighted prompt.
     """
-    device = text_encoder.device
-    masked = getattr(text_encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask.to(device) if masked else None
-    embeds: torch.Tensor = text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
-    return embeds.to(dtype=text_encoder.dtype)
+
+    chunks: int
+
+
+Text = str | tuple[Chunk, ...] | Nothing  # a plain prompt, the chunks of a weighted one, or none
+
+
+class PromptEncoder(Protocol):
+    """Tokenizers and text encoders of one model; batch 1, so that no result depends on company."""
+
+    def plain(self, text: str, *, what: str) -> tuple[Condition, str | None]:
+        """Encode a plain prompt, cut to the model's length; the second is what `warning` says."""
+        ...
+
+    def chunk(self, chunk: Chunk) -> Condition:
+        """Encode a chunk of a weighted prompt, by its weights."""
+        ...
+
+    def warning(self, text: str, *, what: str) -> str | None:
+        """Say what is cut off of a plain prompt; None where all of it fits."""
+        ...
 
 
 class TextStage:
-    """Tokenizer and text encoder of one model, with the latest embeddings kept at hand.
+    """The prompt encoder of one model, with the latest conditions kept at hand.
 
     The cache belongs to one model in one dtype, so its keys are plain texts and weighted chunks, which are
     never equal. Only the thread that owns the device may call it.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, *, capacity: int = 256) -> None:
-        """Bind the model's two text parts; `capacity` is the number of texts and chunks remembered."""
-        self._tokenizer = tokenizer
-        self._text_encoder = text_encoder
+    def __init__(self, encoder: PromptEncoder, *, capacity: int = 256) -> None:
+        """Bind the model's encoder; `capacity` is the number of texts and chunks remembered."""
+        self._encoder = encoder
         self._capacity = capacity
-        self._cache: OrderedDict[str | Chunk, tuple[torch.Tensor, bool]] = OrderedDict()
+        self._cache: OrderedDict[str | Chunk, tuple[Condition, bool]] = OrderedDict()
 
-    def __call__(self, text: Text, *, what: str = "prompt") -> tuple[torch.Tensor, str | None]:
+    def __call__(self, text: Text, *, what: str = "prompt") -> tuple[Condition, str | None]:
         """Encode `text`, from the cache where possible.
 
         Returns:
-            prompt_embeds (1, tokens, width), where tokens is model_max_length for each chunk, one for a plain
-            text; and a warning when a plain text was truncated.
+            The condition of one lane, whose prompt_embeds have model_max_length tokens for each chunk, one
+            for a plain text; and a warning when a plain text was truncated.
         """
+        if isinstance(text, Nothing):
+            empty, _ = self("")
+            return Condition.chain([empty] * text.chunks).idle(), None
         if not isinstance(text, str):
-            return torch.cat([self._chunk(chunk) for chunk in text], dim=1), None
-        embeds, too_long = self._cache.get(text, (None, False))
-        if embeds is not None:
+            return Condition.chain([self._chunk(chunk) for chunk in text]), None
+        condition, too_long = self._cache.get(text, (None, False))
+        if condition is not None:
             self._cache.move_to_end(text)
             # The warning is worded anew: the same text may be one job's prompt and another's negative prompt.
-            return embeds, tokenise(self._tokenizer, text, what=what).warning if too_long else None
-        tokens = tokenise(self._tokenizer, text, what=what)
-        embeds = encode(self._text_encoder, tokens)
-        self._keep(text, embeds, too_long=tokens.warning is not None)
-        return embeds, tokens.warning
+            return condition, self._encoder.warning(text, what=what) if too_long else None
+        condition, warning = self._encoder.plain(text, what=what)
+        self._keep(text, condition, too_long=warning is not None)
+        return condition, warning
 
-    def _chunk(self, chunk: Chunk) -> torch.Tensor:
-        embeds, _ = self._cache.get(chunk, (None, False))
-        if embeds is None:
-            embeds = weigh(encode(self._text_encoder, tokens_of(self._tokenizer, chunk)), chunk)
-            self._keep(chunk, embeds)
+    def _chunk(self, chunk: Chunk) -> Condition:
+        condition, _ = self._cache.get(chunk, (None, False))
+        if condition is None:
+            condition = self._encoder.chunk(chunk)
+            self._keep(chunk, condition)
         self._cache.move_to_end(chunk)
-        return embeds
+        return condition
 
-    def _keep(self, key: str | Chunk, embeds: torch.Tensor, *, too_long: bool = False) -> None:
-        self._cache[key] = (embeds, too_long)
+    def _keep(self, key: str | Chunk, condition: Condition, *, too_long: bool = False) -> None:
+        self._cache[key] = (condition, too_long)
         if len(self._cache) > self._capacity:
             self._cache.popitem(last=False)

@@ -57,6 +57,12 @@ def test_what_was_measured_is_left_to_the_tuning_that_is_kept(measured: dict[str
     assert "dtype" not in flags
 
 
+def test_a_vae_that_float16_would_overflow_is_no_measurement() -> None:
+    """Stable Diffusion XL decodes in float32 beside a UNet in float16, which is only ever asked for."""
+    flags = recorded_flags(NUMERICS | {"dtype": "float16", "vae_dtype": "float32"})
+    assert (flags["dtype"], flags["lanes"]) == ("float16", str(NUMERICS["lanes"]))
+
+
 def test_other_records_ask_for_no_more_than_they_know() -> None:
     """A reference worker has its lanes and dtype by itself; an empty record says nothing."""
     assert recorded_flags(NUMERICS | {"mode": "reference", "lanes": 2}) == {

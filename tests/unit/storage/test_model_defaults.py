@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from storage.errors import ModelLoadError
-from storage.model_defaults import fill_defaults, read_defaults, read_native_size, read_pipeline
+from storage.model_defaults import fill_defaults, read_defaults, read_native_size
+from storage.model_families import read_pipeline
 from storage.parameters import JobParameters
 
 RECOMMENDED = {

@@ -39,6 +39,35 @@ def test_a_path_becomes_absolute_and_keeps_its_at_sign(work: Path) -> None:
     assert parse_model(str(parse_model("x=./m"))) == parse_model("x=./m")
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "file", "config"),
+    [
+        ("Real Vis.safetensors", "real-vis", "Real Vis.safetensors", None),
+        ("x=./m.safetensors", "x", "m.safetensors", None),
+        ("x=m.safetensors@./conf", "x", "m.safetensors", "conf"),
+        ("x=m.safetensors@owner/repo", "x", "m.safetensors", "owner/repo"),
+    ],
+)
+def test_a_single_file_may_name_its_configs(
+    work: Path, text: str, name: str, file: str, config: str | None
+) -> None:
+    """A folder becomes absolute, a repo stays one; the name comes from the file's."""
+    reference = parse_model(text)
+    expected = str(work / config) if config == "conf" else config
+    assert reference == ModelReference(name=name, source=str(work / file), config=expected)
+    assert reference.folder == (work / "conf" if config == "conf" else None)
+    assert parse_model(str(reference)) == reference
+
+
+def test_a_folder_may_be_called_like_a_file(work: Path) -> None:
+    """What is a folder has no configs elsewhere."""
+    (work / "odd.safetensors").mkdir()
+    (work / "odd.safetensors@x").mkdir()
+    for name in ("odd.safetensors", "odd.safetensors@x"):
+        reference = parse_model(f"odd=./{name}")
+        assert reference == ModelReference(name="odd", source=str(work / name))
+
+
 def test_demo_is_the_model_that_comes_with_the_project() -> None:
     """`demo` alone needs no source, and its folder is there."""
     assert parse_model("demo") == ModelReference(name="demo", source=str(builtin_model_path()))
@@ -49,6 +78,7 @@ def test_demo_is_the_model_that_comes_with_the_project() -> None:
     "text",
     [
         *("", "x=", "=", "a/b/c", "UPPER=a/b", "a b=c/d", "x=a b", "x=a/b@", "x=\0"),
+        *("x=./m.safetensors@", "x=m.safetensors@a/b/c", "x=m.safetensors@owner/repo@main"),
         "x" * 64 + "=a/b",
         "x=" + "a" * 5000 + "/é/",
     ],

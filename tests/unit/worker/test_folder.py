@@ -73,14 +73,6 @@ def test_pickled_weights(folder: Path) -> None:
         check_folder(folder)
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model.pt"])
-def test_single_file_checkpoint(tmp_path: Path, name: str) -> None:
-    """A checkpoint in one file is refused with the way to convert it."""
-    (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ModelLoadError, match="single file"):
-        check_folder(tmp_path / name)
-
-
 def test_other_pipeline(folder: Path) -> None:
     """Any other pipeline has to have the components that its own index names."""
     encoder = ["transformers", "CLIPTextModelWithProjection"]

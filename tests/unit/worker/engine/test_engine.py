@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -422,7 +423,17 @@ def test_a_size_that_is_not_exact_is_rendered_alone(model: LoadedModel, unet: An
     assert tickets[0].future.result(timeout=0).numerics["lanes"] == 2
 
 
-def test_the_sampler_of_other_pipelines_is_refused(engine: Engine) -> None:
-    """A job that asks for `default`, which this way of rendering does not have, is told to name a sampler."""
-    with pytest.raises(BadInputError, match="Sampler default is for models that their own pipeline renders"):
-        engine.submit(_job(sampler="default"))
+def test_the_models_own_sampler_has_to_be_one_of_ours(model: LoadedModel) -> None:
+    """A job that asks for `default` gets the sampler that the model's noise scheduler is, or a sentence."""
+    config = {**model.scheduler_config, "_class_name": "EulerDiscreteScheduler"}
+    engine = Engine(replace(model, scheduler_config=config), lanes=4)
+    own, named = (engine.submit(_job(sampler=name), keep_latents=True) for name in ("default", "euler"))
+    _run(engine)
+    latents = [ticket.future.result(timeout=0).latents for ticket in (own, named)]
+    assert torch.equal(*latents)
+    for wrong in ({"options": {"eta": 0.5}}, {"schedule": "karras"}):
+        with pytest.raises(BadInputError, match=r"Sampler (euler has no eta|default has no karras)"):
+            engine.submit(_job(sampler="default", **wrong))
+    for strange in ({**config, "_class_name": "MarvelScheduler"}, model.scheduler_config):
+        with pytest.raises(BadInputError, match="none that sampler default could stand for"):
+            Engine(replace(model, scheduler_config=strange), lanes=4).submit(_job(sampler="default"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from worker.engine.engine import Engine
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.stages import tables
+from worker.stages.condition import Condition
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -51,17 +53,23 @@ class TellingUnet(FakeUnet):
         told = rest[0] / 1000 + named["encoder_hidden_states"].sum(dim=(1, 2))
         if named["timestep_cond"] is not None:
             told = told + named["timestep_cond"].sum(dim=1)
+        for added in named.get("added_cond_kwargs", {}).values():
+            told = told + added.sum(dim=1) / 1000
         mixed = sample + sample.roll(1, dims=-1) + told[:, None, None, None]
         return super().__call__(torch.tanh(mixed) * 8, *rest, **named)
 
 
 class TellingText:
-    """Embeds a text as its length."""
+    """Embeds a text as its length; for Stable Diffusion XL pooled too."""
 
-    def __call__(self, text: str, *, what: str) -> tuple[torch.Tensor, str | None]:
+    def __init__(self, *, pooled: bool) -> None:
+        self.pooled = pooled
+
+    def __call__(self, text: str, *, what: str) -> tuple[Condition, str | None]:
         """Answer as TextStage does."""
         assert what
-        return torch.full((1, 4, 2), 0.01 * len(text)), None
+        embeds, pooled = torch.full((1, 4, 2), 0.01 * len(text)), torch.full((1, 3), 40.0 * len(text))
+        return Condition(prompt_embeds=embeds, text_embeds=pooled if self.pooled else None), None
 
 
 @pytest.fixture
@@ -90,9 +98,11 @@ def make(model: LoadedModel, captures: Captures, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(tuning, "launched", launched)
 
-    def made(*, graphed: bool, **named: Any) -> Engine:
-        engine = Engine(model, launch="cuda_graphs" if graphed else "eager", **named)
-        engine._text = TellingText()  # type: ignore[assignment]
+    def made(*, graphed: bool, family: str = "sd", **named: Any) -> Engine:
+        second = SimpleNamespace(config=SimpleNamespace(projection_dim=3))
+        own = replace(model, family=family, text_encoder_2=second)
+        engine = Engine(own, launch="cuda_graphs" if graphed else "eager", **named)
+        engine._text = TellingText(pooled=family == "sdxl")  # type: ignore[assignment]
         return engine
 
     return made
@@ -133,11 +143,15 @@ def _render(engine: Engine, *more: JobParameters) -> list[torch.Tensor]:
     return [ticket.future.result(timeout=0).latents for ticket in tickets]
 
 
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
 @pytest.mark.parametrize("mode", ["exact", "throughput"])
 @pytest.mark.parametrize("lanes", [4, 8])
-def test_a_captured_step_does_the_same(lanes: int, mode: str, make: Make, captures: Captures) -> None:
+def test_a_captured_step_does_the_same(
+    lanes: int, mode: str, family: str, make: Make, captures: Captures
+) -> None:
     """Joining, leaving, guidance off and on, other lengths, rescaled guidance: one graph for all of them."""
-    plain, graphed = (make(graphed=graphed, lanes=lanes, mode=mode) for graphed in (False, True))
+    named = {"lanes": lanes, "mode": mode, "family": family}
+    plain, graphed = (make(graphed=graphed, **named) for graphed in (False, True))
     assert captures.count == 1  # at the start, before any request is in it
     for ours, theirs in zip(_render(graphed), _render(plain), strict=True):
         assert torch.equal(ours, theirs)

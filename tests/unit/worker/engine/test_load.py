@@ -74,7 +74,7 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
 def test_files_that_cannot_be_read_are_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fails, or a file that belongs to somebody else, is named."""
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, **_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(load_module, "check_folder", refuse)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from worker.models.families.sd import ClipEncoder
 from worker.stages.text import TextStage
 from worker.stages.tokens import tokenise
 
@@ -57,7 +58,7 @@ def test_a_long_prompt_says_what_was_dropped(tokenizer: object) -> None:
 
 def test_the_negative_prompt_is_named(tokenizer: object) -> None:
     """A warning about the negative prompt says so, also when the text comes from the cache."""
-    stage = TextStage(tokenizer, CountingEncoder())
+    stage = TextStage(ClipEncoder(tokenizer, CountingEncoder()))
     long = "fox " * 31
     assert "The prompt is 1 token too long" in (stage(long)[1] or "")
     assert "The negative prompt is 1 token too long" in (stage(long, what="negative prompt")[1] or "")
@@ -66,7 +67,7 @@ def test_the_negative_prompt_is_named(tokenizer: object) -> None:
 def test_texts_are_encoded_once(tokenizer: object) -> None:
     """A repeated text comes from the cache until newer ones push it out."""
     encoder = CountingEncoder()
-    stage = TextStage(tokenizer, encoder, capacity=2)
+    stage = TextStage(ClipEncoder(tokenizer, encoder), capacity=2)
     for text in ("a", "b", "a", "c", "a"):
         stage(text)
     assert encoder.calls == 3
