@@ -13,6 +13,7 @@ from producer.options import LAST, SubmissionReference
 from producer.output import listing, minute, print_fields, print_json, record, timestamp
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
+from storage.loras import told_options
 from storage.safe_url import safe_store_url
 
 
@@ -129,7 +130,7 @@ def _fields(session: Session, reference: str) -> dict[str, Any]:
         "status": str(job.status),
         "prompt": parameters.prompt,
         **settings_of(parameters),
-        "options": parameters.options,
+        "options": told_options(parameters.options),
         "extra": parameters.extra,
         "attempt": job.attempt,
         "failures": job.failures,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.models import device as _device  # noqa: F401 - sets what torch reads from the environment at import
 
@@ -23,6 +23,9 @@ from worker.models.folder import SINGLE_FILES, check_folder, folder_revision, re
 from worker.models.hub import fetch
 from worker.models.pipeline import COMMIT_LENGTH
 from worker.models.threads import in_passing_thread
+
+if TYPE_CHECKING:
+    from worker.models.loras import LoadedLora
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,7 @@ class LoadedModel:
         native_size: (width, height) in pixels.
         max_length: tokens of a prompt, begin and end included.
         defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
+        loras: those that jobs may name, by name, all turned off.
     """
 
     name: str
@@ -63,6 +67,7 @@ class LoadedModel:
     defaults: dict[str, Any]
     layout: str = "contiguous"
     launch: str = "eager"
+    loras: Mapping[str, LoadedLora] = field(default_factory=dict)
 
     @property
     def repo(self) -> str | None:

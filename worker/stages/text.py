@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from storage.loras import LoraSet
 from worker.stages.tokens import Tokens, tokenise
 from worker.stages.weighting import Chunk, tokens_of, weigh
 
@@ -30,7 +31,10 @@ class TextStage:
     """Tokenizer and text encoder of one model, with the latest embeddings kept at hand.
 
     The cache belongs to one model in one dtype, so its keys are plain texts and weighted chunks, which are
-    never equal. Only the thread that owns the device may call it.
+    never equal, each with the LoRAs that are on. Only the thread that owns the device may call it.
+
+    Attributes:
+        loras: those that are on in the text encoder, set by whoever turns them on.
     """
 
     def __init__(self, tokenizer: Any, text_encoder: Any, *, capacity: int = 256) -> None:
@@ -38,7 +42,8 @@ class TextStage:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
         self._capacity = capacity
-        self._cache: OrderedDict[str | Chunk, tuple[torch.Tensor, bool]] = OrderedDict()
+        self.loras: LoraSet = ()
+        self._cache: OrderedDict[tuple[LoraSet, str | Chunk], tuple[torch.Tensor, bool]] = OrderedDict()
 
     def __call__(self, text: Text, *, what: str = "prompt") -> tuple[torch.Tensor, str | None]:
         """Encode `text`, from the cache where possible.
@@ -49,9 +54,9 @@ class TextStage:
         """
         if not isinstance(text, str):
             return torch.cat([self._chunk(chunk) for chunk in text], dim=1), None
-        embeds, too_long = self._cache.get(text, (None, False))
+        embeds, too_long = self._cache.get((self.loras, text), (None, False))
         if embeds is not None:
-            self._cache.move_to_end(text)
+            self._cache.move_to_end((self.loras, text))
             # The warning is worded anew: the same text may be one job's prompt and another's negative prompt.
             return embeds, tokenise(self._tokenizer, text, what=what).warning if too_long else None
         tokens = tokenise(self._tokenizer, text, what=what)
@@ -60,14 +65,14 @@ class TextStage:
         return embeds, tokens.warning
 
     def _chunk(self, chunk: Chunk) -> torch.Tensor:
-        embeds, _ = self._cache.get(chunk, (None, False))
+        embeds, _ = self._cache.get((self.loras, chunk), (None, False))
         if embeds is None:
             embeds = weigh(encode(self._text_encoder, tokens_of(self._tokenizer, chunk)), chunk)
             self._keep(chunk, embeds)
-        self._cache.move_to_end(chunk)
+        self._cache.move_to_end((self.loras, chunk))
         return embeds
 
     def _keep(self, key: str | Chunk, embeds: torch.Tensor, *, too_long: bool = False) -> None:
-        self._cache[key] = (embeds, too_long)
+        self._cache[self.loras, key] = (embeds, too_long)
         if len(self._cache) > self._capacity:
             self._cache.popitem(last=False)
