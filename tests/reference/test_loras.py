@@ -23,6 +23,8 @@ from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel, load_model
 from worker.models.loras import load_loras
 
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+
 Sets = list[list[list[Any]]]
 SETS: Sets = [[], [["a", 1.0]], [["b", -0.5]], [["a", 0.5], ["b", 0.7]]]
 

@@ -7,7 +7,9 @@ any. Switching calls what `set_adapters` of diffusers calls, on layers that are 
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -133,10 +135,9 @@ def lora_numerics(
     """Return a picture's numerics record: that of its model, with the files of its LoRAs if it has any."""
     if not loras:
         return dict(numerics)
-    import peft  # noqa: PLC0415 - slow, and only LoRAs need it
-
     files = {name: model.loras[name].sha256 for name, _ in loras}
-    return {**numerics, OPTION: files, "versions": {**numerics["versions"], "peft": peft.__version__}}
+    versions = {**numerics["versions"], "peft": importlib.metadata.version("peft")}
+    return {**numerics, OPTION: files, "versions": versions}
 
 
 def load_loras(model: M, references: Mapping[str, LoraReference], *, asked: Collection[str]) -> M:
@@ -187,12 +188,13 @@ def _pipeline_of(model: LoadedModel | LoadedPipeline) -> Any:
         if not hasattr(model.pipeline, "load_lora_weights"):
             raise ModelLoadError(f"A {model.family} takes no LoRAs in diffusers; leave --lora out.")
         return model.pipeline
-    return diffusers.StableDiffusionPipeline(
+    library: Any = diffusers  # whose constructors have no types
+    return library.StableDiffusionPipeline(
         vae=model.vae,
         text_encoder=model.text_encoder,
         tokenizer=model.tokenizer,
         unet=model.unet,
-        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),  # it runs nothing
+        scheduler=library.DDIMScheduler(steps_offset=1, clip_sample=False),  # it runs nothing
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -215,9 +217,11 @@ def _load(pipeline: Any, parts: Sequence[Any], reference: LoraReference, adapter
     """Load one LoRA by diffusers' own loader, which knows the formats of trainers."""
     reason, cause = "none of its weights has a place there", None
     try:
-        pipeline.load_lora_weights(
-            reference.path, adapter_name=adapter, use_safetensors=True, local_files_only=True
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several is the point
+            pipeline.load_lora_weights(
+                reference.path, adapter_name=adapter, use_safetensors=True, local_files_only=True
+            )
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"LoRA {reference.name} does not fit into the device's memory; load fewer."
