@@ -11,6 +11,7 @@ from typing import Any
 from producer.follow import derived_state
 from producer.jobs import settings_of
 from producer.output import duration, timestamp
+from storage.loras import published_loras, told_options
 from storage.model_families import way_of
 from storage.records import Job, Status, Worker
 
@@ -42,7 +43,7 @@ def job_fields(job: Job) -> dict[str, Any]:
         "status": str(job.status),
         "prompt": parameters.prompt,
         **settings_of(parameters),
-        "options": parameters.options,
+        "options": told_options(parameters.options),
         "extra": parameters.extra,
         "attempt": job.attempt,
         "failures": job.failures,
@@ -101,6 +102,7 @@ def worker_fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
         "mode": found.mode,
         "lanes": found.lanes,
         "lanes_used": found.lanes_used,
+        "loras": sorted(published_loras(found.defaults)),
         "images_per_second": round(rate, 2),
         "concurrency": found.concurrency,
         "state": str(found.state),

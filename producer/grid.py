@@ -25,6 +25,7 @@ from producer.contact_sheet import (
 )
 from producer.output import cell, shorten
 from storage.errors import BadInputError
+from storage.loras import told_options
 from storage.records import Job
 
 PITCH = CELL + GAP  # pixels from one picture's place to the next
@@ -240,7 +241,7 @@ def _labels(job: Job) -> Labels:
         "guidance": cell(asked.guidance_scale),
         "size": f"{asked.width}x{asked.height}" if asked.width and asked.height else "",
     }
-    return labels | {name: cell(value) for name, value in asked.options.items()}
+    return labels | {name: cell(value) for name, value in told_options(asked.options).items()}
 
 
 def _add_seeds(jobs: Sequence[Job], rows: list[Labels]) -> None:

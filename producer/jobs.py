@@ -10,6 +10,7 @@ from typing import Any
 from producer.lines import Line
 from producer.sweeps import Setting, combine, names_of, parse_axis, parse_interval, parse_seeds, parse_size
 from storage.errors import BadInputError
+from storage.loras import lora_list, parse_lora
 from storage.model_defaults import fill_defaults
 from storage.parameters import (
     JobParameters,
@@ -94,6 +95,7 @@ def job_options(
     guidance_rescale: float | None,
     guidance_interval: str | None,
     prompt_syntax: str | None,
+    loras: Sequence[str] = (),
     image_format: str | None,
     quality: int | None,
     sweep: Sequence[str] = (),
@@ -125,6 +127,7 @@ def job_options(
         "guidance_rescale": guidance_rescale,
         "guidance_interval": guidance_interval,
         "prompt_syntax": prompt_syntax,
+        "loras": lora_list(map(parse_lora, loras)) if loras else None,
         "image_format": image_format,
         "quality": quality,
     }

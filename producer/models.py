@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInputError, ModelLoadError
+from storage.lora_files import lora_files
+from storage.loras import published_loras
 from storage.model_defaults import read_defaults, read_native_size
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, is_single_file, parse_model
 from storage.records import Worker, WorkerState
@@ -30,6 +32,7 @@ class KnownModel:
         revision: the commit or folder hash that the newest worker loaded.
         live_workers: how many serve it now.
         published: the newest worker's defaults: recommended settings, width and height; empty before any.
+        loras: those that its workers have, or that are configured, each with what tells its file from others.
     """
 
     name: str
@@ -37,6 +40,7 @@ class KnownModel:
     revision: str | None
     live_workers: int
     published: dict[str, Any]
+    loras: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -85,7 +89,7 @@ def serving(workers: Iterable[Worker], model: str, *, lease: float) -> list[Work
 
 
 def known_models(
-    settings: Settings, workers: Iterable[Worker], *named: ModelReference
+    settings: Settings, workers: Iterable[Worker], *named: ModelReference, loras: Iterable[str] = ()
 ) -> dict[str, KnownModel]:
     """Return all models by name: configured ones first, then those that only workers know.
 
@@ -93,7 +97,9 @@ def known_models(
         settings: name models in `models`.
         workers: all incarnations, newest first.
         named: models of the command line; they beat the configured ones.
+        loras: `NAME=PATH` of the command line, beside those that are configured.
     """
+    ready = {name: found.origin for name, found in lora_files(settings.loras, loras).items()}
     configured = configured_models(settings.models)
     # Another source under a known name: what workers published under that name says nothing about it.
     renamed = {reference.name for reference in named if configured.get(reference.name) != reference}
@@ -109,6 +115,12 @@ def known_models(
             revision=next((worker.revision for worker in told[name] if worker.revision), None),
             live_workers=len(serving(loaded, name, lease=settings.lease)),
             published=next((worker.defaults for worker in told[name] if worker.defaults), {}),
+            loras={
+                lora: revision
+                for worker in reversed(told[name])
+                for lora, revision in published_loras(worker.defaults).items()
+            }
+            | ready,
         )
         for name, loaded in by_model.items()
     }

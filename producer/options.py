@@ -191,6 +191,14 @@ job_flags = stacked(
         help="weighted: A1111's (word:1.3), [word], BREAK, and prompts of any length. Default: plain.",
     ),
     click.option(
+        "--lora",
+        "loras",
+        multiple=True,
+        metavar="NAME[:WEIGHT]",
+        help="A LoRA of the worker's, -10 to 10, without a weight 1; repeatable. <lora:NAME:WEIGHT> in a "
+        "prompt does the same.",
+    ),
+    click.option(
         "--image-format",
         type=click.Choice(IMAGE_FORMATS),
         help="Of the pictures' files; jpeg and webp are smaller and lossy. Default: png.",

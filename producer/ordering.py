@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.jobchecks import check_seeds
 from producer.jobs import JobOptions, job_options
+from producer.loras import origin_of_loras
 from producer.options import check_submission_flags
 from producer.output import remark
 from producer.prompts import PromptList, fitting, read_prompts
@@ -70,12 +71,19 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
     """
     defaults = model.defaults()
     order = Order(
-        prompts=fitting(asked.prompts, asked.options, defaults, model=model.name, skip_bad=asked.skip_bad),
+        prompts=fitting(
+            asked.prompts,
+            asked.options,
+            defaults,
+            model=model.name,
+            loras=model.loras,
+            skip_bad=asked.skip_bad,
+        ),
         options=asked.options,
         model=model.name,
         defaults=defaults,
         revision=model.revision,
-        origin=model.origin,
+        origin=model.origin + origin_of_loras(asked.prompts, asked.options, model.loras),
         **asked.share | {"again": asked.share["again"] or again},
     )
     if order.total > MAX_JOBS:

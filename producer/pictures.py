@@ -19,6 +19,7 @@ from storage.errors import BadInputError, UnreachableError
 from storage.filters import EXTRA
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
+from storage.loras import told_options
 from storage.parameters import suffix_of
 from storage.records import Image, Job, JobStatus, Submission
 
@@ -144,7 +145,7 @@ def own_row(job: Job, image: Image | None, submission: Submission) -> dict[str, 
     return {
         "text": parameters.prompt,
         **settings_of(parameters),
-        **({"options": parameters.options} if parameters.options else {}),
+        **({"options": told_options(parameters.options)} if parameters.options else {}),
         "model": submission.model,
         "job": job.label,
         **hashes,

@@ -8,6 +8,7 @@ from typing import Any
 
 from producer.sweeps import parse_interval, parse_size
 from storage.errors import BadInputError
+from storage.loras import parse_loras
 from storage.parameters import (
     JobParameters,
     check_guidance,
@@ -134,6 +135,7 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "guidance_rescale": lambda value: _option("guidance_rescale", float(_number(value))),
     "guidance_interval": _interval,
     "prompt_syntax": lambda value: _option("prompt_syntax", _text(value)),
+    "lora": lambda value: {"options": {"loras": parse_loras(_text(value))}},
     "image_format": lambda value: _option("image_format", read_image_format(_text(value))),
     "quality": lambda value: {"options": {"quality": check_quality(_whole(value))}},
 }

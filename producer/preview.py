@@ -11,6 +11,7 @@ from producer.models import serving
 from producer.output import cell, count_of, duration, print_table, remark, shorten
 from producer.session import Session
 from producer.submitting import Order
+from storage.loras import told_options
 from storage.parameters import JobParameters, estimate_cost
 
 SHOWN = 12  # jobs, spread over the list
@@ -44,7 +45,8 @@ def _jobs(order: Order) -> Iterator[JobParameters]:
 
 def _row(index: int, job: JobParameters) -> list[str]:
     size = f"{job.width}x{job.height}" if job.width and job.height else ""
-    more = job.options | ({"negative": shorten(job.negative_prompt)} if job.negative_prompt else {})
+    more = told_options(job.options)
+    more |= {"negative": shorten(job.negative_prompt)} if job.negative_prompt else {}
     cells = (
         index, shorten(job.prompt), job.seed, job.sampler, job.schedule, job.num_inference_steps,
         job.guidance_scale, size, more,

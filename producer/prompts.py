@@ -16,7 +16,7 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import click
 from producer.jobchecks import CLASHING, check_line, clash
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
+from producer.loras import unknown_loras, with_tagged_loras
 from producer.output import remark
 from producer.problems import Problems
 from producer.readers.opening import Source, Upload, read
@@ -181,9 +182,23 @@ def read_prompts(
 
 
 def fitting(
-    prompts: PromptList, options: JobOptions, defaults: Mapping[str, Any], *, model: str, skip_bad: bool
+    prompts: PromptList,
+    options: JobOptions,
+    defaults: Mapping[str, Any],
+    *,
+    model: str,
+    loras: Collection[str] = (),
+    skip_bad: bool,
 ) -> PromptList:
     """Return the prompts that go with what the model recommends; with `skip_bad` the others are left out.
+
+    Args:
+        prompts: what was read.
+        options: the flags.
+        defaults: what the model recommends.
+        model: its name.
+        loras: names of those that are known for it.
+        skip_bad: see above.
 
     Raises:
         BadInputError: listing what does not go, or saying that the flags alone do not.
@@ -191,7 +206,7 @@ def fitting(
     clashes = {
         key: reason
         for key, line in prompts.samples.items()
-        if (reason := clash(line, options, defaults, model=model)) is not None
+        if (reason := unknown_loras(line, options, loras) or clash(line, options, defaults, model=model))
     }
     if not clashes:
         return prompts
@@ -279,6 +294,7 @@ def _checked(found: Line | Problem, options: JobOptions, before: PromptList) -> 
     if isinstance(found, Problem):
         return found
     try:
+        found = with_tagged_loras(found, options)
         check_line(found, options)
         _check_one_model(found.model, before.model)
     except BadInputError as error:

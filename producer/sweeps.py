@@ -12,6 +12,7 @@ from decimal import Decimal, DecimalException, InvalidOperation
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.loras import parse_loras
 from storage.parameters import check_prompt, check_seed, read_image_format
 from storage.samplers import SCHEDULES, resolve_sampler
 
@@ -248,11 +249,12 @@ _READERS: Mapping[str, Callable[[str], Setting]] = {
     "guidance_rescale": _option("guidance_rescale", _number),
     "guidance_interval": _option("guidance_interval", parse_interval),
     "prompt_syntax": _option("prompt_syntax", str),
+    **dict.fromkeys(("lora", "loras"), _option("loras", parse_loras)),
     "image_format": _option("image_format", read_image_format),
     "quality": _option("quality", _whole),
 }
-_WORDS = (_READERS["negative"],)
+_WORDS = (_READERS["negative"], _READERS["lora"])
 SHOWN_NAMES = (
     "steps", "guidance", "sampler", "schedule", "seed", "size", "width", "height", "negative", "eta",
-    "guidance_rescale", "guidance_interval", "prompt_syntax", "image_format", "quality",
+    "guidance_rescale", "guidance_interval", "prompt_syntax", "lora", "image_format", "quality",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,8 @@ import click
 from producer.options import stacked
 from storage.devices import list_devices, nvidia_gpus
 from storage.errors import BadInputError
+from storage.lora_files import check_lora_file
+from storage.lora_files import lora_files as read_lora_files
 from storage.worker_options import (
     DEVICES,
     DTYPES,
@@ -16,6 +19,7 @@ from storage.worker_options import (
     WorkerOptions,
     check_devices,
     check_lanes,
+    check_loras_launch,
     check_together,
 )
 
@@ -51,6 +55,13 @@ worker_flags = stacked(
         help="Launch a whole forward pass at once, on NVIDIA GPUs. Nobody has seen it run yet.",
     ),
     click.option(
+        "--lora-file",
+        "lora_files",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="A LoRA that jobs may name, a safetensors file; repeatable, beside those of PROMPTMILL_LORAS.",
+    ),
+    click.option(
         "--mode",
         type=click.Choice(MODES),
         default="exact",
@@ -75,6 +86,7 @@ def check_worker_flags(
     mode: str,
     compile: bool = False,  # noqa: A002 - the flag's own name
     cuda_graphs: bool = False,
+    lora_files: Sequence[str] = (),
     name: str | None = None,
     drain_timeout: float | None = None,
     parent_pipe: bool = False,
@@ -88,6 +100,11 @@ def check_worker_flags(
         raise BadInputError("--compile and --cuda-graphs do not go together; leave one of them out.")
     launch = "compiled" if compile else "cuda_graphs" if cuda_graphs else "eager"
     pinned = check_lanes(lanes)
+    loras = read_lora_files((), lora_files).values()
+    if loras:
+        check_loras_launch(launch)
+    for lora in loras:  # one that is not here is better found before anything is written
+        check_lora_file(lora)
     check_together(mode=mode, lanes=pinned, launch=launch)
     list_devices(check_devices(devices))  # a GPU that is not here is better found before anything is written
     if cuda_graphs and (devices in ("cpu", "mps") or (devices == "auto" and not nvidia_gpus())):
@@ -102,6 +119,7 @@ def check_worker_flags(
         lanes=pinned,
         mode=mode,
         launch=launch,
+        loras=tuple(map(str, loras)),
         name=name,
         parent_pipe=parent_pipe,
         **rest,

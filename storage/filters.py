@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from storage.loras import told_options
 from storage.parameters import JobParameters
 
 SETTINGS = (
     "prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "width", "height",
     "sampler", "schedule",
 )  # fmt: skip
-OPTIONS = ("eta", "guidance_rescale", "guidance_interval", "prompt_syntax")
+OPTIONS = ("eta", "guidance_rescale", "guidance_interval", "prompt_syntax", "loras")
 SIZE = "size"
 ALIASES = {
     "text": "prompt", "caption": "prompt", "negative": "negative_prompt", "steps": "num_inference_steps",
@@ -66,7 +67,7 @@ def column_of(job: JobParameters, name: str) -> Any:
     if name in SETTINGS:
         return getattr(job, name)
     if name in job.options:
-        return job.options[name]
+        return told_options(job.options)[name]
     if name in job.extra:
         return job.extra[name]
     if name.startswith(EXTRA):

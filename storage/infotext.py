@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.loras import OPTION as LORAS
+from storage.loras import lora_list, take_tags, write_tags
 from storage.parameters import IMAGE_FORMATS, JobParameters
 from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SCHEDULES, resolve_sampler, sampler_label
 
 _NEGATIVE = "Negative prompt:"
+_LORA_HASHES = "Lora hashes"
 _MIN_PAIRS = 3  # what readers want to see before they believe that a line holds parameters
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _KEY = re.compile(r"\w[\w \-/]+")
@@ -40,7 +44,14 @@ _TEXTS = {"Model": "model", "Model hash": "model_hash", "Version": "version"}
 _SCHEDULE_BY_LABEL = {label.casefold(): name for name, label in SCHEDULES.items() if label}
 
 
-def write_infotext(parameters: JobParameters, *, model: str, model_hash: str | None, version: str) -> str:
+def write_infotext(
+    parameters: JobParameters,
+    *,
+    model: str,
+    model_hash: str | None,
+    version: str,
+    lora_hashes: Mapping[str, str] | None = None,
+) -> str:
     """Write the infotext of one picture.
 
     Args:
@@ -48,14 +59,18 @@ def write_infotext(parameters: JobParameters, *, model: str, model_hash: str | N
         model: the model's name.
         model_hash: short hash of its weights or revision, if known.
         version: promptmill's version.
+        lora_hashes: short hashes of the job's LoRAs by name, as far as they are known.
 
     Returns:
-        The prompt, the negative prompt where there is one, and the line of parameters.
+        The prompt with A1111's tags of the LoRAs behind it, the negative prompt where there is one, and the
+        line of parameters.
     """
-    lines = [parameters.prompt]
+    lines = [parameters.prompt + write_tags(parameters.options)]
     if parameters.negative_prompt:
         lines.append(f"{_NEGATIVE} {parameters.negative_prompt}")
-    pairs = _pairs(parameters, model=model, model_hash=model_hash, version=version)
+    pairs = _pairs(
+        parameters, model=model, model_hash=model_hash, version=version, lora_hashes=lora_hashes or {}
+    )
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value))
     return "\n".join(lines)
 
@@ -75,13 +90,33 @@ def read_infotext(text: str) -> dict[str, Any]:
     negative_at = next((at for at, line in enumerate(body) if line.lstrip().startswith(_NEGATIVE)), len(body))
     negative = "\n".join(body[negative_at:]).lstrip().removeprefix(_NEGATIVE)
     prompt = "\n".join(body[:negative_at]).strip()
-    return {"prompt": prompt, "negative_prompt": negative.strip(), **_fields(pairs)}
+    return _with_loras({"prompt": prompt, "negative_prompt": negative.strip(), **_fields(pairs)})
 
 
-def _pairs(parameters: JobParameters, *, model: str, model_hash: str | None, version: str) -> dict[str, str]:
+def _with_loras(fields: dict[str, Any]) -> dict[str, Any]:
+    """Take A1111's tags out of the prompt; those that cannot be read stay there, to be refused."""
+    try:
+        prompt, pairs = take_tags(fields["prompt"])
+        loras = lora_list(pairs)
+    except BadInputError:
+        return fields
+    if not loras:
+        return fields | {"prompt": prompt}
+    return fields | {"prompt": prompt, "options": {**fields.get("options", {}), LORAS: loras}}
+
+
+def _pairs(
+    parameters: JobParameters,
+    *,
+    model: str,
+    model_hash: str | None,
+    version: str,
+    lora_hashes: Mapping[str, str],
+) -> dict[str, str]:
     sampler = sampler_label(parameters.sampler) if parameters.sampler else ""
     size = f"{parameters.width}x{parameters.height}" if parameters.width and parameters.height else ""
-    options = {_label(key): _value(value) for key, value in sorted(parameters.options.items())}
+    told = sorted((key, value) for key, value in parameters.options.items() if key != LORAS)
+    options = {_label(key): _value(value) for key, value in told}
     return {
         "Steps": _number(parameters.num_inference_steps),
         "Sampler": sampler,
@@ -92,6 +127,7 @@ def _pairs(parameters: JobParameters, *, model: str, model_hash: str | None, ver
         "Model hash": model_hash or "",
         "Model": model,
         **{key: value for key, value in options.items() if _KEY.fullmatch(key)},
+        _LORA_HASHES: ", ".join(f"{name}: {found}" for name, found in lora_hashes.items()),
         "RNG": "CPU",
         "Version": f"promptmill {version}",
     }

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.loras import check_loras
 from storage.prompt_syntax import PLAIN, PROMPT_SYNTAXES, WEIGHTED, parse_weighted
 from storage.samplers import OWN_SAMPLER, SAMPLERS, check_schedule
 
@@ -35,6 +36,7 @@ OPTION_DEFAULTS: Mapping[str, Any] = {
     "guidance_rescale": 0,
     "guidance_interval": [0, 1],
     "prompt_syntax": PLAIN,
+    "loras": [],
     "image_format": PNG,
     "quality": DEFAULT_QUALITY,  # of a lossy format
 }
@@ -67,6 +69,7 @@ class JobParameters:
             `guidance_interval` ([A, B], 0 <= A < B <= 1), the fractions of the forward passes between which
             guidance runs (https://arxiv.org/abs/2404.07724), as diffusers' guiders count them;
             `prompt_syntax` (`weighted`: both prompts are in the grammar of `storage.prompt_syntax`);
+            `loras` (see `storage.loras`);
             `image_format` (`jpeg`, `webp`) and, of those, `quality` (1..100, as their libraries count it).
         extra: unknown columns of the prompt file, kept for exports and filters.
     """
@@ -224,7 +227,13 @@ def check_options(job: JobParameters) -> None:
         parse_weighted(job.negative_prompt, what="negative prompt")
 
 
+_OWN_CHECKS: Mapping[str, Callable[[Any], Any]] = {"loras": check_loras, "quality": check_quality}
+
+
 def _check_option(name: str, value: Any) -> None:
+    if name in _OWN_CHECKS:
+        _OWN_CHECKS[name](value)
+        return
     match name:
         case "eta" | "guidance_rescale":
             if not _is_fraction(value):
@@ -248,8 +257,6 @@ def _check_option(name: str, value: Any) -> None:
                 raise BadInputError(
                     f"There is no image format {value!r}; choose one of {', '.join(IMAGE_FORMATS)}."
                 )
-        case "quality":
-            check_quality(value)
         case _:
             raise BadInputError(f"There is no option {name!r}; choose {', '.join(OPTION_DEFAULTS)}.")
 

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     stall: float = Field(default=1800.0, ge=1)  # seconds without an answer until a device hangs
     deadline: float = Field(default=86400.0, ge=1)  # seconds that one job's steps may take
     models: Annotated[list[str], NoDecode] = Field(default_factory=list)  # NAME=REPO_OR_PATH[@REVISION]
+    loras: Annotated[list[str], NoDecode] = Field(default_factory=list)  # NAME=PATH
 
     @field_validator("home")
     @classmethod
@@ -60,15 +61,15 @@ class Settings(BaseSettings):
             else str(Path(store_url).expanduser().absolute())
         )
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "loras", mode="before")
     @classmethod
-    def _split(cls, models: Any) -> Any:
-        """Read what an environment variable can hold: models joined by commas, or a JSON list."""
-        if not isinstance(models, str):
-            return models
-        if models.lstrip().startswith("["):
-            return json.loads(models)
-        return [model.strip() for model in models.split(",") if model.strip()]
+    def _split(cls, named: Any) -> Any:
+        """Read what an environment variable can hold: models or LoRAs joined by commas, or a JSON list."""
+        if not isinstance(named, str):
+            return named
+        if named.lstrip().startswith("["):
+            return json.loads(named)
+        return [each.strip() for each in named.split(",") if each.strip()]
 
     @property
     def database_path(self) -> Path:

@@ -31,6 +31,7 @@ class WorkerOptions:
         dtype, mode: see `promptmill worker start --help`.
         lanes: rows of a forward pass; None for the worker's own choice.
         launch: how forward passes are launched, one of LAUNCHES.
+        loras: `NAME=PATH`, resolved (absolute paths); they beat the configured ones.
         name: prefix of the worker's name; None derives it from model and host.
         drain_timeout: seconds that running jobs get to finish after the first signal.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
@@ -43,6 +44,7 @@ class WorkerOptions:
     lanes: int | None = None
     mode: str = "exact"
     launch: str = "eager"
+    loras: tuple[str, ...] = ()
     name: str | None = None
     drain_timeout: float = 300.0
     parent_pipe: bool = False
@@ -87,7 +89,16 @@ def check_together(*, mode: str, lanes: int | None, launch: str) -> None:
         raise BadInputError(f"--lanes {lanes} is too few: a guided picture takes 2 lanes.")
 
 
+def check_loras_launch(launch: str) -> None:
+    """Refuse LoRAs in a worker whose UNet is compiled or captured: what is fixed cannot be switched."""
+    if launch != "eager":
+        raise BadInputError(
+            "LoRAs (--lora, PROMPTMILL_LORAS) go with neither --compile nor --cuda-graphs, since what is "
+            "compiled cannot be switched; leave one of them out."
+        )
+
+
 def parse_options(text: str) -> WorkerOptions:
     """Read back what `WorkerOptions.command` wrote."""
     values: dict[str, Any] = json.loads(text)
-    return WorkerOptions(**values)
+    return WorkerOptions(**values | {"loras": tuple(values.get("loras", ()))})

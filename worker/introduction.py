@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from storage.loras import OPTION
 from storage.models import parse_model
 from storage.records import Worker, WorkerState
 from storage.version import promptmill_version
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
 from worker.models.device import device_facts, dtype_name
+from worker.models.loras import LoadedLora
 from worker.orders import ChildOrder
 
 
@@ -55,9 +58,13 @@ def loaded_worker(
         device_uuid=device["uuid"],
         revision=model.revision,
         family=model.family,
-        defaults=dict(model.defaults),
+        defaults={**model.defaults, **({OPTION: _revisions(model.loras)} if model.loras else {})},
         dtype=dtype_name(model.dtype),
         lanes=engine.lanes,
         concurrency=concurrency,
         state=state,
     )
+
+
+def _revisions(loras: Mapping[str, LoadedLora]) -> dict[str, str]:
+    return {name: lora.sha256 for name, lora in loras.items()}

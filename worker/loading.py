@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from storage.lora_files import lora_files
 from storage.models import parse_model
 from storage.settings import Settings
+from storage.worker_options import check_loras_launch
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
 from worker.engine.tuning import Tunings
 from worker.models.choice import load
 from worker.models.device import choose_device, choose_dtype, faster_dtypes, make_repeatable
+from worker.models.loras import load_loras
 from worker.models.pipeline import LoadedPipeline
 from worker.models.threads import set_threads
 from worker.orders import ChildOrder
@@ -39,9 +42,14 @@ def open_engine(
     options = order.options
     device = choose_device(order.device)
     dtype = choose_dtype(options.dtype, device, mode=options.mode)
+    loras = lora_files(settings.loras, options.loras)
+    if loras:
+        check_loras_launch(options.launch)
+    asked = lora_files((), options.loras)
     model = load(parse_model(options.model), device=device, dtype=dtype)
     if isinstance(model, LoadedPipeline):
-        set_threads(model.denoiser, device)
+        set_threads(model.denoiser, device)  # ahead of LoRAs, whose weights must not count
+        model = load_loras(model, loras, asked=asked)
         return PipelineEngine(
             model,
             lanes=options.lanes,
@@ -53,6 +61,7 @@ def open_engine(
             deadline=settings.deadline,
         )
     set_threads(model.unet, device)
+    model = load_loras(model, loras, asked=asked)
     return Engine(
         model,
         lanes=options.lanes,

@@ -7,6 +7,7 @@ from typing import Any
 
 from storage.fingerprint import render_fingerprint
 from storage.infotext import write_infotext
+from storage.loras import lora_set
 from storage.parameters import PNG, JobParameters
 from storage.picture_metadata import Texts
 from storage.picture_record import Record, write_record
@@ -42,6 +43,9 @@ def texts_of(process: WorkerProcess, claim: Claim, numerics: dict[str, Any]) -> 
         model=claim.model,
         model_hash=process.model.revision[:10],
         version=promptmill_version(),
+        lora_hashes={
+            name: process.model.loras[name].short_hash for name, _ in lora_set(claim.parameters.options)
+        },
     )
     record = Record(
         parameters=claim.parameters, model=claim.model, source=process.model.repo, numerics=numerics

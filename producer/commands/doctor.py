@@ -18,7 +18,9 @@ from producer.options import SubmissionReference
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
 from storage.errors import BadInputError, DifferenceError, PromptmillError, UnreachableError
+from storage.loras import published_loras
 from storage.model_families import way_of
+from storage.records import Worker
 from storage.safe_url import safe_store_url
 from storage.version import promptmill_version
 
@@ -205,9 +207,14 @@ def _workers(session: Session) -> tuple[str, str]:
         )
     return OK, ", ".join(
         f"{worker.name} ({worker.model}, {way_of(worker.family) or 'loading'}, on {worker.device}, "
-        f"{worker.state})"
+        f"{_loras(worker)}{worker.state})"
         for worker in alive
     )
+
+
+def _loras(worker: Worker) -> str:
+    found = sorted(published_loras(worker.defaults))
+    return f"with LoRA {' and '.join(found)}, " if found else ""
 
 
 def _version(distribution: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from storage.models import BUILTIN_MODEL, ModelReference, configured_models, par
 from storage.records import Submission, SubmissionState
 
 OUT = Path("out")
-WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "cuda_graphs", "mode")
+WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "cuda_graphs", "lora_files", "mode")
 RESUME_FLAGS = (
     "--resume",
     "--out",
     "--sidecar",
     "--model",
+    "--lora-file",
     *(f"--{name.replace('_', '-')}" for name in WORKER_FLAGS),
 )
 
@@ -94,7 +96,9 @@ def render(ctx: click.Context, session: Session, /, **given: Any) -> None:
     if resume is None:
         # Another dtype or mode makes other pictures of the same jobs.
         other_pictures = bool(given_flags(ctx, WORKER_FLAGS))
-        order, reference = _ordered(session, model, out, other_pictures=other_pictures, **given)
+        order, reference = _ordered(
+            session, model, out, other_pictures=other_pictures, lora_files=flags["lora_files"], **given
+        )
         if dry_run:
             preview(session, order)
             return
@@ -126,6 +130,7 @@ def _ordered(
     out: Path | None,
     *,
     other_pictures: bool,
+    lora_files: Sequence[str],
     **flags: Any,
 ) -> tuple[Order, ModelReference]:
     """Check everything, before anything is written."""
@@ -144,7 +149,7 @@ def _ordered(
     workers = session.jobs.workers()
     if not serving(workers, model.name, lease=session.settings.lease):
         check_worker_extra()
-    known = known_models(session.settings, workers, model)[model.name]
+    known = known_models(session.settings, workers, model, loras=lora_files)[model.name]
     order = order_of(asked, known, again=other_pictures)
     if chosen is None and not session.settings.models:
         remark(f"No --model is given and none configured; taking {model.name}, which comes with promptmill.")

@@ -51,6 +51,7 @@ Examples:
   promptmill worker start --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5
   promptmill worker start --model mine=./my-model --devices 0,1 --dtype float16
   promptmill worker start --model other=./other.safetensors@./sdxl-configs
+  promptmill worker start --model mine=./my-model --lora style=./style.safetensors --lora a=./a.safetensors
 """
 )
 @click.option(
@@ -60,10 +61,19 @@ Examples:
     f"else {BUILTIN_MODEL}.",
 )
 @worker_flags
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="The same as --lora-file.",
+)
 @click.option("--name", metavar="TEXT", help="Beginning of the worker's name. Default: model and host.")
 @drain_timeout
 @pass_session
-def start(session: Session, /, *, model: str | None, name: str | None, **flags: Any) -> None:
+def start(
+    session: Session, /, *, model: str | None, name: str | None, loras: tuple[str, ...], **flags: Any
+) -> None:
     """Start a worker in the foreground, with one process for each device.
 
     The first Ctrl-C (or SIGTERM) takes no new jobs and finishes the running ones; the second gives them back
@@ -73,6 +83,7 @@ def start(session: Session, /, *, model: str | None, name: str | None, **flags: 
     reference = resolve_model(session.settings, model or default_model(session.settings))
     if name is not None:
         _check_name(name)
+    flags["lora_files"] += loras
     options = check_worker_flags(reference, name=name, **flags)
     check_worker_extra()
     session.close()
@@ -112,6 +123,7 @@ Examples:
         "way": "WAY",
         "lanes": "LANES",
         "lanes_used": "IN USE",
+        "loras": "LORAS",
         "images_per_second": "IMAGES/S",
         "state": "STATE",
         "heartbeat": "HEARTBEAT",

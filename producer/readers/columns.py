@@ -32,6 +32,7 @@ CONVERTERS: dict[str, Convert] = {
     "guidance_rescale": kinds.number,
     "guidance_interval": kinds.interval,
     "prompt_syntax": kinds.prompt_syntax,
+    "loras": kinds.loras,
     "image_format": kinds.image_format,
     "quality": kinds.whole_number,
     "model": kinds.text,
@@ -42,6 +43,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "images": ("n",),
     "num_inference_steps": ("steps",),
     "guidance_scale": ("guidance", "cfg", "cfg_scale"),
+    "loras": ("lora",),
     "quality": ("image_quality",),
 }
 _ALIAS_ONLY = {"quality"}  # people's own columns have that name: ratings

@@ -15,6 +15,7 @@ from typing import Any
 
 from producer.sweeps import parse_interval, parse_size
 from storage.errors import BadInputError
+from storage.loras import parse_loras
 from storage.parameters import IMAGE_FORMATS, read_image_format
 from storage.prompt_syntax import PROMPT_SYNTAXES
 from storage.samplers import SCHEDULES, resolve_sampler
@@ -149,6 +150,15 @@ def prompt_syntax(name: str, value: Any) -> str:
     if found not in PROMPT_SYNTAXES:
         raise UnfitError(f"{name} {shown(value)} is none; choose {' or '.join(PROMPT_SYNTAXES)}.")
     return found
+
+
+def loras(name: str, value: Any) -> list[list[Any]]:
+    """Take `style:0.8, sketch`, or a list of such texts."""
+    given = value if isinstance(value, list) else [text(name, value)]
+    try:
+        return parse_loras(",".join(text(name, each) for each in given))
+    except BadInputError as error:
+        raise UnfitError(f"{name}: {error}") from None
 
 
 def image_format(name: str, value: Any) -> str:

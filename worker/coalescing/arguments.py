@@ -10,6 +10,7 @@ import diffusers
 import torch
 
 from storage.errors import BadInputError
+from storage.loras import OPTION as LORAS
 from storage.parameters import FILE_OPTIONS, JobParameters
 from storage.prompt_syntax import PLAIN
 from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS
@@ -103,7 +104,8 @@ def _negative(
 
 
 def _options(name: str, job: JobParameters, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    rendered = {option: value for option, value in job.options.items() if option not in FILE_OPTIONS}
+    apart = {*FILE_OPTIONS, LORAS}  # what no pipeline takes as an argument
+    rendered = {option: value for option, value in job.options.items() if option not in apart}
     options = {option: value for option, value in rendered.items() if value not in (PLAIN, 0, 0.0)}
     for option in options:
         if option not in ("eta", "guidance_rescale") or option not in parameters:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from storage.loras import LoraSet
 from worker.coalescing.axes import Axes
 
 
@@ -79,6 +80,12 @@ class Call:
         """Smaller goes first."""
         rank: tuple[int, int] = self.owner.rank
         return rank
+
+    @property
+    def loras(self) -> LoraSet:
+        """What is turned on in the denoiser for it."""
+        loras: LoraSet = self.owner.loras
+        return loras
 
     def answer(self, outputs: Any = None, *, error: Exception | None = None) -> None:
         """Let the caller go on, with a result or an error."""

@@ -14,6 +14,7 @@ from worker.coalescing.joining import place, run_joined
 from worker.coalescing.proof import Recording, Sharing, try_width
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.tuning import fewer_lanes
+from worker.models.loras import LoraSwitch
 from worker.models.pipeline import LoadedPipeline
 
 log = structlog.get_logger()
@@ -28,6 +29,7 @@ class Passes:
 
     Attributes:
         widest: lanes of the widest call that was recorded.
+        lora_switch: what turns the denoiser's LoRAs on and off.
         steps, lanes_run: forward passes so far, and the lanes of calls in them.
     """
 
@@ -38,6 +40,7 @@ class Passes:
         self._model, self._sharing = model, sharing
         self._lanes, self._exact, self._shared = lanes, exact, shared
         self.widest = widest_call(sharing)
+        self.lora_switch = LoraSwitch([model.denoiser], model.loras)
         self.steps = self.lanes_run = 0
         self._widths: dict[Hashable, int] = {}
         self._tried: dict[tuple[Hashable, int], bool] = {}
@@ -55,8 +58,9 @@ class Passes:
         home = place(call.inputs, call.modes, self._sharing.axes) if self._shared else None
         if home is not None:
             call.axes, call.lanes = home.axes, home.lanes
-            if home.key not in self._refused and (not self._exact or self._is_exact(call, home.key)):
-                call.key = home.key
+            key: Hashable = (home.key, call.loras) if call.loras else home.key
+            if key not in self._refused and (not self._exact or self._is_exact(call, key)):
+                call.key = key
         elif self._shared:
             log.info("a call of no known form runs alone", action="place", request=call.owner.arrival)
         if call.key is None:
@@ -75,6 +79,7 @@ class Passes:
             Exception: what the denoiser raises.
         """
         first = calls[0]
+        self.lora_switch(first.loras)
         if first.axes is None:
             results, width = [run(self._model.denoiser, first.inputs, first.modes)], first.lanes
         else:
@@ -132,6 +137,7 @@ class Passes:
         found = self._tried.get((key, call.lanes))
         if found is not None or call.axes is None:
             return bool(found)
+        self.lora_switch(call.loras)
         sample = Recording(inputs=call.inputs, modes=call.modes, outputs=None)
         width = self.width(key)
         while found is None:

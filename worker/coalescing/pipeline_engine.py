@@ -36,6 +36,7 @@ from worker.engine.roster import Roster
 from worker.engine.ticket import Ticket
 from worker.engine.tuning import Tunings
 from worker.engine.watchdog import Watchdog
+from worker.models.loras import LoraSwitch, lora_numerics, text_encoders_of
 from worker.models.pipeline import LoadedPipeline
 from worker.models.threads import in_passing_thread
 
@@ -105,6 +106,7 @@ class PipelineEngine:
         self._passes = Passes(model, sharing, lanes=self.lanes, exact=mode == "exact", shared=self.shared)
         self._turns = Turns()
         self._baton = Baton()
+        self._text_switch = LoraSwitch(text_encoders_of(model), model.loras)
         self._roster: Roster[PipelineRequest] = Roster()
         self._watchdog = Watchdog(stall, self._die)
         self._on_death = on_death
@@ -121,6 +123,11 @@ class PipelineEngine:
     def lanes_run(self) -> int:
         """Lanes of requests in them, idle ones left aside."""
         return self._passes.lanes_run
+
+    @property
+    def lora_switch(self) -> LoraSwitch:
+        """What turns the denoiser's LoRAs on and off."""
+        return self._passes.lora_switch
 
     @property
     def lanes_per_job(self) -> int:
@@ -162,10 +169,10 @@ class PipelineEngine:
             BadInputError: as `submit` does.
         """
         request = prepare_request(self.model, parameters, lanes=self._passes.widest)
-        return self._numerics(self.lanes if self.shared else request.lanes)
+        return self._numerics(request, self.lanes if self.shared else request.lanes)
 
-    def _numerics(self, lanes: int) -> dict[str, Any]:
-        return {**self.numerics, "lanes": lanes}
+    def _numerics(self, request: PipelineRequest, lanes: int) -> dict[str, Any]:
+        return lora_numerics({**self.numerics, "lanes": lanes}, self.model, request.loras)
 
     def release_waiting(self) -> int:
         """Drain: give back every request that has not begun (Released) and take no new ones.
@@ -345,6 +352,7 @@ class PipelineEngine:
 
     def _picture(self, request: PipelineRequest) -> RenderResult:
         while True:
+            self._text_switch(request.loras)
             try:
                 images = call_pipeline(
                     self.model,
@@ -360,7 +368,7 @@ class PipelineEngine:
             pixels=checked_pixels(images, request),
             warnings=[request.shrunk] if request.shrunk else [],
             seconds=request.seconds(),
-            numerics=self._numerics(request.width),
+            numerics=self._numerics(request, request.width),
         )
 
     def _post(self, request: PipelineRequest, inputs: dict[str, Any]) -> Any:
@@ -368,7 +376,10 @@ class PipelineEngine:
         self._stop_if_unwanted(request)
         request.note_call()
         modes = Modes.here(self.model.device.type)
-        return self._baton.post(Call(owner=request, inputs=inputs, modes=modes))
+        try:
+            return self._baton.post(Call(owner=request, inputs=inputs, modes=modes))
+        finally:  # who had the baton meanwhile may have other LoRAs
+            self._text_switch(request.loras)
 
     def _stop_if_unwanted(self, request: PipelineRequest) -> None:
         self._watchdog.beat()

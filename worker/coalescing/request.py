@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from storage.errors import BadInputError
+from storage.loras import LoraSet
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from worker.coalescing.arguments import call_arguments, own_scheduler
 from worker.engine.errors import EngineError, OutOfMemoryError, RenderError
 from worker.engine.faults import is_out_of_memory
 from worker.engine.request import RenderResult
+from worker.models.loras import loras_of
 from worker.models.pipeline import LoadedPipeline
 
 
@@ -28,6 +30,7 @@ class PipelineRequest:
     Attributes:
         parameters: with no field None.
         arrival: its place in the order of submits; higher `priority` goes before it.
+        loras: what is turned on in the model for it.
         lanes: of its last call of the denoiser; before the first one, what such calls took at the start.
         width: R of its widest forward pass, whoever else was in it.
         keys: of its calls so far.
@@ -42,6 +45,7 @@ class PipelineRequest:
     priority: int
     on_progress: Callable[[float], None] | None
     lanes: int
+    loras: LoraSet = ()
     arrival: int = 0
     future: Future[RenderResult] = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -56,9 +60,9 @@ class PipelineRequest:
     last_answer: float | None = None
 
     @property
-    def size(self) -> tuple[int | None, int | None]:
-        """(width, height) in pixels: requests of other sizes hardly share a forward pass."""
-        return self.parameters.width, self.parameters.height
+    def size(self) -> tuple[int | None, int | None, LoraSet]:
+        """(width, height) in pixels, and LoRAs: requests of others hardly share a forward pass."""
+        return self.parameters.width, self.parameters.height, self.loras
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -123,7 +127,9 @@ def prepare_request(
     check_options(job)
     own_scheduler(model.pipeline, job)
     call_arguments(model.pipeline, job, on_step=lambda _done, _of: None)
-    return PipelineRequest(parameters=job, priority=priority, on_progress=on_progress, lanes=lanes)
+    return PipelineRequest(
+        parameters=job, priority=priority, on_progress=on_progress, lanes=lanes, loras=loras_of(model, job)
+    )
 
 
 def explain(request: PipelineRequest, error: Exception, *, family: str) -> EngineError:

@@ -4,12 +4,16 @@ Calls of one key are a group and share a forward pass. Groups take turns, the on
 so a job whose calls agree with nobody's waits one forward pass per other group and no longer. A group waits
 from its first call on, so two jobs that call with prompts of two lengths and then with the same negative
 prompt meet there: the first one's second call is behind the second one's first.
+Jobs of other LoRAs have other keys, and take longer turns (`worker.engine.lora_turns`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
+
+from storage.loras import LoraSet
+from worker.engine.lora_turns import LoraTurns
 
 
 class Waiting(Protocol):
@@ -23,6 +27,10 @@ class Waiting(Protocol):
     def rank(self) -> tuple[int, int]:
         """Smaller goes first."""
 
+    @property
+    def loras(self) -> LoraSet:
+        """What is turned on in the denoiser for it; the same for all of one key."""
+
 
 W = TypeVar("W", bound=Waiting)
 
@@ -32,6 +40,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._turn = 0
+        self._lora_turns = LoraTurns()
         self._last_turn: dict[Hashable, int] = {}
 
     def choose(self, calls: Sequence[W], *, width: Callable[[Hashable], int]) -> list[W]:
@@ -48,7 +57,11 @@ class Turns:
         oldest = {call.key: call for call in sorted(calls, key=_waited_longest, reverse=True)}
         # Forget groups that left, so that a worker that meets many sizes does not grow.
         self._last_turn = {key: turn for key, turn in self._last_turn.items() if key in oldest}
-        key = min(oldest, key=lambda key: self._waits_since(oldest[key]))
+        sets = {call.loras for call in oldest.values()}
+        allowed = self._lora_turns.allowed(sets)
+        able = [key for key, call in oldest.items() if call.loras in allowed]
+        key = min(able, key=lambda key: self._waits_since(oldest[key]))
+        self._lora_turns.note(oldest[key].loras, waiting=len(sets) > 1)
         self._turn += 1
         self._last_turn[key] = self._turn
         chosen: list[W] = []

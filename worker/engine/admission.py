@@ -1,7 +1,8 @@
 """Admission: which requests get the lanes of the next step. Free of tensors, to be read and tested alone.
 
-Requests whose latents have one shape and whose prompts have one length can share a forward pass: they are a
-group. Groups take turns step by step, the one that waited longest first. Within a group, priority goes first,
+Requests whose latents have one shape, whose prompts have one length and whose LoRAs are the same can share a
+forward pass: they are a group. Groups take turns step by step, the one that waited longest first; those of
+other LoRAs only now and then (`worker.engine.lora_turns`). Within a group, priority goes first,
 then who has started; among those who wait, who has most forward passes before it, since a long job that
 starts last leaves lanes idle at the end (Graham 1969, longest processing time first). Each step of waiting
 counts as one pass more, so that a stream of long jobs cannot hold a short one back for good.
@@ -13,6 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
+from storage.loras import LoraSet
+from worker.engine.lora_turns import LoraTurns
+
 LatentShape = tuple[int, int, int]
 
 
@@ -22,10 +26,17 @@ class Group(NamedTuple):
     Attributes:
         shape: (channels, h, w) of their latents.
         tokens: the length of their prompt_embeds, the model's own or a multiple of it.
+        loras: what is turned on in the model for them.
     """
 
     shape: LatentShape
     tokens: int
+    loras: LoraSet = ()
+
+    @property
+    def kind(self) -> Group:
+        """The group apart from its LoRAs' weights, which change numbers and not the work to be done."""
+        return self._replace(loras=tuple((name, 1.0) for name, _ in self.loras)) if self.loras else self
 
 
 class Candidate(Protocol):
@@ -79,6 +90,7 @@ class Admission:
         """Remember `plan`, which tells how a group is run."""
         self._plan = plan
         self._turn = 0
+        self._lora_turns = LoraTurns()
         self._last_turn: dict[Group, int] = {}
         self._seen: dict[int, int] = {}  # the turn in which a waiting request was first here, by arrival
 
@@ -113,7 +125,11 @@ class Admission:
         oldest = {c.group: c for c in sorted(candidates, key=_oldest_first, reverse=True)}
         # Forget groups that left, so that a worker that meets many sizes does not grow.
         self._last_turn = {g: turn for g, turn in self._last_turn.items() if g in oldest}
-        group = min(oldest, key=lambda g: (self._last_turn.get(g, -1), _oldest_first(oldest[g])))
+        sets = {group.loras for group in oldest}
+        allowed = self._lora_turns.allowed(sets)
+        able = [group for group in oldest if group.loras in allowed]
+        group = min(able, key=lambda g: (self._last_turn.get(g, -1), _oldest_first(oldest[g])))
+        self._lora_turns.note(group.loras, waiting=len(sets) > 1)
         self._turn += 1
         self._last_turn[group] = self._turn
         return group

@@ -30,6 +30,7 @@ from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
 from worker.models.load import LoadedModel
+from worker.models.loras import LoraSwitch, lora_numerics, text_encoders_of
 from worker.models.threads import in_passing_thread
 from worker.stages.decode import decode
 from worker.stages.guidance import is_guided
@@ -53,6 +54,7 @@ class Engine:
         lanes: R.
         numerics: the record that goes into every result, but for the lanes of its group.
         steps: forward passes so far.
+        lora_switch: what turns the model's LoRAs on and off.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Engine:
         self._deadline = deadline
         self._tables = None if mode == "reference" else tables or Tables()
         self._text = TextStage(model.kind.prompt_encoder(model))
+        self.lora_switch = LoraSwitch([model.unet, *text_encoders_of(model)], model.loras)
         self._watchdog = Watchdog(stall, self._die)
         self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
         self._admission = Admission(self._plans.__getitem__)
@@ -157,10 +160,11 @@ class Engine:
         Raises:
             BadInputError: as `submit` does.
         """
-        return self._numerics(self._plans.lanes(group_of(self.model, parameters, tables=self._tables)))
+        group = group_of(self.model, parameters, tables=self._tables)
+        return self._numerics(group, self._plans.lanes(group))
 
-    def _numerics(self, lanes: int) -> dict[str, Any]:
-        return {**self.numerics, "lanes": lanes}
+    def _numerics(self, group: Group, lanes: int) -> dict[str, Any]:
+        return lora_numerics({**self.numerics, "lanes": lanes}, self.model, group.loras)
 
     def release_waiting(self) -> int:
         """Drain: give back every request that holds no lanes yet (Released) and take no new ones.
@@ -249,6 +253,8 @@ class Engine:
             return chosen
 
         joining = self._roster.start_some(choose)
+        if chosen:
+            self._turn_on(chosen[0].group)
         refused = [r for r in joining if not self._attempt(r, "encoding its prompt", self._encode, r)]
         return [request for request in chosen if request not in refused], plan
 
@@ -256,7 +262,16 @@ class Engine:
         """Find out, once per latent shape and prompt length, whether it is exact at R lanes."""
         for request in self._roster.snapshot():
             if request.group not in self._plans:
-                self._attempt(request, "trying out its size", self._plans.add, request.group)
+                self._attempt(request, "trying out its size", self._plan, request.group)
+
+    def _plan(self, group: Group) -> None:
+        self._turn_on(group)
+        self._plans.add(group)
+
+    def _turn_on(self, group: Group) -> None:
+        """Turn on the LoRAs of a group, whose texts have embeddings of their own."""
+        self.lora_switch(group.loras)
+        self._text.loras = group.loras
 
     def _encode(self, request: Request) -> bool:
         """Bring a joining request onto the device: its prompts and its noise."""
@@ -305,7 +320,7 @@ class Engine:
                 self._fail(request, error, stage="denoising")
             return
         for request in self._roster.snapshot():
-            if request.group == group and request.started and not request.denoised:
+            if request.group.kind == group.kind and request.started and not request.denoised:
                 request.shrunk = (
                     f"The device ran out of memory with {old.lanes} lanes; rendered with {plan.lanes}."
                 )
@@ -373,7 +388,7 @@ class Engine:
             latents=request.latents.cpu() if request.keep_latents else None,
             warnings=[*request.warnings, *([request.shrunk] if request.shrunk else [])],
             seconds=request.seconds,
-            numerics=self._numerics(request.width),
+            numerics=self._numerics(request.group, request.width),
         )
 
     def _attempt(self, request: Request, stage: str, action: Callable[..., T], *arguments: Any) -> T | None:

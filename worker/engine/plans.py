@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class Plans:
-    """The lane plans of one engine, by group: latent shape and prompt length."""
+    """The lane plans of one engine, by kind of group: latent shape, prompt length, names of LoRAs."""
 
     def __init__(self, model: LoadedModel, *, mode: str, lanes: int, beat: Beat) -> None:
         """Begin with the native group, which `lanes` were chosen for; `beat` precedes each trial pass."""
@@ -24,29 +24,29 @@ class Plans:
 
     def __contains__(self, group: Group) -> bool:
         """Tell whether a group has a plan."""
-        return group in self._plans
+        return group.kind in self._plans
 
     def __getitem__(self, group: Group) -> LanePlan:
         """Return a group's plan."""
-        return self._plans[group]
+        return self._plans[group.kind]
 
     def lanes(self, group: Group) -> int:
         """Return R of a group; of one that has no plan, what it was tried with."""
-        return self._plans[group].lanes if group in self._plans else self._lanes
+        return self[group].lanes if group in self else self._lanes
 
     def add(self, group: Group) -> None:
-        """Find out how a new group is run; it takes a few forward passes.
+        """Find out how a new group is run; it takes a few forward passes, with its LoRAs turned on.
 
         Raises:
             torch.OutOfMemoryError: when not even two lanes of it fit.
         """
         if self._mode == "reference":
-            self._plans[group] = LanePlan(lanes=self._lanes, alone=True)
+            self._plans[group.kind] = LanePlan(lanes=self._lanes, alone=True)
             return
         plan = self._fitting(group, self._lanes)
         if plan is None:
             raise torch.OutOfMemoryError(f"out of memory with {FEWEST_LANES} lanes")
-        self._plans[group] = plan
+        self._plans[group.kind] = plan
         if plan.alone:
             log.warning(
                 "size is rendered one job at a time",
@@ -62,11 +62,11 @@ class Plans:
         if self._mode == "reference":
             return None
         free_memory(self._model)
-        before = self._plans[group].lanes
+        before = self[group].lanes
         plan = self._fitting(group, fewer_lanes(before))
         if plan is not None:
             _warn_of_memory(group, plan, before=before)
-            self._plans[group] = plan
+            self._plans[group.kind] = plan
         return plan
 
     def _fitting(self, group: Group, lanes: int) -> LanePlan | None:

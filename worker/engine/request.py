@@ -19,6 +19,7 @@ from storage.prompt_syntax import PLAIN
 from storage.samplers import OWN_SAMPLER, check_schedule
 from worker.engine.admission import Group, LatentShape
 from worker.models.load import LoadedModel
+from worker.models.loras import loras_of
 from worker.models.threads import in_passing_thread
 from worker.stages.condition import Condition
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
@@ -58,7 +59,7 @@ class Request:
     Attributes:
         parameters: with no field None.
         arrival: its place in the order of submits; higher `priority` goes before it.
-        group: the shape of its latents and the length of its prompts; requests of one group share a pass.
+        group: the shape of its latents, the length of its prompts and its LoRAs; one group shares a pass.
         texts: what is encoded for it, `negative prompt` (where it is guided) and `prompt`, in this order.
         guided: the forward passes in which classifier-free guidance runs, so that it needs two lanes.
         schedule: its sampler's table, or its noise scheduler.
@@ -203,7 +204,7 @@ def prepare_request(
     return Request(
         parameters=job,
         priority=priority,
-        group=Group(shape=shape, tokens=tokens),
+        group=Group(shape=shape, tokens=tokens, loras=loras_of(model, job)),
         texts=texts,
         guided=guided,
         schedule=schedule,
@@ -230,7 +231,7 @@ def group_of(model: LoadedModel, parameters: JobParameters, *, tables: Tables | 
     if job.options.get("prompt_syntax", PLAIN) != PLAIN:
         schedule = _schedule(model, job, job_generator(job.seed), tables)
         _, tokens = _texts(model, job, guided=len(_guided(model, job, schedule)) > 0)
-    return Group(shape=_latent_shape(model, job), tokens=tokens)
+    return Group(shape=_latent_shape(model, job), tokens=tokens, loras=loras_of(model, job))
 
 
 def _complete(model: LoadedModel, parameters: JobParameters) -> JobParameters:

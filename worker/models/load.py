@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.models import device as _device  # noqa: F401 - sets what torch reads from the environment at import
 
@@ -27,6 +27,9 @@ from worker.models.hub import fetch
 from worker.models.pipeline import COMMIT_LENGTH
 from worker.models.single_file import checkpoint_revision, find_checkpoint, is_checkpoint, load_checkpoint
 from worker.models.threads import in_passing_thread
+
+if TYPE_CHECKING:
+    from worker.models.loras import LoadedLora
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +55,7 @@ class LoadedModel:
         native_size: (width, height) in pixels.
         max_length: tokens of a prompt, begin and end included.
         defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
+        loras: those that jobs may name, by name, all turned off.
     """
 
     name: str
@@ -75,6 +79,7 @@ class LoadedModel:
     text_encoder_2: Any = None
     force_zeros_for_empty_prompt: bool = False
     config_revision: str | None = None
+    loras: Mapping[str, LoadedLora] = field(default_factory=dict)
 
     @property
     def kind(self) -> Family:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from worker.models.loras import LoadedLora
 
 COMMIT_LENGTH = 40  # hex digits of a hub commit; a folder's hash has 64
 DENOISERS = ("unet", "transformer")  # components that are called at every step
@@ -28,7 +31,7 @@ class LoadedPipeline:
         dtype: likewise.
         native_size: (width, height) in pixels.
         defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
-        layout, launch: as in `LoadedModel`; a pipeline is run as it is.
+        layout, launch, loras: as in `LoadedModel`; a pipeline is run as it is.
     """
 
     name: str
@@ -43,6 +46,7 @@ class LoadedPipeline:
     defaults: dict[str, Any]
     layout: str = "contiguous"
     launch: str = "eager"
+    loras: Mapping[str, LoadedLora] = field(default_factory=dict)
 
     @property
     def repo(self) -> str | None:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
+from storage.loras import LoraSet
 from worker.stages.condition import Condition
 from worker.stages.weighting import Chunk
 
@@ -44,14 +45,18 @@ class TextStage:
     """The prompt encoder of one model, with the latest conditions kept at hand.
 
     The cache belongs to one model in one dtype, so its keys are plain texts and weighted chunks, which are
-    never equal. Only the thread that owns the device may call it.
+    never equal, each with the LoRAs that are on. Only the thread that owns the device may call it.
+
+    Attributes:
+        loras: those that are on in the text encoder, set by whoever turns them on.
     """
 
     def __init__(self, encoder: PromptEncoder, *, capacity: int = 256) -> None:
         """Bind the model's encoder; `capacity` is the number of texts and chunks remembered."""
         self._encoder = encoder
         self._capacity = capacity
-        self._cache: OrderedDict[str | Chunk, tuple[Condition, bool]] = OrderedDict()
+        self.loras: LoraSet = ()
+        self._cache: OrderedDict[tuple[LoraSet, str | Chunk], tuple[Condition, bool]] = OrderedDict()
 
     def __call__(self, text: Text, *, what: str = "prompt") -> tuple[Condition, str | None]:
         """Encode `text`, from the cache where possible.
@@ -65,9 +70,9 @@ class TextStage:
             return Condition.chain([empty] * text.chunks).idle(), None
         if not isinstance(text, str):
             return Condition.chain([self._chunk(chunk) for chunk in text]), None
-        condition, too_long = self._cache.get(text, (None, False))
+        condition, too_long = self._cache.get((self.loras, text), (None, False))
         if condition is not None:
-            self._cache.move_to_end(text)
+            self._cache.move_to_end((self.loras, text))
             # The warning is worded anew: the same text may be one job's prompt and another's negative prompt.
             return condition, self._encoder.warning(text, what=what) if too_long else None
         condition, warning = self._encoder.plain(text, what=what)
@@ -75,14 +80,14 @@ class TextStage:
         return condition, warning
 
     def _chunk(self, chunk: Chunk) -> Condition:
-        condition, _ = self._cache.get(chunk, (None, False))
+        condition, _ = self._cache.get((self.loras, chunk), (None, False))
         if condition is None:
             condition = self._encoder.chunk(chunk)
             self._keep(chunk, condition)
-        self._cache.move_to_end(chunk)
+        self._cache.move_to_end((self.loras, chunk))
         return condition
 
     def _keep(self, key: str | Chunk, condition: Condition, *, too_long: bool = False) -> None:
-        self._cache[key] = (condition, too_long)
+        self._cache[self.loras, key] = (condition, too_long)
         if len(self._cache) > self._capacity:
             self._cache.popitem(last=False)

@@ -17,6 +17,7 @@ class Call:
     lanes: int = 1
     rank: tuple[int, int] = (0, 0)
     since: int | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 def names(turns: Turns, calls: list[Call], *, width: int = 4) -> str:

@@ -1,0 +1,61 @@
+"""Sets of LoRAs take long turns, and none waits for ever."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from tests.unit.worker.test_admission import SMALL, Job
+from tests.unit.worker.test_turns import Call
+from worker.coalescing.turns import Turns
+from worker.engine.admission import Admission, LanePlan
+from worker.engine.lora_turns import HOLD
+
+A, B = (("a", 1.0),), (("b", 1.0),)
+
+
+def _switches(loras: Sequence[object]) -> int:
+    return sum(one != other for one, other in itertools.pairwise(loras))
+
+
+def test_a_set_keeps_its_turn_while_others_wait_a_while() -> None:
+    """Of three sets that always have something to run, one runs HOLD passes before the next."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    jobs = [Job(number, group=SMALL._replace(loras=loras)) for number, loras in enumerate(((), A, B))]
+    run = [admission.choose(jobs)[0][0].group.loras for _ in range(3 * HOLD)]
+    assert run == [()] * HOLD + [A] * HOLD + [B] * HOLD
+
+
+def test_groups_of_one_set_take_turns_step_by_step() -> None:
+    """Two sizes with the same LoRAs alternate, while those with others wait."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    small, large = SMALL._replace(loras=A), SMALL._replace(shape=(4, 32, 32), loras=A)
+    jobs = [Job(1, group=small), Job(2, group=large), Job(3, group=SMALL)]
+    assert [admission.choose(jobs)[0][0].arrival for _ in range(4)] == [1, 2, 1, 2]
+
+
+def test_a_set_whose_jobs_are_done_gives_its_turn_away() -> None:
+    """The next set begins at once, and no pass is lost."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    mine, other = Job(1, group=SMALL._replace(loras=A)), Job(2)
+    assert admission.choose([mine, other])[0] == [mine]
+    assert admission.choose([other])[0] == [other]
+
+
+def test_passes_that_nobody_waited_for_do_not_count() -> None:
+    """A set that was alone for long keeps its turn for HOLD passes from when somebody came."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    mine, other = Job(1), Job(2, group=SMALL._replace(loras=A))
+    for _ in range(3 * HOLD):
+        admission.choose([mine])
+    run = [admission.choose([mine, other])[0][0] for _ in range(HOLD + 1)]
+    assert run == [mine] * HOLD + [other]
+
+
+def test_calls_of_pipelines_take_the_same_turns() -> None:
+    """Calls that agree but for their LoRAs are not run in turn, one pass each."""
+    turns, run = Turns(), []
+    for _ in range(4 * HOLD):
+        calls = [Call("a", ("x", A), loras=A), Call("b", ("x", B), loras=B, rank=(0, 1))]
+        run.append(turns.choose(calls, width=lambda _key: 4)[0].loras)
+    assert _switches(run) == 3
