@@ -158,10 +158,10 @@ def _configs(reference: ModelReference, usual: str) -> Path:
     try:
         return fetch_configs(repo)
     except ModelLoadError as error:
+        reason = str(error).removesuffix(", or pass a local folder.").rstrip(".")
         raise ModelLoadError(
             f"{reference.source} holds weights only, and its configs could not be had from the hub: "
-            f"{str(error).rstrip('.')}; or name a folder in diffusers layout that has them: "
-            f"NAME=FILE{SINGLE_FILE}@FOLDER."
+            f"{reason}; or name a folder in diffusers layout that has them: NAME=FILE{SINGLE_FILE}@FOLDER."
         ) from error
 
 
