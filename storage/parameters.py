@@ -11,11 +11,12 @@ import dataclasses
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from storage.errors import BadInputError
 from storage.prompt_syntax import PLAIN, PROMPT_SYNTAXES, WEIGHTED, parse_weighted
+from storage.record import light_record
 from storage.samplers import OWN_SAMPLER, SAMPLERS, check_schedule
 
 DEFAULT_SAMPLER = "lms"
@@ -50,7 +51,7 @@ _UNIT_PIXELS = 512 * 512  # also assumed where a size is not known yet
 MAX_DISTILLED_STEPS = 50  # LCM and TCD: their schedulers know 50 original steps
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@light_record
 class JobParameters:
     """One prompt with one seed and its settings: what becomes one picture.
 
