@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from storage.record import light_record
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@light_record
 class Line:
     """One prompt with what its file says of it; what it does not say is left to the command's flags.
 

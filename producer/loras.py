@@ -56,11 +56,8 @@ def unknown_loras(line: Line, options: JobOptions, known: Collection[str]) -> st
 
 
 def origin_of_loras(prompts: PromptList, options: JobOptions, known: Mapping[str, str]) -> str:
-    """Return what tells the files of a list's LoRAs from others; "" where it has none.
-
-    Of a list with more combinations of settings than are kept as samples, those of the samples count.
-    """
-    names = {name for line in prompts.samples.values() for name in _names(line, options)}
+    """Return what tells the files of a list's LoRAs from others; "" where it has none."""
+    names = {name for line in prompts.samples() for name in _names(line, options)}
     return " ".join(f" {name}={known.get(name, '')}" for name in sorted(names))
 
 

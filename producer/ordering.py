@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from producer.fitting import fitting
 from producer.jobchecks import check_seeds
 from producer.jobs import JobOptions, job_options
 from producer.loras import origin_of_loras
 from producer.options import check_submission_flags
 from producer.output import remark
-from producer.prompts import PromptList, fitting, read_prompts
+from producer.prompts import PromptList, read_prompts
 from producer.rewriting import take_rewriting
 from producer.submitting import Order
 from storage.errors import BadInputError

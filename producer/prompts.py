@@ -16,16 +16,16 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import click
 
-from producer.jobchecks import CLASHING, check_line, clash
+from producer.jobchecks import CLASHING, check_line
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
-from producer.loras import unknown_loras, with_tagged_loras
+from producer.loras import with_tagged_loras
 from producer.output import remark
 from producer.problems import Problems
 from producer.readers.opening import Source, Upload, read
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from producer.rewriting import Rewriting
 
 STDIN = "-"
-MAX_SAMPLES = 10_000
+MAX_COMBINATIONS = 10_000  # of settings, that are remembered
 PENDING = 1_000  # lines written at once
 SPOOL_IN_MEMORY = 8 * 2**20  # bytes
 _PARTING = re.compile("[\t\n\ud800-\udfff]")  # what the spool cannot hold: a file may be called so
@@ -52,8 +52,8 @@ class PromptList:
         source: where they came from, in a few words.
         model: that the lines name; None if none does.
         draws: whether a line wants drawn seeds, whatever the flags say.
-        samples: one line for each combination of what may clash with a model's recommendations, by
-            `clash_key`.
+        combinations: of what may clash with a model's recommendations, by `clash_key`; None if they are too
+            many to be remembered.
         wanted: how many prompts say that they want so many seeds (0: they do not say) and images of each.
     """
 
@@ -62,7 +62,7 @@ class PromptList:
         self.source = source
         self.model: str | None = None
         self.draws = False
-        self.samples: dict[str, Line] = {}
+        self.combinations: set[str] | None = set()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
         self._digest = hashlib.sha256()
         self._pending: list[str] = []
@@ -80,26 +80,33 @@ class PromptList:
         self.model = self.model or line.model
         self.wanted[1 if line.drawn else len(line.seeds), line.images] += 1
         self.draws |= line.drawn
-        self._keep_sample(line)
+        if self.combinations is not None:
+            self.combinations.add(clash_key(line))
+            if len(self.combinations) > MAX_COMBINATIONS:
+                self.combinations = None
 
     def _flush(self) -> None:
         """Write what is pending: a call for each line would cost as much as reading it."""
+        if not self._pending:  # nor could anything be written where a reader stopped half-way
+            return
         self._spool.write("".join(self._pending))
         # File and line say where it stood, not what it asks for.
         self._digest.update("".join(text.split("\t", 2)[2] for text in self._pending).encode())
         self._pending.clear()
-
-    def _keep_sample(self, line: Line) -> None:
-        key = clash_key(line)
-        if key not in self.samples and len(self.samples) < MAX_SAMPLES:
-            settings = {name: line.settings[name] for name in CLASHING if name in line.settings}
-            self.samples[key] = Line(file=line.file, line=line.line, prompt="any", settings=settings)
 
     @property
     def digest(self) -> str:
         """Sha256 of what the prompts ask for, wherever they stood."""
         self._flush()
         return self._digest.hexdigest()
+
+    def all_combinations(self) -> Iterator[str]:
+        """Yield each of `combinations`; where they are too many, going through the lines once more."""
+        return iter(self.combinations) if self.combinations is not None else map(clash_key, self)
+
+    def samples(self) -> Iterator[Line]:
+        """Yield a line for each combination, once."""
+        return map(sample_of, set(self.all_combinations()))
 
     def __iter__(self) -> Iterator[Line]:
         self._flush()
@@ -121,6 +128,11 @@ def clash_key(line: Line) -> str:
         return ""
     clashing = {name: line.settings[name] for name in CLASHING if name in line.settings}
     return json.dumps(clashing) if clashing else ""
+
+
+def sample_of(key: str) -> Line:
+    """Return a line that says what a `clash_key` stands for."""
+    return Line(file="", line=0, prompt="any", settings=json.loads(key) if key else {})
 
 
 def _spooled(line: Line) -> str:
@@ -179,48 +191,6 @@ def read_prompts(
             f"There is no prompt in {prompts.source}, only blank lines and comments; add some."
         )
     return prompts
-
-
-def fitting(
-    prompts: PromptList,
-    options: JobOptions,
-    defaults: Mapping[str, Any],
-    *,
-    model: str,
-    loras: Collection[str] = (),
-    skip_bad: bool,
-) -> PromptList:
-    """Return the prompts that go with what the model recommends; with `skip_bad` the others are left out.
-
-    Args:
-        prompts: what was read.
-        options: the flags.
-        defaults: what the model recommends.
-        model: its name.
-        loras: names of those that are known for it.
-        skip_bad: see above.
-
-    Raises:
-        BadInputError: listing what does not go, or saying that the flags alone do not.
-    """
-    clashes = {
-        key: reason
-        for key, line in prompts.samples.items()
-        if (reason := unknown_loras(line, options, loras) or clash(line, options, defaults, model=model))
-    }
-    if not clashes:
-        return prompts
-    if "" in clashes:  # no line's fault
-        raise BadInputError(clashes[""])
-    problems, left = Problems(), PromptList(source=prompts.source)
-    for line in prompts:
-        reason = clashes.get(clash_key(line))
-        if reason is None:
-            left.append(line)
-        else:
-            problems.add(Problem(file=line.file, line=line.line or None, reason=reason))
-    problems.settle(skip_bad=skip_bad, left=left.count)
-    return left
 
 
 def _of_pictures(names: Sequence[str], options: JobOptions) -> Iterator[Line | Problem]:

@@ -122,7 +122,17 @@ def submit_order(
             f"Warning: submission {submission.id} has {count_of(inserted, 'job')}, and this list makes "
             f"{order.total:,}: its key was used with another list before."
         )
-    return store.open_submission(submission.id), True
+    return _open(store, submission), True
+
+
+def _open(store: JobStore, submission: Submission) -> Submission:
+    """Open the submission; where Ctrl-C comes between, say whether it was opened."""
+    try:
+        return store.open_submission(submission.id)
+    except KeyboardInterrupt:
+        opened = store.find_submission(submission.id).state is SubmissionState.OPEN
+        remark(_complete(submission) if opened else _unfinished(submission))
+        raise
 
 
 def _finished_by_another(store: JobStore, submission: Submission) -> Submission | None:
@@ -181,6 +191,13 @@ def _remark_repeated(submission: Submission, order: Order) -> None:
             f"Warning: it has {count_of(submission.total, 'job')}, and this list makes {order.total:,}; "
             f"another list needs another --key."
         )
+
+
+def _complete(submission: Submission) -> str:
+    return (
+        f"Submission {submission.id} is complete and will be rendered; drop it with "
+        f"`promptmill cancel {submission.id}`."
+    )
 
 
 def _unfinished(submission: Submission) -> str:

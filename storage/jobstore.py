@@ -68,7 +68,7 @@ class JobStore(Keeping, Browsing, Protocol):
         """Insert jobs as `waiting` in commits of ADD_CHUNK and return how many the submission has now.
 
         Jobs whose index is there already are left alone, so that a killed submit can be finished. At most two
-        chunks are held: one is written while the next is made of `jobs`.
+        chunks are held: one is written while the next is made of `jobs`. Ctrl-C does not wait for that one.
         """
         ...
 

@@ -11,12 +11,13 @@ import dataclasses
 import random
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from storage.errors import BadInputError
 from storage.loras import check_loras
 from storage.prompt_syntax import PLAIN, PROMPT_SYNTAXES, WEIGHTED, parse_weighted
+from storage.record import light_record
 from storage.samplers import OWN_SAMPLER, SAMPLERS, check_schedule
 
 DEFAULT_SAMPLER = "lms"
@@ -52,7 +53,7 @@ _UNIT_PIXELS = 512 * 512  # also assumed where a size is not known yet
 MAX_DISTILLED_STEPS = 50  # LCM and TCD: their schedulers know 50 original steps
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@light_record
 class JobParameters:
     """One prompt with one seed and its settings: what becomes one picture.
 

@@ -5,71 +5,56 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from typing import Any
 
 from storage.errors import BadInputError, StoreFullError, UnreachableError
 
 CONFIG_FILE = "promptmill.toml"
+PREFIX = "PROMPTMILL_"
 
 
-class Settings(BaseSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings:
     """Where things are kept and how long a silent worker is trusted.
 
     With nothing set, everything lies below `home`: a SQLite file, a folder of pictures and a private Redis.
+    Not pydantic's: importing that takes longer than most commands have to do.
+
+    Attributes:
+        home: a folder.
+        database_url, redis_url, store_url: None for what is embedded; a path of `store_url` is made absolute.
+        lease: seconds without a heartbeat until a worker is declared dead, 3 or more.
+        stall: seconds without an answer until a device hangs, 1 or more.
+        deadline: seconds that one job's steps may take, 1 or more.
+        models: each NAME=REPO_OR_PATH[@REVISION].
+        loras: each NAME=PATH.
+
+    Raises:
+        BadInputError: naming the setting that cannot be used.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="PROMPTMILL_", extra="forbid", frozen=True, env_ignore_empty=True
-    )
-
-    home: Path = Field(default_factory=lambda: Path.home() / ".promptmill")
+    home: Path = field(default_factory=lambda: Path.home() / ".promptmill")
     # Not in a repr: they may hold passwords.
-    database_url: str | None = Field(default=None, repr=False)
-    redis_url: str | None = Field(default=None, repr=False)
-    store_url: str | None = Field(default=None, repr=False)
-    lease: float = Field(default=30.0, ge=3)  # seconds without a heartbeat until a worker is declared dead
-    stall: float = Field(default=1800.0, ge=1)  # seconds without an answer until a device hangs
-    deadline: float = Field(default=86400.0, ge=1)  # seconds that one job's steps may take
-    models: Annotated[list[str], NoDecode] = Field(default_factory=list)  # NAME=REPO_OR_PATH[@REVISION]
-    loras: Annotated[list[str], NoDecode] = Field(default_factory=list)  # NAME=PATH
+    database_url: str | None = field(default=None, repr=False)
+    redis_url: str | None = field(default=None, repr=False)
+    store_url: str | None = field(default=None, repr=False)
+    lease: float = 30.0
+    stall: float = 1800.0
+    deadline: float = 86400.0
+    models: list[str] = field(default_factory=list)
+    loras: list[str] = field(default_factory=list)
 
-    @field_validator("home")
-    @classmethod
-    def _absolute(cls, home: Path) -> Path:
-        try:
-            return home.expanduser().absolute()
-        except RuntimeError as error:  # ~somebody who is not here
-            raise ValueError(str(error)) from error
-
-    @field_validator("store_url")
-    @classmethod
-    def _same_everywhere(cls, store_url: str | None) -> str | None:
-        """Let a relative path mean one folder, whatever a process's working directory is."""
-        return (
-            store_url
-            if store_url is None or ":" in store_url
-            else str(Path(store_url).expanduser().absolute())
-        )
-
-    @field_validator("models", "loras", mode="before")
-    @classmethod
-    def _split(cls, named: Any) -> Any:
-        """Read what an environment variable can hold: models or LoRAs joined by commas, or a JSON list."""
-        if not isinstance(named, str):
-            return named
-        if named.lstrip().startswith("["):
-            return json.loads(named)
-        return [each.strip() for each in named.split(",") if each.strip()]
+    def __post_init__(self) -> None:
+        for name, read in _READ.items():
+            try:
+                object.__setattr__(self, name, read(getattr(self, name)))
+            except (ValueError, RecursionError) as error:
+                sources = f"{PREFIX}{name.upper()} or {CONFIG_FILE}"
+                raise BadInputError(f"Setting {name!r} ({sources}) cannot be used: {error}.") from error
 
     @property
     def database_path(self) -> Path:
@@ -96,19 +81,68 @@ class Settings(BaseSettings):
         """Where this host's web pages keep small copies of pictures, by submission; may be deleted."""
         return self.home / "cache" / "thumbnails"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (pydantic's signature)
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (pydantic's signature)
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the config file behind the environment."""
-        file = _config_file()
-        toml = (TomlConfigSettingsSource(settings_cls, toml_file=file),) if file else ()
-        return (init_settings, env_settings, *toml)
+
+def _home(value: Any) -> Path:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"it is {value!r}, not a folder")  # noqa: TRY004  (all of them are told alike)
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # ~somebody who is not here
+        raise ValueError(str(error).rstrip(".")) from error
+
+
+def _url(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"it is {value!r}, not a text")
+    return value
+
+
+def _store(value: Any) -> str | None:
+    """Let a relative path mean one folder, whatever a process's working directory is."""
+    url = _url(value)
+    return url if url is None or ":" in url else str(Path(url).expanduser().absolute())
+
+
+def _at_least(least: float) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        try:
+            seconds = float("nan" if isinstance(value, bool) else value)
+        except (TypeError, ValueError):
+            seconds = float("nan")
+        if not seconds >= least:  # so that NaN is refused, too
+            raise ValueError(f"it is {value!r}, not a number of seconds, {least:g} or more")
+        return seconds
+
+    return read
+
+
+def _named(form: str) -> Callable[[Any], list[str]]:
+    """Read what an environment variable can hold, too: models or LoRAs joined by commas, or a JSON list."""
+
+    def read(value: Any) -> list[str]:
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = json.loads(value)
+        elif isinstance(value, str):
+            value = [each.strip() for each in value.split(",") if each.strip()]
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"it is {value!r}, not a list of {form}")
+        return list(value)
+
+    return read
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "home": _home,
+    "database_url": _url,
+    "redis_url": _url,
+    "store_url": _store,
+    "lease": _at_least(3),
+    "stall": _at_least(1),
+    "deadline": _at_least(1),
+    "models": _named("NAME=REPO_OR_PATH"),
+    "loras": _named("NAME=PATH"),
+}
+SETTINGS = tuple(item.name for item in fields(Settings))
 
 
 def _config_file() -> Path | None:
@@ -117,30 +151,36 @@ def _config_file() -> Path | None:
     return next((file for file in (Path(CONFIG_FILE), home / CONFIG_FILE) if file.is_file()), None)
 
 
+def given_settings() -> dict[str, Any]:
+    """Return what the environment says, and the config file where that is silent, as they say it.
+
+    Raises:
+        BadInputError: when the file cannot be read, or names what is no setting.
+    """
+    # Windows knows no lower case in names, and others may write them so.
+    found = {name.upper(): value for name, value in os.environ.items() if value}
+    said = {name: found[key] for name in SETTINGS if (key := PREFIX + name.upper()) in found}
+    try:
+        file = _config_file()
+        written = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (ValueError, OSError) as error:
+        raise BadInputError(
+            f"The settings cannot be read: {error}; mend {_config_file() or 'them'}."
+        ) from error
+    if unknown := next((name for name in written if name not in SETTINGS), None):
+        raise BadInputError(
+            f"There is no setting {unknown!r}, which {file} names; known are {', '.join(SETTINGS)}."
+        )
+    return written | said
+
+
 def load_settings() -> Settings:
     """Read the settings of this process.
 
     Raises:
         BadInputError: one sentence naming the setting that cannot be used.
     """
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(Settings.model_fields)
-            raise BadInputError(
-                f"There is no setting {where!r}, which {_config_file()} names; known are {known}."
-            ) from error
-        sources = f"PROMPTMILL_{where.upper()} or {CONFIG_FILE}"
-        raise BadInputError(
-            f"Setting {where!r} ({sources}) cannot be used: {first['msg'].rstrip('.')}."
-        ) from error
-    except (ValueError, OSError) as error:  # a config file that is no TOML, or cannot be read
-        raise BadInputError(
-            f"The settings cannot be read: {error}; mend {_config_file() or 'them'}."
-        ) from error
+    return Settings(**given_settings())
 
 
 def ensure_home(settings: Settings, *below: Path) -> Path:

@@ -6,7 +6,6 @@ import json
 import math
 import secrets
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from datetime import datetime
 from functools import lru_cache
@@ -31,6 +30,7 @@ from storage.sqljobstore.base import (
     submission_row,
     to_submission,
 )
+from storage.sqljobstore.behind import Behind
 
 # Crockford's base32: no i, l, o, u, so that an id can be read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -97,16 +97,11 @@ class Submitting(SqlBase):
     def add_jobs(self, submission: str, jobs: Iterable[JobParameters], *, first_index: int = 0) -> int:
         """See `JobStore.add_jobs`."""
         remaining = enumerate(jobs, start=first_index)
-        # While the database works on one chunk, the next one is made.
-        with ThreadPoolExecutor(1) as writer:
-            before: Future[None] | None = None
+        with Behind() as writing:
             while chunk := list(islice(remaining, ADD_CHUNK)):
-                rows = _job_rows(submission, chunk, self._as_stored(now()))
-                if before is not None:
-                    before.result()
-                before = writer.submit(self._add_rows, submission, rows)
-            if before is not None:
-                before.result()
+                writing.start(
+                    self._add_rows, submission, _job_rows(submission, chunk, self._as_stored(now()))
+                )
         with self.database.read() as connection:
             return _job_count(connection, submission)
 

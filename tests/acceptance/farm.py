@@ -17,7 +17,7 @@ from typing import Any
 from storage.imagestore import FsspecImageStore
 from storage.jobstore import JobStore
 from storage.records import Job, JobStatus, Worker
-from storage.settings import Settings
+from storage.settings import SETTINGS, Settings
 from storage.stores import open_image_store, open_job_store
 
 PROMPTMILL = str(Path(sys.executable).parent / "promptmill")
@@ -60,7 +60,7 @@ class Farm:
             **servers,
         }
         own = {name.removeprefix("PROMPTMILL_").lower(): value for name, value in servers.items()}
-        self.settings = Settings(home=home, **{n: v for n, v in own.items() if n in Settings.model_fields})
+        self.settings = Settings(home=home, **{n: v for n, v in own.items() if n in SETTINGS})
         self._store: JobStore | None = None
         self._started: list[subprocess.Popen[str]] = []
 

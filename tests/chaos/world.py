@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -128,7 +129,7 @@ def _see_directly(farm: Farm, servers: Servers, plan: Plan, stack: contextlib.Ex
     changes: dict[str, str] = {}
     if plan.database == "postgres":
         changes["database_url"] = servers.postgres.url(f"chaos_{plan.seed}")
-    farm.settings = farm.settings.model_copy(update=changes)
+    farm.settings = dataclasses.replace(farm.settings, **changes)
     if plan.pictures == "s3":
         for name, value in servers.s3.environment.items():
             before = os.environ.get(name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from storage.settings import Settings
+from storage.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -57,7 +57,7 @@ def test_no_password_has_a_default() -> None:
 
 def test_every_setting_is_one_that_there_is(services: dict[str, Any]) -> None:
     """A name that is misspelt would be refused when the container starts, which nobody here can see."""
-    known = {f"PROMPTMILL_{name.upper()}" for name in Settings.model_fields}
+    known = {f"PROMPTMILL_{name.upper()}" for name in SETTINGS}
     for service in ("migrate", "worker", "worker-cpu", "producer"):
         assert set(services[service]["environment"]) <= known
 

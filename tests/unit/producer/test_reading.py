@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -237,7 +238,7 @@ def test_a_model_of_another_source_takes_over_no_recommendations(
     store: JobStore, settings: Settings, farmhand: Any
 ) -> None:
     """`--model mine=owner/b` is not the `mine` that a worker loaded before: its own worker will say."""
-    settings = settings.model_copy(update={"models": ("mine=owner/a",)})
+    settings = dataclasses.replace(settings, models=["mine=owner/a"])
     farmhand("mine", sampler="euler").start()
     a, b = (
         known_models(settings, store.workers(), parse_model(f"mine=owner/{name}"))["mine"] for name in "ab"

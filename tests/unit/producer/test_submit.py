@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from producer import prompts as prompts_module
 from producer import submitting
 from storage.jobstore import JobStore
 from storage.records import JobStatus, SubmissionState
+from storage.sqljobstore import SqlJobStore
 
 Invoke = Callable[..., Result]
 
@@ -252,6 +254,27 @@ def test_killed_submit_is_finished_by_its_key(
     assert store.counts(submission)[JobStatus.WAITING] == 2
 
 
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_submit_that_is_stopped_as_it_opens_says_whether_it_did(
+    invoke: Invoke, store: JobStore, monkeypatch: pytest.MonkeyPatch, *, opened: bool
+) -> None:
+    """All jobs are there by then, and the last commit may have come before Ctrl-C."""
+    opening = SqlJobStore.open_submission
+
+    def stopped(self: SqlJobStore, submission: str) -> Any:
+        if opened:
+            opening(self, submission)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SqlJobStore, "open_submission", stopped)
+    done = invoke("submit", "-p", "an otter")
+    assert done.exit_code == 130
+    state = store.find_submission(done.stdout.strip()).state
+    assert state is (SubmissionState.OPEN if opened else SubmissionState.LOADING)
+    assert ("is complete and will be rendered" in done.stderr) is opened
+    assert ("is not complete and will not be rendered" in done.stderr) is not opened
+
+
 def test_submit_with_wait_ends_with_1_when_a_job_failed(
     invoke: Invoke, stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +446,23 @@ def test_a_line_that_does_not_go_with_the_recommendations_is_listed_or_left_out(
     assert [job.parameters.prompt for job in store.jobs(done.stdout.strip())] == ["a fox"]
     Path("fox.txt").write_text("a fox --s 8\n")
     assert invoke("submit", "fox.txt", "--seed", "1").stdout == done.stdout  # the very same jobs
+
+
+def test_what_does_not_go_is_found_among_more_combinations_than_are_remembered(
+    invoke: Invoke, store: JobStore, recommend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines are gone through once more, and only those that do not go are left out."""
+    monkeypatch.setattr(prompts_module, "MAX_COMBINATIONS", 3)
+    recommend(sampler="lcm", num_inference_steps=8)
+    rows = [f"otter {steps},{steps}\n" for steps in (1, 2, 3, 4, 5, 60, 6)]
+    Path("list.csv").write_text("prompt,steps\n" + "".join(rows))
+    refused = invoke("submit", "list.csv")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("Error: list.csv:7: With sampler lcm")
+    assert store.submissions() == []
+    done = invoke("submit", "list.csv", "--skip-bad")
+    steps = [job.parameters.num_inference_steps for job in store.jobs(done.stdout.strip())]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("flags", [["--steps", "60"], ["--steps", "60", "-p", "a bee"]])
