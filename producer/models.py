@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInputError, ModelLoadError
+from storage.inputs import TAKES
 from storage.model_defaults import read_defaults, read_native_size
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, parse_model
 from storage.records import Worker, WorkerState
@@ -29,6 +30,7 @@ class KnownModel:
         reference: where its files come from; None when only workers know it.
         revision: the commit or folder hash that the newest worker loaded.
         live_workers: how many serve it now.
+        takes: which of `storage.inputs.INPUTS` the newest worker can begin with; None where none has said it.
         published: the newest worker's defaults: recommended settings, width and height; empty before any.
     """
 
@@ -37,6 +39,7 @@ class KnownModel:
     revision: str | None
     live_workers: int
     published: dict[str, Any]
+    takes: tuple[str, ...] | None = None
 
     @property
     def origin(self) -> str:
@@ -65,6 +68,13 @@ class KnownModel:
         if not folder.is_absolute() or not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113  (never raises)
             return self.published
         return self.published | read_defaults(folder, size=read_native_size(folder))
+
+
+def _published(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell apart what a worker's row recommends, and what it says its model can begin with."""
+    takes = defaults.get(TAKES)
+    recommended = {name: value for name, value in defaults.items() if name != TAKES}
+    return {"published": recommended, "takes": None if takes is None else tuple(takes)}
 
 
 def is_alive(worker: Worker, *, lease: float) -> bool:
@@ -105,7 +115,7 @@ def known_models(
             reference=configured.get(name),
             revision=next((worker.revision for worker in told[name] if worker.revision), None),
             live_workers=len(serving(loaded, name, lease=settings.lease)),
-            published=next((worker.defaults for worker in told[name] if worker.defaults), {}),
+            **_published(next((worker.defaults for worker in told[name] if worker.defaults), {})),
         )
         for name, loaded in by_model.items()
     }

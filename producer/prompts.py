@@ -33,6 +33,7 @@ from producer.readers.text import parse_line
 from storage.errors import BadInputError
 
 if TYPE_CHECKING:
+    from producer.inputs import Inputs
     from producer.rewriting import Rewriting
 
 STDIN = "-"
@@ -140,6 +141,7 @@ def read_prompts(
     skip_bad: bool = False,
     rewriting: Rewriting | None = None,
     pictures: Sequence[str] = (),
+    inputs: Inputs | None = None,
 ) -> PromptList:
     """Read and check all prompts: the files in their order, the texts of `--prompt`, those of pictures.
 
@@ -152,6 +154,7 @@ def read_prompts(
             an error all the same.
         pictures: files of `--from-image`.
         rewriting: styles, presets and templates, if any are asked for.
+        inputs: takes the pictures that lines name.
 
     Raises:
         BadInputError: listing every line that cannot be used, or saying that there is none at all.
@@ -165,7 +168,7 @@ def read_prompts(
         rewriting.check(options)
     found_ones = itertools.chain(_remarked(_all(files, texts, input_format)), _of_pictures(pictures, options))
     for found in _rewritten(found_ones, rewriting, options) if rewriting else found_ones:
-        checked = _checked(found, options, prompts)
+        checked = _checked(found, options, prompts, inputs)
         if isinstance(checked, Problem):
             problems.add(checked)
         elif skip_bad or not problems.count:
@@ -272,11 +275,14 @@ def _stdin(input_format: str | None) -> Iterator[Line | Problem]:
     yield from read(sys.stdin.buffer, "stdin", input_format=input_format)
 
 
-def _checked(found: Line | Problem, options: JobOptions, before: PromptList) -> Line | Problem:
+def _checked(
+    found: Line | Problem, options: JobOptions, before: PromptList, inputs: Inputs | None
+) -> Line | Problem:
     """Check a line by itself, with the flags and with the lines before it."""
     if isinstance(found, Problem):
         return found
     try:
+        found = inputs.of_line(found) if inputs else found
         check_line(found, options)
         _check_one_model(found.model, before.model)
     except BadInputError as error:

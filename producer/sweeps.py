@@ -12,6 +12,7 @@ from decimal import Decimal, DecimalException, InvalidOperation
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.inputs import CONTROL_SCALE
 from storage.parameters import check_prompt, check_seed, read_image_format
 from storage.samplers import SCHEDULES, resolve_sampler
 
@@ -250,9 +251,12 @@ _READERS: Mapping[str, Callable[[str], Setting]] = {
     "prompt_syntax": _option("prompt_syntax", str),
     "image_format": _option("image_format", read_image_format),
     "quality": _option("quality", _whole),
+    **dict.fromkeys(("strength", "denoising_strength"), _option("strength", _number)),
+    **dict.fromkeys(("control_scale", CONTROL_SCALE), _option(CONTROL_SCALE, _number)),
 }
 _WORDS = (_READERS["negative"],)
 SHOWN_NAMES = (
     "steps", "guidance", "sampler", "schedule", "seed", "size", "width", "height", "negative", "eta",
-    "guidance_rescale", "guidance_interval", "prompt_syntax", "image_format", "quality",
+    "guidance_rescale", "guidance_interval", "prompt_syntax", "image_format", "quality", "strength",
+    "control_scale",
 )  # fmt: skip

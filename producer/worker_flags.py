@@ -9,6 +9,7 @@ import click
 from producer.options import stacked
 from storage.devices import list_devices, nvidia_gpus
 from storage.errors import BadInputError
+from storage.models import parse_model
 from storage.worker_options import (
     DEVICES,
     DTYPES,
@@ -57,6 +58,11 @@ worker_flags = stacked(
         show_default=True,
         help="exact: same bytes in any company; throughput: faster; reference: one by one.",
     ),
+    click.option(
+        "--controlnet",
+        metavar="NAME=REPO_OR_PATH[@REVISION]",
+        help="What jobs with a --control-image are steered by.",
+    ),
 )
 
 
@@ -75,6 +81,7 @@ def check_worker_flags(
     mode: str,
     compile: bool = False,  # noqa: A002 - the flag's own name
     cuda_graphs: bool = False,
+    controlnet: str | None = None,
     name: str | None = None,
     drain_timeout: float | None = None,
     parent_pipe: bool = False,
@@ -102,6 +109,7 @@ def check_worker_flags(
         lanes=pinned,
         mode=mode,
         launch=launch,
+        controlnet=None if controlnet is None else str(parse_model(controlnet)),
         name=name,
         parent_pipe=parent_pipe,
         **rest,

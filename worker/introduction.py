@@ -7,11 +7,11 @@ import os
 import socket
 from datetime import UTC, datetime
 
+from storage.inputs import TAKES
 from storage.models import parse_model
 from storage.records import Worker, WorkerState
 from storage.version import promptmill_version
-from worker.coalescing.pipeline_engine import PipelineEngine
-from worker.engine.engine import Engine
+from worker.coalescing.engines import Engines
 from worker.models.device import device_facts, dtype_name
 from worker.orders import ChildOrder
 
@@ -43,9 +43,7 @@ def ordered_worker(order: ChildOrder) -> Worker:
     )
 
 
-def loaded_worker(
-    order: ChildOrder, engine: Engine | PipelineEngine, *, state: WorkerState, concurrency: int
-) -> Worker:
+def loaded_worker(order: ChildOrder, engine: Engines, *, state: WorkerState, concurrency: int) -> Worker:
     """Return the row of a process whose model is loaded."""
     model = engine.model
     device = device_facts(model.device)
@@ -55,7 +53,7 @@ def loaded_worker(
         device_uuid=device["uuid"],
         revision=model.revision,
         family=model.family,
-        defaults=dict(model.defaults),
+        defaults={**model.defaults, TAKES: engine.takes},
         dtype=dtype_name(model.dtype),
         lanes=engine.lanes,
         concurrency=concurrency,

@@ -11,6 +11,7 @@ from typing import Any
 from producer.lines import Line, Problem
 from producer.readers import kinds
 from producer.readers.kinds import UnfitError
+from storage.inputs import CONTROL_SCALE, INPUTS, MASK_IMAGE, STRENGTH
 from storage.parameters import OPTION_DEFAULTS
 
 Convert = Callable[[str, Any], Any]
@@ -34,6 +35,9 @@ CONVERTERS: dict[str, Convert] = {
     "prompt_syntax": kinds.prompt_syntax,
     "image_format": kinds.image_format,
     "quality": kinds.whole_number,
+    **dict.fromkeys(INPUTS, kinds.text),  # names of files, until `producer.inputs` has read them
+    STRENGTH: kinds.number,
+    CONTROL_SCALE: kinds.number,
     "model": kinds.text,
 }
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -43,6 +47,9 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "num_inference_steps": ("steps",),
     "guidance_scale": ("guidance", "cfg", "cfg_scale"),
     "quality": ("image_quality",),
+    MASK_IMAGE: ("mask",),
+    STRENGTH: ("denoising_strength",),
+    CONTROL_SCALE: ("control_scale",),
 }
 _ALIAS_ONLY = {"quality"}  # people's own columns have that name: ratings
 FIELDS: dict[str, str] = {name: name for name in CONVERTERS if name not in _ALIAS_ONLY} | {

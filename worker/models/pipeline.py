@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class LoadedPipeline:
         dtype: likewise.
         native_size: (width, height) in pixels.
         defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
+        facts: what belongs into the numerics record besides.
         layout, launch: as in `LoadedModel`; a pipeline is run as it is.
     """
 
@@ -43,6 +44,7 @@ class LoadedPipeline:
     defaults: dict[str, Any]
     layout: str = "contiguous"
     launch: str = "eager"
+    facts: dict[str, str] = field(default_factory=dict)
 
     @property
     def repo(self) -> str | None:
