@@ -63,7 +63,7 @@ class Inputs:
         """Begin with none; `store` opens the picture store, where it is needed."""
         self.used: set[str] = set()
         self._store = store
-        self._files: dict[str, Path] = {}  # by hash
+        self._files: dict[str, Path | None] = {}  # by hash; None was in the store already
         self._known: dict[tuple[Path, str], Input] = {}
         self._of_flags: dict[str, Input] = {}
         self._sized = False
@@ -116,6 +116,8 @@ class Inputs:
             key = input_key(sha256)
             if self._store().exists(key) and (again or digest(self._store().read(key)) == sha256):
                 continue
+            if path is None:
+                raise BadInputError(f"Input {sha256} was pruned at this moment; name the file itself.")
             data = _bytes_of(path)
             if digest(data) != sha256:
                 raise BadInputError(f"{path} has changed since it was checked; submit again.")
@@ -136,10 +138,10 @@ class Inputs:
         stored = is_hash(value) and not path.exists()
         data = self._stored(value) if stored else _bytes_of(path)
         found = Input(sha256=digest(data), size=open_input(data).size)
-        if not stored:
-            self._files.setdefault(found.sha256, path)
-        elif found.sha256 != value:
+        if stored and found.sha256 != value:
             raise BadInputError("the picture store has other bytes under this hash; name the file itself.")
+        if self._files.get(found.sha256) is None:
+            self._files[found.sha256] = None if stored else path
         return found
 
     def _stored(self, sha256: str) -> bytes:
