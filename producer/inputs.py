@@ -8,13 +8,13 @@ after them, should a prune have taken one for unused in between.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producer.jobs import JobOptions
-from producer.lines import Line
+from producer.lines import Line, Problem
 from producer.output import remark
 from storage.errors import BadInputError
 from storage.inputs import (
@@ -65,6 +65,7 @@ class Inputs:
         self._store = store
         self._files: dict[str, Path | None] = {}  # by hash; None was in the store already
         self._known: dict[tuple[Path, str], Input] = {}
+        self._by_hash: dict[str, Input] = {}
         self._of_flags: dict[str, Input] = {}
         self._sized = False
 
@@ -84,23 +85,40 @@ class Inputs:
         size: dict[str, Any] = {} if self._sized else _size_of(self._of_flags)
         return dataclasses.replace(options, **size) if size else options
 
-    def of_line(self, line: Line) -> Line:
-        """Return a line with hashes for the files that it names, which lie beside the file that it stands in.
+    def of_lines(self, found_ones: Iterable[Line | Problem]) -> Iterator[Line | Problem]:
+        """Pass on lines with hashes for the files that they name; a Problem where one cannot be used."""
+        for found in found_ones:
+            try:
+                yield self._hashed(found) if isinstance(found, Line) else found
+            except BadInputError as error:
+                yield Problem(file=found.file, line=found.line or None, reason=str(error))
 
-        Raises:
-            BadInputError: about the first file that cannot be used.
-        """
+    def _hashed(self, line: Line) -> Line:
         given = line.settings.get("options", {})
-        named = [name for name in INPUTS if name in given]
-        if not named:
+        base = Path(line.file).parent if line.line else Path()  # beside the file that it stands in
+        found = {name: self._take(name, name, given[name], base) for name in INPUTS if name in given}
+        if not found:
             return line
-        base = Path(line.file).parent if line.line else Path()
-        found = {name: self._take(name, name, given[name], base) for name in named}
+        hashes = {name: each.sha256 for name, each in found.items()}
+        self._by_hash |= {each.sha256: each for each in found.values()}
+        return dataclasses.replace(line, settings={**line.settings, "options": given | hashes})
+
+    def sized_lines(self, found_ones: Iterable[Line | Problem]) -> Iterator[Line | Problem]:
+        """Pass on lines with the size of the pictures that they name, where nothing says another."""
+        for found in found_ones:
+            try:
+                yield self._sized_line(found) if isinstance(found, Line) else found
+            except BadInputError as error:
+                yield Problem(file=found.file, line=found.line or None, reason=str(error))
+
+    def _sized_line(self, line: Line) -> Line:
+        given = line.settings.get("options", {})
+        found = {name: self._by_hash[given[name]] for name in INPUTS if name in given}
         # The flags' init image goes before the line's own control image.
         lesser = INIT_IMAGE not in found and INIT_IMAGE in self._of_flags
-        size = {} if self._sized or lesser or _SIZE & line.settings.keys() else _size_of(found)
-        hashes = {name: each.sha256 for name, each in found.items()}
-        return dataclasses.replace(line, settings={**line.settings, **size, "options": given | hashes})
+        if not found or lesser or self._sized or _SIZE & line.settings.keys():
+            return line
+        return dataclasses.replace(line, settings={**line.settings, **_size_of(found)})
 
     def keep(self, *, again: bool = False) -> None:
         """Write into the store what is not there yet, or not whole.
@@ -118,7 +136,10 @@ class Inputs:
                 continue
             if path is None:
                 raise BadInputError(f"Input {sha256} was pruned at this moment; name the file itself.")
-            data = _bytes_of(path)
+            try:
+                data = _bytes_of(path)
+            except BadInputError as error:
+                raise BadInputError(f"{path}: {error}") from error
             if digest(data) != sha256:
                 raise BadInputError(f"{path} has changed since it was checked; submit again.")
             self._store().write(key, data)

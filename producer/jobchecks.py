@@ -96,3 +96,12 @@ def check_line(line: Line, options: JobOptions) -> None:
                 check_inputs_together(job.options, job.num_inference_steps)
             except BadInputError as error:
                 raise in_combination(error, setting) from error
+
+
+def check_one_model(model: str | None, before: str | None) -> None:
+    """Refuse a line that names another model than a line before it."""
+    if model is not None and before not in (None, model):
+        raise BadInputError(
+            f"This line is for model {model!r} and an earlier one for {before!r}; a submission has one "
+            f"model: split the list."
+        )

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from producer.jobchecks import CLASHING, check_line, clash
+from producer.jobchecks import CLASHING, check_line, check_one_model, clash
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
 from producer.output import remark
@@ -167,8 +167,10 @@ def read_prompts(
     if rewriting:
         rewriting.check(options)
     found_ones = itertools.chain(_remarked(_all(files, texts, input_format)), _of_pictures(pictures, options))
-    for found in _rewritten(found_ones, rewriting, options) if rewriting else found_ones:
-        checked = _checked(found, options, prompts, inputs)
+    found_ones = inputs.of_lines(found_ones) if inputs else found_ones
+    found_ones = _rewritten(found_ones, rewriting, options) if rewriting else found_ones
+    for found in inputs.sized_lines(found_ones) if inputs else found_ones:
+        checked = _checked(found, options, prompts)
         if isinstance(checked, Problem):
             problems.add(checked)
         elif skip_bad or not problems.count:
@@ -275,27 +277,16 @@ def _stdin(input_format: str | None) -> Iterator[Line | Problem]:
     yield from read(sys.stdin.buffer, "stdin", input_format=input_format)
 
 
-def _checked(
-    found: Line | Problem, options: JobOptions, before: PromptList, inputs: Inputs | None
-) -> Line | Problem:
+def _checked(found: Line | Problem, options: JobOptions, before: PromptList) -> Line | Problem:
     """Check a line by itself, with the flags and with the lines before it."""
     if isinstance(found, Problem):
         return found
     try:
-        found = inputs.of_line(found) if inputs else found
         check_line(found, options)
-        _check_one_model(found.model, before.model)
+        check_one_model(found.model, before.model)
     except BadInputError as error:
         return Problem(file=found.file, line=found.line or None, reason=str(error))
     return found
-
-
-def _check_one_model(model: str | None, before: str | None) -> None:
-    if model is not None and before not in (None, model):
-        raise BadInputError(
-            f"This line is for model {model!r} and an earlier one for {before!r}; a submission has one "
-            f"model: split the list."
-        )
 
 
 def _describe(files: Sequence[str], texts: Sequence[str]) -> str:

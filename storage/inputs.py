@@ -33,8 +33,6 @@ MAX_PIXELS = 64_000_000  # decoded they take 256 MB
 FORMATS = ("PNG", "JPEG", "WEBP")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHOWN = {INIT_IMAGE: "init image", MASK_IMAGE: "mask", CONTROL_IMAGE: "control image"}
-
-
 OF_INPUTS = frozenset((*INPUTS, STRENGTH, CONTROL_SCALE))
 
 

@@ -16,6 +16,7 @@ from storage.inputs import (
     MASK_IMAGE,
     STRENGTH,
     as_rgb,
+    with_strength,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def picture_arguments(
     names[CONTROL_IMAGE] = "control_image" if "control_image" in parameters else "image"
     found: dict[str, Any] = {names[name]: (pictures or {}).get(name) for name in kind.needs}
     if INIT_IMAGE in kind.needs:
-        found["strength"] = job.options[STRENGTH]
+        found["strength"] = with_strength(job.options)[STRENGTH]
     if CONTROL_IMAGE in kind.needs:
         scale = job.options.get(CONTROL_SCALE, DEFAULT_CONTROL_SCALE)
         found["controlnet_conditioning_scale"] = float(scale)

@@ -233,3 +233,18 @@ def test_flags_about_an_input_need_one(invoke: Invoke, flag: str) -> None:
     done = invoke("submit", "-p", "x", flag, "--model", "demo")
     assert done.exit_code == 2
     assert "and this job has none" in done.stderr
+
+
+def test_templates_and_presets_go_with_inputs(invoke: Invoke, store: JobStore) -> None:
+    """A drawn prompt keeps its picture; a preset's size beats the picture's, and a picture's the model's."""
+    sha256 = picture("a.png")
+    Path("presets.toml").write_text("[presets.wide]\nsize = '128x64'\nstrength = 0.4\n")
+    Path("list.csv").write_text("prompt,init_image\na {red|blue} fox,a.png\n")
+    command = ["submit", "list.csv", "--templates", "random", "--seed", "1", "--model", "demo"]
+    for extra, size, strength in (([], (88, 64), 0.8), (["--preset", "wide"], (128, 64), 0.4)):
+        done = invoke(*command, *extra)
+        assert done.exit_code == 0, done.stderr
+        job = store.find_job("@last:0").parameters
+        assert job.prompt in ("a red fox", "a blue fox")
+        assert (job.width, job.height) == size
+        assert job.options == {"init_image": sha256, "strength": strength}
