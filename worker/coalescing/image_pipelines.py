@@ -24,15 +24,14 @@ _NEVER: dict[str, Any] = {
 }
 
 
-def pipeline_class(model: LoadedModel | LoadedPipeline, kind: Kind) -> Any | None:
-    """Return diffusers' class for a kind of job; None where it has none for this model.
+def class_name(model: LoadedModel | LoadedPipeline, kind: Kind) -> str | None:
+    """Name diffusers' class for a kind of job; None where it has none for this model.
 
     Its classes are called alike: `FluxPipeline`, `FluxImg2ImgPipeline`, `FluxControlNetInpaintPipeline`.
-    Their names are known without importing them all, which would take seconds.
+    Their names are known before any is imported, which takes seconds for all of them.
     """
-    stem = _family(model).removesuffix("Pipeline")
-    name = f"{stem}{kind.value}Pipeline"
-    return getattr(diffusers, name) if name in dir(diffusers) else None
+    name = f"{_family(model).removesuffix('Pipeline')}{kind.value}Pipeline"
+    return name if name in dir(diffusers) else None
 
 
 def possible_kinds(model: LoadedModel | LoadedPipeline, controlnet: ControlNet | None) -> frozenset[Kind]:
@@ -40,7 +39,7 @@ def possible_kinds(model: LoadedModel | LoadedPipeline, controlnet: ControlNet |
     kinds = [kind for kind in Kind if kind is not Kind.TEXT]
     if controlnet is None:
         kinds = [kind for kind in kinds if not _is_controlled(kind)]
-    return frozenset(kind for kind in kinds if pipeline_class(model, kind) is not None)
+    return frozenset(kind for kind in kinds if class_name(model, kind) is not None)
 
 
 def image_pipeline(
@@ -56,9 +55,10 @@ def image_pipeline(
     Raises:
         TypeError, ValueError: when the class cannot be made of the model's parts.
     """
-    found = pipeline_class(model, kind)
-    if found is None:
+    name = class_name(model, kind)
+    if name is None:
         raise ValueError(f"diffusers has no {kind} pipeline for {_family(model)}")
+    found = getattr(diffusers, name)
     controlled = controlnet if _is_controlled(kind) else None
     offered = _NEVER | _parts(model) | ({"controlnet": controlled.network} if controlled else {})
     takes = inspect.signature(found.__init__).parameters
