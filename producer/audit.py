@@ -16,6 +16,7 @@ from itertools import groupby
 from producer.pruning import RESCUED
 from storage.errors import BadInputError
 from storage.imagestore import FOLDER_JOBS, ImageStore, picture_folder, picture_key
+from storage.inputs import digest, hash_in, input_key
 from storage.jobstore import JobStore
 from storage.parameters import suffix_of
 from storage.records import UNFINISHED, Image, Job, JobStatus, Submission, SubmissionState, WorkerState
@@ -96,6 +97,7 @@ def audit(jobs: JobStore, images: ImageStore) -> Iterator[Finding]:
                 yield from _audit_block(jobs, images, block, pool)
             if submission.state is not SubmissionState.LOADING and count < submission.total:
                 yield from _lost(jobs, submission, count)
+    yield from _inputs(jobs, images)
     yield from _strangers(images, {submission.id for submission in submissions})
 
 
@@ -208,8 +210,23 @@ def _is_left(job: Job, name: str) -> bool:
     return job.status not in UNFINISHED and (job.image is None or job.image.key != name)
 
 
+def _inputs(jobs: JobStore, images: ImageStore) -> Iterator[Finding]:
+    """Hold the inputs that jobs begin with against their names, which are their hashes."""
+    for sha256 in sorted(jobs.inputs_used()):
+        key = input_key(sha256)
+        data = images.find(key)
+        if data is None:
+            detail = "jobs begin with it, and it is not there; submit them again with the file"
+            yield Finding(kind=Kind.MISSING, where=key, detail=detail)
+        elif digest(data) != sha256:
+            detail = "jobs begin with it, and it has other bytes; submitting one with the file mends it"
+            yield Finding(kind=Kind.DAMAGED, where=key, detail=detail)
+
+
 def _strangers(images: ImageStore, known: set[str]) -> Iterator[Finding]:
     for name in images.names():
+        if hash_in(name):
+            continue  # no picture: a prune removes it when no job needs it
         folder = name.partition("/")[0]
         if folder == RESCUED:
             detail = "a copy that waits for `promptmill doctor --repair`"

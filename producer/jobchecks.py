@@ -11,6 +11,7 @@ from producer.jobs import MAX_IMAGES, JobOptions, in_combination, parameters_of,
 from producer.lines import Line
 from producer.sweeps import names_of
 from storage.errors import BadInputError
+from storage.inputs import OF_INPUTS, check_inputs_together
 from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, check_job, check_prompt, check_seed
 from storage.prompt_syntax import PLAIN
@@ -88,9 +89,19 @@ def check_line(line: Line, options: JobOptions) -> None:
             )
     # The flags alone were checked once, but not together with the grammar of this prompt.
     weighted = "prompt_syntax" in options.swept or options.options.get("prompt_syntax", PLAIN) != PLAIN
-    if line.settings or weighted:
+    if line.settings or weighted or (options.swept | options.options.keys()) & OF_INPUTS:
         for setting in options.sweep:
             try:
-                check_job(with_setting(parameters_of(line, options), setting))
+                job = check_job(with_setting(parameters_of(line, options), setting))
+                check_inputs_together(job.options, job.num_inference_steps)
             except BadInputError as error:
                 raise in_combination(error, setting) from error
+
+
+def check_one_model(model: str | None, before: str | None) -> None:
+    """Refuse a line that names another model than a line before it."""
+    if model is not None and before not in (None, model):
+        raise BadInputError(
+            f"This line is for model {model!r} and an earlier one for {before!r}; a submission has one "
+            f"model: split the list."
+        )

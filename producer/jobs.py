@@ -10,6 +10,7 @@ from typing import Any
 from producer.lines import Line
 from producer.sweeps import Setting, combine, names_of, parse_axis, parse_interval, parse_seeds, parse_size
 from storage.errors import BadInputError
+from storage.inputs import INIT_IMAGE, with_strength
 from storage.loras import lora_list, parse_lora
 from storage.model_defaults import fill_defaults
 from storage.parameters import (
@@ -98,10 +99,15 @@ def job_options(
     loras: Sequence[str] = (),
     image_format: str | None,
     quality: int | None,
+    init_image: str | None = None,
+    mask_image: str | None = None,
+    control_image: str | None = None,
+    strength: float | None = None,
+    controlnet_conditioning_scale: float | None = None,
     sweep: Sequence[str] = (),
     zipped: bool = False,
 ) -> JobOptions:
-    """Check the flags, one by one and together.
+    """Check the flags, one by one and together; of inputs they have the hashes.
 
     Raises:
         BadInputError: one sentence about the first flag that cannot be used.
@@ -130,6 +136,11 @@ def job_options(
         "loras": lora_list(map(parse_lora, loras)) if loras else None,
         "image_format": image_format,
         "quality": quality,
+        "init_image": init_image,
+        "mask_image": mask_image,
+        "control_image": control_image,
+        "strength": strength,
+        "controlnet_conditioning_scale": controlnet_conditioning_scale,
     }
     options = JobOptions(
         negative_prompt=check_prompt(negative, what="negative prompt"),
@@ -175,8 +186,8 @@ def in_combination(error: BadInputError, setting: Setting) -> BadInputError:
 def with_setting(job: JobParameters, setting: Setting) -> JobParameters:
     """Return the job with what one combination of the sweeps sets, its seed apart."""
     own = {name: value for name, value in setting.items() if name != "seed"}
-    if "options" in own:
-        own["options"] = telling(job.options | own["options"])
+    if "options" in own or INIT_IMAGE in job.options:
+        own["options"] = with_strength(telling(job.options | own.get("options", {})))
     return dataclasses.replace(job, **own) if own else job
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInputError, ModelLoadError
+from storage.inputs import TAKES
 from storage.lora_files import lora_files
 from storage.loras import published_loras
 from storage.model_defaults import read_defaults, read_native_size
@@ -31,6 +32,7 @@ class KnownModel:
         reference: where its files come from; None when only workers know it.
         revision: the commit or folder hash that the newest worker loaded.
         live_workers: how many serve it now.
+        takes: which of `storage.inputs.INPUTS` the newest worker can begin with; None where none has said it.
         published: the newest worker's defaults: recommended settings, width and height; empty before any.
         loras: those that its workers have, or that are configured, each with what tells its file from others.
     """
@@ -41,6 +43,7 @@ class KnownModel:
     live_workers: int
     published: dict[str, Any]
     loras: Mapping[str, str] = field(default_factory=dict)
+    takes: tuple[str, ...] | None = None
 
     @property
     def origin(self) -> str:
@@ -72,6 +75,13 @@ class KnownModel:
         if folder is None or not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113  (never raises)
             return self.published
         return self.published | read_defaults(folder, size=read_native_size(folder))
+
+
+def _published(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell apart what a worker's row recommends, and what it says its model can begin with."""
+    takes = defaults.get(TAKES)
+    recommended = {name: value for name, value in defaults.items() if name != TAKES}
+    return {"published": recommended, "takes": None if takes is None else tuple(takes)}
 
 
 def is_alive(worker: Worker, *, lease: float) -> bool:
@@ -114,7 +124,7 @@ def known_models(
             reference=configured.get(name),
             revision=next((worker.revision for worker in told[name] if worker.revision), None),
             live_workers=len(serving(loaded, name, lease=settings.lease)),
-            published=next((worker.defaults for worker in told[name] if worker.defaults), {}),
+            **_published(next((worker.defaults for worker in told[name] if worker.defaults), {})),
             loras={
                 lora: revision
                 for worker in reversed(told[name])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from producer.fitting import fitting
+from producer.inputs import Inputs, check_takes
 from producer.jobchecks import check_seeds
 from producer.jobs import JobOptions, job_options
 from producer.loras import origin_of_loras
@@ -15,6 +16,7 @@ from producer.prompts import PromptList, read_prompts
 from producer.rewriting import take_rewriting
 from producer.submitting import Order
 from storage.errors import BadInputError
+from storage.stores import open_image_store
 
 if TYPE_CHECKING:
     from producer.models import KnownModel
@@ -33,16 +35,23 @@ class Asked:
     Attributes:
         skip_bad: whether lines that do not go with the model are left out.
         share: the flags of the submission itself, by `SUBMISSION_FLAGS`.
+        inputs: pictures that the jobs begin with.
     """
 
     prompts: PromptList
     options: JobOptions
     skip_bad: bool
     share: dict[str, Any]
+    inputs: Inputs
 
 
-def read_asked(settings: Settings, flags: dict[str, Any]) -> Asked:
+def read_asked(settings: Settings, flags: dict[str, Any], *, files: bool = True) -> Asked:
     """Check the flags, then read and check the prompts.
+
+    Args:
+        settings: where things are.
+        flags: of the command.
+        files: whether prompts may name pictures by where they are on this machine.
 
     Raises:
         BadInputError: about the first flag that cannot be used, or every place in the lists.
@@ -52,11 +61,12 @@ def read_asked(settings: Settings, flags: dict[str, Any]) -> Asked:
     check_submission_flags(**share)
     reading = {name: flags.pop(name) for name in PROMPT_FLAGS}
     rewriting = take_rewriting(settings, flags)
-    options = job_options(**flags)
+    inputs = Inputs(lambda: open_image_store(settings), files=files)
+    options = inputs.sized(job_options(**inputs.of_flags(flags)))
     files, texts = reading.pop("files"), reading.pop("texts")
-    prompts = read_prompts(files, texts, options=options, rewriting=rewriting, **reading)
+    prompts = read_prompts(files, texts, options=options, rewriting=rewriting, inputs=inputs, **reading)
     check_seeds(options, prompts.count, prompts.wanted)
-    return Asked(prompts=prompts, options=options, skip_bad=reading["skip_bad"], share=share)
+    return Asked(prompts=prompts, options=options, skip_bad=reading["skip_bad"], share=share, inputs=inputs)
 
 
 def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
@@ -70,6 +80,7 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
     Raises:
         BadInputError: when they do not; with --skip-bad only if no line is left, or the flags alone do not.
     """
+    check_takes(asked.inputs.used, model)
     defaults = model.defaults()
     order = Order(
         prompts=fitting(
@@ -83,6 +94,7 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
         options=asked.options,
         model=model.name,
         defaults=defaults,
+        inputs=asked.inputs,
         revision=model.revision,
         origin=model.origin + origin_of_loras(asked.prompts, asked.options, model.loras),
         **asked.share | {"again": asked.share["again"] or again},

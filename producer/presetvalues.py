@@ -8,6 +8,7 @@ from typing import Any
 
 from producer.sweeps import parse_interval, parse_size
 from storage.errors import BadInputError
+from storage.inputs import CONTROL_SCALE
 from storage.loras import parse_loras
 from storage.parameters import (
     JobParameters,
@@ -137,5 +138,7 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "prompt_syntax": lambda value: _option("prompt_syntax", _text(value)),
     "lora": lambda value: {"options": {"loras": parse_loras(_text(value))}},
     "image_format": lambda value: _option("image_format", read_image_format(_text(value))),
+    "strength": lambda value: _option("strength", float(_number(value))),
+    "control_scale": lambda value: _option(CONTROL_SCALE, float(_number(value))),
     "quality": lambda value: {"options": {"quality": check_quality(_whole(value))}},
 }

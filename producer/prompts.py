@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from producer.jobchecks import CLASHING, check_line
+from producer.jobchecks import CLASHING, check_line, check_one_model
 from producer.jobs import JobOptions
 from producer.lines import Line, Problem
 from producer.loras import with_tagged_loras
@@ -34,6 +34,7 @@ from producer.readers.text import parse_line
 from storage.errors import BadInputError
 
 if TYPE_CHECKING:
+    from producer.inputs import Inputs
     from producer.rewriting import Rewriting
 
 STDIN = "-"
@@ -153,6 +154,7 @@ def read_prompts(
     skip_bad: bool = False,
     rewriting: Rewriting | None = None,
     pictures: Sequence[str] = (),
+    inputs: Inputs | None = None,
 ) -> PromptList:
     """Read and check all prompts: the files in their order, the texts of `--prompt`, those of pictures.
 
@@ -165,6 +167,7 @@ def read_prompts(
             an error all the same.
         pictures: files of `--from-image`.
         rewriting: styles, presets and templates, if any are asked for.
+        inputs: takes the pictures that lines name.
 
     Raises:
         BadInputError: listing every line that cannot be used, or saying that there is none at all.
@@ -176,8 +179,12 @@ def read_prompts(
     options = options or JobOptions()
     if rewriting:
         rewriting.check(options)
-    found_ones = itertools.chain(_remarked(_all(files, texts, input_format)), _of_pictures(pictures, options))
-    for found in _rewritten(found_ones, rewriting, options) if rewriting else found_ones:
+    found_ones: Iterator[Line | Problem] = itertools.chain(
+        _remarked(_all(files, texts, input_format)), _of_pictures(pictures, options)
+    )
+    found_ones = inputs.of_lines(found_ones) if inputs else found_ones
+    found_ones = _rewritten(found_ones, rewriting, options) if rewriting else found_ones
+    for found in inputs.sized_lines(found_ones) if inputs else found_ones:
         checked = _checked(found, options, prompts)
         if isinstance(checked, Problem):
             problems.add(checked)
@@ -266,18 +273,10 @@ def _checked(found: Line | Problem, options: JobOptions, before: PromptList) -> 
     try:
         found = with_tagged_loras(found, options)
         check_line(found, options)
-        _check_one_model(found.model, before.model)
+        check_one_model(found.model, before.model)
     except BadInputError as error:
         return Problem(file=found.file, line=found.line or None, reason=str(error))
     return found
-
-
-def _check_one_model(model: str | None, before: str | None) -> None:
-    if model is not None and before not in (None, model):
-        raise BadInputError(
-            f"This line is for model {model!r} and an earlier one for {before!r}; a submission has one "
-            f"model: split the list."
-        )
 
 
 def _describe(files: Sequence[Source], texts: Sequence[str]) -> str:

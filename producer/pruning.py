@@ -13,10 +13,12 @@ from datetime import UTC, datetime, timedelta
 from producer.session import Session
 from storage.errors import BadInputError
 from storage.imagestore import FOLDER_JOBS, picture_folder
+from storage.inputs import FOLDER, hash_in, input_key
 from storage.jobstore import JobStore
 from storage.records import JobStatus, Submission, SubmissionState
 
 RESCUED = "rescued"  # folder of the copies that a repair has put aside, each in one named for its hash
+INPUTS_AT_ONCE = 16  # removed inputs that are held in memory until it is sure that nobody needs them
 ALL = 2**31 - 1  # submissions: as many as there are
 _AGE = re.compile(r"(\d{1,6})\s*(m|h|d|w)")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -81,6 +83,7 @@ def prune(session: Session, submission: Submission) -> Iterator[int]:
     shutil.rmtree(session.settings.thumbnails_path / submission.id, ignore_errors=True)
     jobs.end_pruning(submission.id)
     _forget_rescued(session)
+    _forget_inputs(session)
 
 
 def _forget_rescued(session: Session) -> None:
@@ -89,6 +92,31 @@ def _forget_rescued(session: Session) -> None:
     for digest in rescued:
         if not session.jobs.find_pictures(digest, limit=1):
             session.images.delete_folder(f"{RESCUED}/{digest}")
+
+
+def _forget_inputs(session: Session) -> None:
+    """Remove the inputs that no job needs any more.
+
+    Whoever submits writes its inputs before its rows and looks again after them. A job that was written
+    while one was being removed gets it back here.
+    """
+    jobs, images = session.jobs, session.images
+    stored = {sha256: name for name in images.names(FOLDER) if (sha256 := hash_in(name))}
+    unused = stored.keys() - jobs.inputs_used() if stored else set()
+    removed: dict[str, bytes] = {}
+    for sha256 in sorted(unused):
+        removed[sha256] = images.read(stored[sha256])
+        images.delete(stored[sha256])
+        if len(removed) == INPUTS_AT_ONCE:
+            _bring_back_inputs(session, removed)
+    _bring_back_inputs(session, removed)
+
+
+def _bring_back_inputs(session: Session, removed: dict[str, bytes]) -> None:
+    """Write again what a job has come to need since; forget the others."""
+    for sha256 in removed.keys() & (session.jobs.inputs_used() if removed else set()):
+        session.images.write(input_key(sha256), removed[sha256])
+    removed.clear()
 
 
 def prune_now(session: Session, submission: str) -> None:

@@ -33,7 +33,7 @@ CHUNK = 500  # jobs that are brought back in one commit
 NO_WISHES = Wishes(
     flags={
         "devices": "auto", "dtype": "auto", "lanes": "auto", "mode": "exact", "compile": False,
-        "cuda_graphs": False,
+        "cuda_graphs": False, "controlnet": None,
     }
 )  # fmt: skip
 

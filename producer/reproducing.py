@@ -10,6 +10,7 @@ from typing import Any
 from producer.company import Company, follow_in, terminated_like_interrupted
 from producer.comparing import Change, Likeness, Outcome, changes, compare
 from producer.counted import counted
+from producer.inputs import check_stored
 from producer.models import serving
 from producer.originals import Original
 from producer.output import count_of, remark
@@ -87,6 +88,10 @@ def plan(
     """
     kinds: dict[str, list[Original]] = {}
     for original in originals:
+        try:
+            check_stored(session.images, original.parameters.options)
+        except BadInputError as error:
+            raise BadInputError(f"{original.name} cannot be rendered again: {error}") from error
         kinds.setdefault(kind_of(original.model, original.numerics), []).append(original)
     return [_planned(session, alike, wishes, typed) for alike in kinds.values()]
 

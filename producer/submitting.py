@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from producer.jobs import JobOptions, build_jobs, count_jobs
 from producer.output import count_of, remark, timestamp
@@ -14,6 +14,9 @@ from storage.errors import BadInputError
 from storage.fingerprint import hash_of
 from storage.jobstore import JobStore
 from storage.records import JobStatus, Submission, SubmissionState, being_pruned
+
+if TYPE_CHECKING:
+    from producer.inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,7 @@ class Order:
         origin: where the model comes from, as `KnownModel.origin` says it.
         again: render what an earlier submission has already.
         reuse: take over pictures that are there already, job by job.
+        inputs: pictures that its jobs begin with; None for none.
     """
 
     prompts: PromptList
@@ -41,6 +45,7 @@ class Order:
     key: str | None
     again: bool = False
     reuse: bool = False
+    inputs: Inputs | None = None
 
     @property
     def total(self) -> int:
@@ -109,7 +114,7 @@ def submit_order(
         _remark_repeated(submission, order)
         return submission, False
     try:
-        inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options, order.defaults))
+        inserted = _insert(store, submission, order)
     except BaseException as error:  # also an interrupt: the user has to know what was kept
         found = _finished_by_another(store, submission) if isinstance(error, BadInputError) else None
         if found is None:
@@ -133,6 +138,16 @@ def _open(store: JobStore, submission: Submission) -> Submission:
         opened = store.find_submission(submission.id).state is SubmissionState.OPEN
         remark(_complete(submission) if opened else _unfinished(submission))
         raise
+
+
+def _insert(store: JobStore, submission: Submission, order: Order) -> int:
+    """Write the inputs, then the jobs, and look again: who pruned in between found no job that needs them."""
+    if order.inputs:
+        order.inputs.keep()
+    inserted = store.add_jobs(submission.id, build_jobs(order.prompts, order.options, order.defaults))
+    if order.inputs:
+        order.inputs.keep(again=True)
+    return inserted
 
 
 def _finished_by_another(store: JobStore, submission: Submission) -> Submission | None:

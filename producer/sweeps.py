@@ -12,6 +12,7 @@ from decimal import Decimal, DecimalException, InvalidOperation
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.inputs import CONTROL_SCALE
 from storage.loras import parse_loras
 from storage.parameters import check_prompt, check_seed, read_image_format
 from storage.samplers import SCHEDULES, resolve_sampler
@@ -252,9 +253,12 @@ _READERS: Mapping[str, Callable[[str], Setting]] = {
     **dict.fromkeys(("lora", "loras"), _option("loras", parse_loras)),
     "image_format": _option("image_format", read_image_format),
     "quality": _option("quality", _whole),
+    **dict.fromkeys(("strength", "denoising_strength"), _option("strength", _number)),
+    **dict.fromkeys(("control_scale", CONTROL_SCALE), _option(CONTROL_SCALE, _number)),
 }
 _WORDS = (_READERS["negative"], _READERS["lora"])
 SHOWN_NAMES = (
     "steps", "guidance", "sampler", "schedule", "seed", "size", "width", "height", "negative", "eta",
-    "guidance_rescale", "guidance_interval", "prompt_syntax", "lora", "image_format", "quality",
+    "guidance_rescale", "guidance_interval", "prompt_syntax", "lora", "image_format", "quality", "strength",
+    "control_scale",
 )  # fmt: skip

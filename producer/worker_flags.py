@@ -12,6 +12,7 @@ from storage.devices import list_devices, nvidia_gpus
 from storage.errors import BadInputError
 from storage.lora_files import check_lora_file
 from storage.lora_files import lora_files as read_lora_files
+from storage.models import parse_model
 from storage.worker_options import (
     DEVICES,
     DTYPES,
@@ -68,6 +69,11 @@ worker_flags = stacked(
         show_default=True,
         help="exact: same bytes in any company; throughput: faster; reference: one by one.",
     ),
+    click.option(
+        "--controlnet",
+        metavar="NAME=REPO_OR_PATH[@REVISION]",
+        help="What jobs with a --control-image are steered by.",
+    ),
 )
 
 
@@ -87,6 +93,7 @@ def check_worker_flags(
     compile: bool = False,  # noqa: A002 - the flag's own name
     cuda_graphs: bool = False,
     lora_files: Sequence[str] = (),
+    controlnet: str | None = None,
     name: str | None = None,
     drain_timeout: float | None = None,
     parent_pipe: bool = False,
@@ -120,6 +127,7 @@ def check_worker_flags(
         mode=mode,
         launch=launch,
         loras=tuple(map(str, loras)),
+        controlnet=None if controlnet is None else str(parse_model(controlnet)),
         name=name,
         parent_pipe=parent_pipe,
         **rest,

@@ -19,7 +19,10 @@ SETTINGS = (
     "prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "width", "height",
     "sampler", "schedule",
 )  # fmt: skip
-OPTIONS = ("eta", "guidance_rescale", "guidance_interval", "prompt_syntax", "loras")
+OPTIONS = (
+    "eta", "guidance_rescale", "guidance_interval", "prompt_syntax", "loras", "init_image", "mask_image",
+    "control_image", "strength", "controlnet_conditioning_scale",
+)  # fmt: skip
 SIZE = "size"
 ALIASES = {
     "text": "prompt", "caption": "prompt", "negative": "negative_prompt", "steps": "num_inference_steps",

@@ -17,6 +17,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.inputs import (
+    CONTROL_IMAGE,
+    CONTROL_SCALE,
+    INIT_IMAGE,
+    INPUTS,
+    MASK_IMAGE,
+    STRENGTH,
+    inputs_of,
+    is_hash,
+)
 from storage.loras import OPTION as LORAS
 from storage.loras import lora_list, take_tags, write_tags
 from storage.parameters import IMAGE_FORMATS, JobParameters
@@ -37,6 +47,11 @@ _OPTIONS = {
     "Prompt syntax": "prompt_syntax",
     "Image format": "image_format",
     "Image quality": "quality",
+    "Denoising strength": STRENGTH,
+    "Init image hash": INIT_IMAGE,
+    "Mask image hash": MASK_IMAGE,
+    "Control image hash": CONTROL_IMAGE,
+    "Control scale": CONTROL_SCALE,
 }
 _OPTION_LABELS = {name: label for label, name in _OPTIONS.items()}
 _WORDS = (*PROMPT_SYNTAXES, *IMAGE_FORMATS)  # values of options that are no JSON
@@ -139,18 +154,37 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
     for key, value in pairs.items():
         try:
             if key in _OPTIONS:
-                option = value if value in _WORDS else json.loads(value)
-                fields.setdefault("options", {})[_OPTIONS[key]] = option
+                fields.setdefault("options", {})[_OPTIONS[key]] = _option(_OPTIONS[key], value)
                 continue
             fields |= _field(key, value)
         except (ValueError, BadInputError):
             other[key] = value
+    _drop_without_input(fields, other)
     # "DPM++ 2M Karras" of older files says the schedule with the sampler; an explicit type wins.
     label = other.get("Schedule type", "")
     if label == "Automatic":
         del other["Schedule type"]
         fields.setdefault("schedule", "default")
     return {**fields, "other": other}
+
+
+def _option(name: str, value: str) -> Any:
+    """Return an option's value; ValueError when it is none of ours."""
+    if name not in INPUTS:
+        return value if value in _WORDS else json.loads(value)
+    if not is_hash(value):  # another program's way to name a picture
+        raise ValueError(value)
+    return value
+
+
+def _drop_without_input(fields: dict[str, Any], other: dict[str, str]) -> None:
+    """Put aside what is said of a picture that nobody can name: A1111 writes a strength alone."""
+    options = fields.get("options", {})
+    for label, of in (("Denoising strength", INIT_IMAGE), ("Control scale", CONTROL_IMAGE)):
+        if _OPTIONS[label] in options and of not in inputs_of(options):
+            other[label] = str(options.pop(_OPTIONS[label]))
+    if not options:
+        fields.pop("options", None)
 
 
 def _field(key: str, value: str) -> dict[str, Any]:

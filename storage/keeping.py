@@ -49,6 +49,10 @@ class Keeping(Protocol):
         """
         ...
 
+    def inputs_used(self) -> set[str]:
+        """Return the hashes of all inputs that any job here names, whatever its state; it reads every job."""
+        ...
+
     def render_again(self, submission: str, jobs: Sequence[Job]) -> list[int]:
         """Bring succeeded jobs back to `waiting` and remove their image rows, in one commit.
 

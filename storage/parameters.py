@@ -15,6 +15,7 @@ from dataclasses import field
 from typing import Any
 
 from storage.errors import BadInputError
+from storage.inputs import CONTROL_SCALE, DEFAULT_CONTROL_SCALE, OF_INPUTS, check_input_option
 from storage.loras import check_loras
 from storage.prompt_syntax import PLAIN, PROMPT_SYNTAXES, WEIGHTED, parse_weighted
 from storage.record import light_record
@@ -40,6 +41,8 @@ OPTION_DEFAULTS: Mapping[str, Any] = {
     "loras": [],
     "image_format": PNG,
     "quality": DEFAULT_QUALITY,  # of a lossy format
+    **dict.fromkeys(sorted(OF_INPUTS)),
+    CONTROL_SCALE: DEFAULT_CONTROL_SCALE,
 }
 
 MAX_PROMPT_LENGTH = 10_000
@@ -71,7 +74,9 @@ class JobParameters:
             guidance runs (https://arxiv.org/abs/2404.07724), as diffusers' guiders count them;
             `prompt_syntax` (`weighted`: both prompts are in the grammar of `storage.prompt_syntax`);
             `loras` (see `storage.loras`);
-            `image_format` (`jpeg`, `webp`) and, of those, `quality` (1..100, as their libraries count it).
+            `image_format` (`jpeg`, `webp`) and, of those, `quality` (1..100, as their libraries count it);
+            `init_image`, `mask_image`, `control_image`, `strength` and `controlnet_conditioning_scale` of
+            `storage.inputs`.
         extra: unknown columns of the prompt file, kept for exports and filters.
     """
 
@@ -215,7 +220,7 @@ def check_options(job: JobParameters) -> None:
             `quality` with a format that has none, or a prompt that is none in the job's syntax.
     """
     for name, value in job.options.items():
-        _check_option(name, value)
+        check_input_option(name, value) if name in OF_INPUTS else _check_option(name, value)
     if job.options.get("eta") and job.sampler in SAMPLERS and not SAMPLERS[job.sampler].takes_eta:
         takers = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
         raise BadInputError(f"Sampler {job.sampler} has no eta; leave it out, or take {takers}.")

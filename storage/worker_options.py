@@ -32,6 +32,8 @@ class WorkerOptions:
         lanes: rows of a forward pass; None for the worker's own choice.
         launch: how forward passes are launched, one of LAUNCHES.
         loras: `NAME=PATH`, resolved (absolute paths); they beat the configured ones.
+        controlnet: `NAME=REPO_OR_PATH[@REVISION]` of what jobs with a control image are steered by, resolved;
+            None for none.
         name: prefix of the worker's name; None derives it from model and host.
         drain_timeout: seconds that running jobs get to finish after the first signal.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
@@ -45,6 +47,7 @@ class WorkerOptions:
     mode: str = "exact"
     launch: str = "eager"
     loras: tuple[str, ...] = ()
+    controlnet: str | None = None
     name: str | None = None
     drain_timeout: float = 300.0
     parent_pipe: bool = False

@@ -47,6 +47,7 @@ class Flags(BaseModel):
     guidance_rescale: float | None = None
     guidance_interval: _Text | None = Field(default=None, description="`0.2:0.8`.")
     prompt_syntax: Literal["plain", "weighted"] | None = None
+    loras: _Texts = Field(default_factory=list, description="`NAME:WEIGHT`, of those that workers have.")
     image_format: Literal["png", "jpeg", "webp"] | None = None
     quality: int | None = None
     styles: _Texts = Field(default_factory=list, description="Of the home's presets.toml.")
@@ -99,7 +100,8 @@ def submit(site: Site, flags: Flags, sources: Sequence[Source], texts: Sequence[
         BadInputError: listing what cannot be used; nothing was written.
     """
     with hearing() as remarks:
-        asked = read_asked(site.settings, _as_flags(flags) | {"files": tuple(sources), "texts": tuple(texts)})
+        given = _as_flags(flags) | {"files": tuple(sources), "texts": tuple(texts)}
+        asked = read_asked(site.settings, given, files=False)
         model = choose_model(site.models(), named_model(asked.prompts.model, flags.model or None))
         order = order_of(asked, model)
         submission, new = submit_order(site.jobs, order, committed=lambda _: None)

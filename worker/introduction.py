@@ -8,12 +8,12 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from storage.inputs import TAKES
 from storage.loras import OPTION
 from storage.models import parse_model
 from storage.records import Worker, WorkerState
 from storage.version import promptmill_version
-from worker.coalescing.pipeline_engine import PipelineEngine
-from worker.engine.engine import Engine
+from worker.coalescing.engines import Engines
 from worker.models.device import device_facts, dtype_name
 from worker.models.loras import LoadedLora
 from worker.orders import ChildOrder
@@ -46,9 +46,7 @@ def ordered_worker(order: ChildOrder) -> Worker:
     )
 
 
-def loaded_worker(
-    order: ChildOrder, engine: Engine | PipelineEngine, *, state: WorkerState, concurrency: int
-) -> Worker:
+def loaded_worker(order: ChildOrder, engine: Engines, *, state: WorkerState, concurrency: int) -> Worker:
     """Return the row of a process whose model is loaded."""
     model = engine.model
     device = device_facts(model.device)
@@ -58,7 +56,11 @@ def loaded_worker(
         device_uuid=device["uuid"],
         revision=model.revision,
         family=model.family,
-        defaults={**model.defaults, **({OPTION: _revisions(model.loras)} if model.loras else {})},
+        defaults={
+            **model.defaults,
+            TAKES: engine.takes,
+            **({OPTION: _revisions(model.loras)} if model.loras else {}),
+        },
         dtype=dtype_name(model.dtype),
         lanes=engine.lanes,
         concurrency=concurrency,

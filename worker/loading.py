@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from storage.lora_files import lora_files
 from storage.models import parse_model
 from storage.settings import Settings
 from storage.worker_options import check_loras_launch
+from worker.coalescing.engines import Engines
 from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.engine.device_turns import DeviceTurns
 from worker.engine.engine import Engine
 from worker.engine.tuning import Tunings
 from worker.models.choice import load
+from worker.models.controlnet import load_controlnet
 from worker.models.device import choose_device, choose_dtype, faster_dtypes, make_repeatable
 from worker.models.loras import load_loras
 from worker.models.pipeline import LoadedPipeline
@@ -22,7 +26,7 @@ from worker.stages.tables import Tables
 
 def open_engine(
     order: ChildOrder, settings: Settings, *, tunings: Tunings, on_death: Callable[[BaseException], None]
-) -> Engine | PipelineEngine:
+) -> Engines:
     """Load the model onto its device, and choose how it is run.
 
     Args:
@@ -32,7 +36,7 @@ def open_engine(
         on_death: see `Engine`.
 
     Returns:
-        The engine, not started yet.
+        The engines, not started yet.
 
     Raises:
         ModelLoadError: the model cannot be loaded.
@@ -47,30 +51,37 @@ def open_engine(
         check_loras_launch(options.launch)
     asked = lora_files((), options.loras)
     model = load(parse_model(options.model), device=device, dtype=dtype)
+    given = options.controlnet and parse_model(options.controlnet)
+    controlnet = load_controlnet(given, device=device, dtype=dtype) if given else None
+    turns = DeviceTurns()
+    shared: dict[str, Any] = {
+        "mode": options.mode,
+        "tunings": tunings,
+        "turns": turns,
+        "on_death": on_death,
+        "stall": settings.stall,
+        "deadline": settings.deadline,
+    }
+    main: Engine | PipelineEngine
     if isinstance(model, LoadedPipeline):
         set_threads(model.denoiser, device)  # ahead of LoRAs, whose weights must not count
         model = load_loras(model, loras, asked=asked)
-        return PipelineEngine(
+        main = PipelineEngine(model, lanes=options.lanes, launch=options.launch, **shared)
+    else:
+        set_threads(model.unet, device)
+        model = load_loras(model, loras, asked=asked)
+        main = Engine(
             model,
             lanes=options.lanes,
-            mode=options.mode,
+            dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
             launch=options.launch,
-            tunings=tunings,
-            on_death=on_death,
-            stall=settings.stall,
-            deadline=settings.deadline,
+            tables=Tables(settings.tables_path),
+            **shared,
         )
-    set_threads(model.unet, device)
-    model = load_loras(model, loras, asked=asked)
-    return Engine(
-        model,
-        lanes=options.lanes,
-        mode=options.mode,
-        dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
-        launch=options.launch,
-        tunings=tunings,
-        tables=Tables(settings.tables_path),
-        on_death=on_death,
-        stall=settings.stall,
-        deadline=settings.deadline,
+    # R is the main engine's: it was measured on the same denoiser, and one flag pins both.
+    return Engines(
+        main,
+        make=lambda pipeline, kind: PipelineEngine(pipeline, lanes=main.lanes, kind=kind, **shared),
+        turns=turns,
+        controlnet=controlnet,
     )

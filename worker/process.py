@@ -23,13 +23,13 @@ from storage.models import parse_model
 from storage.records import Claim, Refusal, WorkerState
 from storage.settings import Settings, load_settings
 from storage.stores import open_image_store, open_job_store
-from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.coalescing.engines import Engines
 from worker.company import Company
-from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
 from worker.engine.ticket import Ticket
 from worker.exits import Exit
 from worker.heartbeat import Heartbeat
+from worker.inputs import read_pictures
 from worker.introduction import loaded_worker, ordered_worker
 from worker.loading import open_engine
 from worker.models.device import dtype_name
@@ -58,7 +58,7 @@ class WorkerProcess:
         incarnation: id of this life.
     """
 
-    engine: Engine | PipelineEngine
+    engine: Engines
     model: LoadedModel | LoadedPipeline
     retirement: Retirement
 
@@ -211,7 +211,7 @@ class WorkerProcess:
 
     def render(self, claim: Claim) -> Future[RenderResult]:
         """Hand a claimed job to the engine; one that was cancelled meanwhile is dropped at its next step."""
-        ticket = self.engine.submit(claim.parameters)
+        ticket = self.engine.submit(claim.parameters, pictures=read_pictures(self, claim.parameters))
         with self._held_lock:
             dropped = claim.job not in self._held
             if not dropped:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from producer.background_worker import check_worker_extra
+from producer.input_flags import input_flags
 from producer.models import check_listed, default_model, known_models, named_model, resolve_model, serving
 from producer.options import (
     SubmissionReference,
@@ -33,7 +34,7 @@ from storage.models import BUILTIN_MODEL, ModelReference, configured_models, par
 from storage.records import Submission, SubmissionState
 
 OUT = Path("out")
-WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "cuda_graphs", "lora_files", "mode")
+WORKER_FLAGS = ("devices", "dtype", "lanes", "compile", "cuda_graphs", "lora_files", "mode", "controlnet")
 RESUME_FLAGS = (
     "--resume",
     "--out",
@@ -51,6 +52,7 @@ Examples:
   promptmill render -p "A watercolor painting of an otter" --schedule karras --images 4 --out otters
   promptmill render prompts.txt --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype float16
   promptmill render prompts.csv --images 4 --skip-bad --dry-run
+  promptmill render -p "A red hat" --init-image otter.png --mask head.png --out hats
   promptmill render --resume @last
 """
 )
@@ -71,6 +73,7 @@ Examples:
     f"configured one, else {BUILTIN_MODEL}.",
 )  # fmt: skip
 @job_flags
+@input_flags
 @rewriting_flags
 @submission_flags
 @worker_flags

@@ -8,6 +8,7 @@ import click
 
 from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
+from producer.input_flags import input_flags
 from producer.models import KnownModel, choose_model, known_models, named_model
 from producer.options import dry_run_flag, job_flags, prompt_options, rewriting_flags, submission_flags
 from producer.ordering import order_of, read_asked
@@ -27,6 +28,7 @@ Examples:
   promptmill submit PartiPrompts.tsv more.jsonl --skip-bad
   promptmill submit prompts.txt --sweep guidance=3,5,7.5 --sweep steps=10..50:10 --dry-run
   promptmill submit longer-list.txt --seed 42 --reuse
+  promptmill submit -p "The same otter, in oil" --init-image otter.png --strength 0.5 --images 4
   grep otter prompts.txt | promptmill submit - --name otters --wait
   id=$(promptmill submit prompts.txt --key nightly-2026-01-31)
 """
@@ -34,6 +36,7 @@ Examples:
 @prompt_options
 @click.option("--model", metavar="NAME", help="Default: the only known one; see `promptmill models`.")
 @job_flags
+@input_flags
 @rewriting_flags
 @submission_flags
 @dry_run_flag

@@ -11,6 +11,7 @@ from typing import Any
 from producer.lines import Line, Problem
 from producer.readers import kinds
 from producer.readers.kinds import UnfitError
+from storage.inputs import CONTROL_SCALE, INPUTS, MASK_IMAGE, STRENGTH
 from storage.parameters import OPTION_DEFAULTS
 
 Convert = Callable[[str, Any], Any]
@@ -35,6 +36,9 @@ CONVERTERS: dict[str, Convert] = {
     "loras": kinds.loras,
     "image_format": kinds.image_format,
     "quality": kinds.whole_number,
+    **dict.fromkeys(INPUTS, kinds.text),  # names of files, until `producer.inputs` has read them
+    STRENGTH: kinds.number,
+    CONTROL_SCALE: kinds.number,
     "model": kinds.text,
 }
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -45,6 +49,9 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "guidance_scale": ("guidance", "cfg", "cfg_scale"),
     "loras": ("lora",),
     "quality": ("image_quality",),
+    MASK_IMAGE: ("mask",),
+    STRENGTH: ("denoising_strength",),
+    CONTROL_SCALE: ("control_scale",),
 }
 _ALIAS_ONLY = {"quality"}  # people's own columns have that name: ratings
 FIELDS: dict[str, str] = {name: name for name in CONVERTERS if name not in _ALIAS_ONLY} | {

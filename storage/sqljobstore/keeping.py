@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Text, cast, delete, func, select, update
 
 from storage.errors import BadInputError
+from storage.inputs import inputs_of
 from storage.records import (
     UNFINISHED,
     Holdings,
@@ -86,6 +88,14 @@ class Keeping(SqlBase):
             if connection.execute(left).first() is not None:
                 raise BadInputError(being_pruned(submission))
             connection.execute(delete(SUBMISSIONS).where(SUBMISSIONS.c.id == submission))
+
+    def inputs_used(self) -> set[str]:
+        """See `Keeping.inputs_used`."""
+        written = cast(JOBS.c.options, Text)
+        with_inputs = select(written).where(written.like('%_image":%')).distinct()
+        with self.database.read() as connection:
+            found = connection.execute(with_inputs).scalars()
+            return {sha256 for text in found for sha256 in inputs_of(json.loads(text)).values()}
 
     def render_again(self, submission: str, jobs: Sequence[Job]) -> list[int]:
         """See `Keeping.render_again`."""

@@ -1453,6 +1453,17 @@ class TestKeeping:
             job_store.finish(claimed, image(claimed))
         assert job_store.holdings(submission.id) == Holdings(jobs=3, pictures=2, bytes=200)
 
+    def test_inputs_that_any_job_names_are_used(self, job_store: JobStore) -> None:
+        """Of whatever state, by every name that an input has; other options are none."""
+        named = {"init_image": "a" * 64, "mask_image": "b" * 64, "strength": 1.0}
+        own = [{"image_format": "jpeg"}, named, named, {"control_image": "c" * 64}, {}]
+        submission, _ = job_store.add_submission(model=MODEL, source="test")
+        assert job_store.inputs_used() == set()
+        job_store.add_jobs(submission.id, (replace(job, options=own[i]) for i, job in enumerate(prompts(5))))
+        assert job_store.inputs_used() == {"a" * 64, "b" * 64, "c" * 64}
+        job_store.cancel(submission.id)
+        assert len(job_store.inputs_used()) == 3
+
     def test_only_what_has_ended_or_was_cancelled_is_pruned(self, job_store: JobStore) -> None:
         """A submission that is loading or has work left is refused, and nothing changes."""
         loading, _ = job_store.add_submission(model=MODEL, source="test")

@@ -220,6 +220,18 @@ def test_a_path_in_a_path_leads_nowhere(client: TestClient, path: str) -> None:
     assert client.get(path).status_code in (404, 422)
 
 
+@pytest.mark.parametrize("column", ["init_image", "mask", "control_image"])
+def test_a_prompt_cannot_name_a_file_of_this_machine(
+    client: TestClient, tmp_path: Path, column: str
+) -> None:
+    """Pictures that jobs begin with are named by the hash of what is in the store, and by nothing else."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "own.png")
+    row = {"prompt": "an otter", column: str(tmp_path / "own.png")}
+    answer = client.post("/api/v1/submissions", json={"prompts": [row]})
+    assert answer.status_code == 422
+    assert "only a picture in the store can be named here" in answer.text
+
+
 def test_a_page_may_run_nothing_but_our_scripts(client: TestClient, otters: str) -> None:
     """The policy allows nothing inline, and no page needs it: no script, style or handler is in its text."""
     for path in (

@@ -10,12 +10,15 @@ import diffusers
 import torch
 
 from storage.errors import BadInputError
-from storage.loras import OPTION as LORAS
+from storage.inputs import INIT_IMAGE, OF_INPUTS
 from storage.parameters import FILE_OPTIONS, JobParameters
 from storage.prompt_syntax import PLAIN
 from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS
+from worker.coalescing.pictures import Pictures, picture_arguments
 from worker.models.pipeline import guidance_argument
 
+_SIZE = ("width", "height")
+_ELSEWHERE = FILE_OPTIONS | OF_INPUTS  # options that are no arguments by their name
 OnStep = Callable[[int, int], None]  # told the number of the step that has ended, and of all
 
 
@@ -26,13 +29,16 @@ def takes_negative(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return "true_cfg_scale" not in parameters or guidance_argument(parameters) == "true_cfg_scale"
 
 
-def call_arguments(pipeline: Any, job: JobParameters, *, on_step: OnStep) -> dict[str, Any]:
+def call_arguments(
+    pipeline: Any, job: JobParameters, *, on_step: OnStep, pictures: Pictures | None = None
+) -> dict[str, Any]:
     """Return what to call a pipeline with.
 
     Args:
         pipeline: the job's own copy.
         job: with no field None.
         on_step: called after each step, where the pipeline can.
+        pictures: what the job begins with, in its size; None where only the arguments are to be checked.
 
     Raises:
         BadInputError: when the pipeline cannot do what the job asks for.
@@ -47,6 +53,10 @@ def call_arguments(pipeline: Any, job: JobParameters, *, on_step: OnStep) -> dic
         "generator": torch.Generator("cpu").manual_seed(job.seed),
         "output_type": "np",
     }
+    of_pictures = picture_arguments(job, pictures, parameters)
+    if INIT_IMAGE in job.options:  # many take its size, which is the job's
+        arguments = {name: arguments[name] for name in arguments if name not in _SIZE or name in parameters}
+    arguments |= of_pictures
     for argument in arguments:
         if argument not in parameters:
             raise BadInputError(f"{name} takes no {argument}, so its jobs cannot be rendered here.")
@@ -104,8 +114,7 @@ def _negative(
 
 
 def _options(name: str, job: JobParameters, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    apart = {*FILE_OPTIONS, LORAS}  # what no pipeline takes as an argument
-    rendered = {option: value for option, value in job.options.items() if option not in apart}
+    rendered = {option: value for option, value in job.options.items() if option not in _ELSEWHERE}
     options = {option: value for option, value in rendered.items() if value not in (PLAIN, 0, 0.0)}
     for option in options:
         if option not in ("eta", "guidance_rescale") or option not in parameters:

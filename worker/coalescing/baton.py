@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from worker.coalescing.call import Call
+from worker.engine.device_turns import DeviceTurns
 
 
 class Baton:
@@ -22,8 +23,9 @@ class Baton:
     all there is. So a job that is alone waits for nobody, and many meet without a clock.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, turns: DeviceTurns | None = None) -> None:
+        """Begin with no thread; `turns` is the lock, where other engines use the device, too."""
+        self._lock = turns or DeviceTurns()
         self._changed = threading.Condition()
         self._busy = 0
         self._calls: list[Call] = []

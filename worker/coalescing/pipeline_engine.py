@@ -23,11 +23,13 @@ from worker.coalescing.baton import Baton
 from worker.coalescing.call import Call, Modes
 from worker.coalescing.lanes import choose_lanes
 from worker.coalescing.passes import Passes, RestartError
+from worker.coalescing.pictures import Kind, Pictures
 from worker.coalescing.proof import Sharing
 from worker.coalescing.recording import find_sharing
 from worker.coalescing.rendering import call_pipeline
 from worker.coalescing.request import PipelineRequest, checked_pixels, explain, prepare_request
 from worker.coalescing.turns import Turns
+from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled, DeadlineError, EngineError, Released
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.numerics import numerics_record
@@ -65,6 +67,8 @@ class PipelineEngine:
         mode: str = "exact",
         launch: str = "eager",
         tunings: Tunings | None = None,
+        kind: Kind = Kind.TEXT,
+        turns: DeviceTurns | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         stall: float = 1800.0,
         deadline: float = math.inf,
@@ -77,6 +81,8 @@ class PipelineEngine:
             mode: see above.
             launch: `eager`; a pipeline is run as it is.
             tunings: where the choice of R is looked up and kept; None measures anew.
+            kind: of its jobs.
+            turns: of the device, where other engines use it, too.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds without a sign of life after which the device counts as hanging.
             deadline: seconds that the forward passes of a request may take together.
@@ -95,7 +101,7 @@ class PipelineEngine:
         self.shared = mode != "reference"
         sharing = Sharing(reason="it was asked for")
         if self.shared:
-            sharing = in_passing_thread(lambda: find_sharing(model))
+            sharing = in_passing_thread(lambda: find_sharing(model, kind))
             self.shared = not sharing.reason
         self.lanes = in_passing_thread(
             lambda: choose_lanes(model, sharing, mode=mode, lanes=lanes, facts=facts, tunings=tunings)
@@ -105,7 +111,8 @@ class PipelineEngine:
             log.warning("model is rendered one job at a time", action="share", reason=sharing.reason)
         self._passes = Passes(model, sharing, lanes=self.lanes, exact=mode == "exact", shared=self.shared)
         self._turns = Turns()
-        self._baton = Baton()
+        self._device = turns or DeviceTurns()
+        self._baton = Baton(self._device)
         self._text_switch = LoraSwitch(text_encoders_of(model), model.loras)
         self._roster: Roster[PipelineRequest] = Roster()
         self._watchdog = Watchdog(stall, self._die)
@@ -141,6 +148,7 @@ class PipelineEngine:
         *,
         on_progress: Callable[[float], None] | None = None,
         priority: int = 0,
+        pictures: Pictures | None = None,
     ) -> Ticket:
         """Hand in a job; returns at once with a ticket whose future will hold the RenderResult.
 
@@ -148,6 +156,7 @@ class PipelineEngine:
             parameters: fields that are None get the model's defaults.
             on_progress: called from the request's thread with the share done, 0 to 1; must be quick.
             priority: higher goes first.
+            pictures: what it begins with, by their name in `storage.inputs.INPUTS`.
 
         Raises:
             BadInputError: when the job cannot be rendered with this model; one sentence says why.
@@ -155,7 +164,12 @@ class PipelineEngine:
             EngineDeadError: when the engine has died.
         """
         request = prepare_request(
-            self.model, parameters, lanes=self._passes.widest, priority=priority, on_progress=on_progress
+            self.model,
+            parameters,
+            lanes=self._passes.widest,
+            priority=priority,
+            on_progress=on_progress,
+            pictures=pictures or {},
         )
         self._roster.add(request)
         return Ticket(request)
@@ -235,8 +249,9 @@ class PipelineEngine:
             calls = [call for call in self._baton.calls() if self._is_wanted(call)]
             self._watchdog.beat()
             if calls:
-                for call in calls:
-                    self._passes.place(call)
+                with self._device:
+                    for call in calls:
+                        self._passes.place(call)
                 self._advance(self._turns.choose(calls, width=self._passes.width))
             return bool(calls or self._roster.snapshot())
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
@@ -293,10 +308,11 @@ class PipelineEngine:
 
     def _advance(self, calls: list[Call]) -> None:
         """Run calls in one forward pass, and let their requests go on; one that fails fails one of them."""
-        began = time.perf_counter()
-        self._watchdog.beat()
         try:
-            results, failure = self._passes.run(calls), None
+            with self._device:
+                began = time.perf_counter()
+                self._watchdog.beat()
+                results, failure = self._passes.run(calls), None
         except Exception as error:
             if is_device_fault(error):
                 raise

@@ -11,6 +11,7 @@ from storage.samplers import OWN_SAMPLER
 from worker.coalescing.arguments import call_arguments, own_scheduler
 from worker.coalescing.call import Modes, run
 from worker.coalescing.learning import TIMES
+from worker.coalescing.pictures import Kind, example
 from worker.coalescing.proof import Recording, Sharing, learn_sharing
 from worker.coalescing.rendering import own_copy
 from worker.coalescing.standin import StandIn, changes_of
@@ -23,7 +24,7 @@ _PROMPT = "a red fox in the snow"
 
 
 @torch.no_grad()
-def find_sharing(model: LoadedPipeline) -> Sharing:
+def find_sharing(model: LoadedPipeline, kind: Kind = Kind.TEXT) -> Sharing:
     """Learn how a model's jobs can share forward passes, from a few steps with one prompt and with two.
 
     Whatever keeps the pipeline from being recorded is a reason not to share; its jobs will say it better.
@@ -32,11 +33,11 @@ def find_sharing(model: LoadedPipeline) -> Sharing:
         reason = _marks(model.denoiser)
         pairs: list[tuple[Recording, Recording]] = []
         for guidance_scale in (GUIDED, UNGUIDED):
-            one, changed = record(model, prompts=1, guidance_scale=guidance_scale)
+            one, changed = record(model, kind, prompts=1, guidance_scale=guidance_scale)
             reason = reason or changed
             if reason:
                 return Sharing(reason=reason)
-            two, _ = record(model, prompts=TIMES, guidance_scale=guidance_scale)
+            two, _ = record(model, kind, prompts=TIMES, guidance_scale=guidance_scale)
             if len(one) != len(two):
                 return Sharing(reason="it calls its denoiser more often for more prompts")
             pairs += zip(one, two, strict=True)
@@ -50,7 +51,9 @@ def find_sharing(model: LoadedPipeline) -> Sharing:
         return Sharing(reason=f"it could not be recorded ({type(error).__name__}: {error})")
 
 
-def record(model: LoadedPipeline, *, prompts: int, guidance_scale: float) -> tuple[list[Recording], str]:
+def record(
+    model: LoadedPipeline, kind: Kind = Kind.TEXT, *, prompts: int, guidance_scale: float
+) -> tuple[list[Recording], str]:
     """Run a pipeline for two steps, and record the calls of its denoiser.
 
     Returns:
@@ -72,6 +75,7 @@ def record(model: LoadedPipeline, *, prompts: int, guidance_scale: float) -> tup
 
     standin = StandIn(denoiser, post)
     width, height = model.native_size
+    options, pictures = example(kind, (width, height))
     job = JobParameters(
         prompt=_PROMPT,
         seed=0,
@@ -80,10 +84,11 @@ def record(model: LoadedPipeline, *, prompts: int, guidance_scale: float) -> tup
         width=width,
         height=height,
         sampler=OWN_SAMPLER,
+        options=options,
     )
     own = own_copy(model, standin, own_scheduler(model.pipeline, job))
-    arguments = call_arguments(own, job, on_step=lambda _step, _of: None)
-    for name in ("prompt", "negative_prompt"):
+    arguments = call_arguments(own, job, on_step=lambda _step, _of: None, pictures=pictures)
+    for name in ("prompt", "negative_prompt", "image", "mask_image", "control_image"):
         if name in arguments:
             arguments[name] = [arguments[name]] * prompts
     own(**arguments | {"output_type": "latent"})

@@ -53,5 +53,5 @@ def call_pipeline(
 
     standin = StandIn(model.denoiser, post_and_count, shared=shared)
     own = own_copy(model, standin, own_scheduler(model.pipeline, job))
-    arguments = call_arguments(own, job, on_step=on_step)
+    arguments = call_arguments(own, job, on_step=on_step, pictures=request.pictures)
     return own(**arguments).images

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from storage.errors import BadInputError
+from storage.inputs import check_inputs_together
 from storage.loras import LoraSet
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from worker.coalescing.arguments import call_arguments, own_scheduler
+from worker.coalescing.pictures import Pictures, fitted
 from worker.engine.errors import EngineError, OutOfMemoryError, RenderError
 from worker.engine.faults import is_out_of_memory
 from worker.engine.request import RenderResult
@@ -33,6 +35,7 @@ class PipelineRequest:
         loras: what is turned on in the model for it.
         lanes: of its last call of the denoiser; before the first one, what such calls took at the start.
         width: R of its widest forward pass, whoever else was in it.
+        pictures: what it begins with, in its size.
         keys: of its calls so far.
         steps: how many have ended, of how many.
         spent: seconds that its forward passes have taken, those that it sat out left aside.
@@ -46,6 +49,7 @@ class PipelineRequest:
     on_progress: Callable[[float], None] | None
     lanes: int
     loras: LoraSet = ()
+    pictures: Pictures = field(default_factory=dict)
     arrival: int = 0
     future: Future[RenderResult] = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -115,6 +119,7 @@ def prepare_request(
     lanes: int,
     priority: int = 0,
     on_progress: Callable[[float], None] | None = None,
+    pictures: Pictures | None = None,
 ) -> PipelineRequest:
     """Check a job against its model, and make a request of it.
 
@@ -125,10 +130,16 @@ def prepare_request(
     if None in (job.width, job.height, job.sampler, job.num_inference_steps, job.guidance_scale):
         raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
     check_options(job)
+    check_inputs_together(job.options, job.num_inference_steps)
     own_scheduler(model.pipeline, job)
     call_arguments(model.pipeline, job, on_step=lambda _done, _of: None)
     return PipelineRequest(
-        parameters=job, priority=priority, on_progress=on_progress, lanes=lanes, loras=loras_of(model, job)
+        parameters=job,
+        priority=priority,
+        on_progress=on_progress,
+        lanes=lanes,
+        pictures=fitted(pictures or {}, job),
+        loras=loras_of(model, job),
     )
 
 

@@ -19,6 +19,7 @@ from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine.admission import Admission, Group, LanePlan
 from worker.engine.batch import Batch
+from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled
 from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite, too_late
 from worker.engine.numerics import numerics_record
@@ -67,6 +68,7 @@ class Engine:
         launch: str = "eager",
         tunings: Tunings | None = None,
         tables: Tables | None = None,
+        turns: DeviceTurns | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         stall: float = 1800.0,
         deadline: float = math.inf,
@@ -81,6 +83,7 @@ class Engine:
             launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`.
             tunings: where the choice is looked up and kept; None measures anew.
             tables: where samplers' tables are kept; None keeps them for this engine only.
+            turns: of the device, where other engines use it, too.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
             deadline: seconds that the steps of a request may take together; then it fails, before the next.
@@ -99,6 +102,7 @@ class Engine:
         self.steps = 0
         self._on_death = on_death
         self._deadline = deadline
+        self._turns = turns or DeviceTurns()
         self._tables = None if mode == "reference" else tables or Tables()
         self._text = TextStage(model.kind.prompt_encoder(model))
         self.lora_switch = LoraSwitch([model.unet, *text_encoders_of(model)], model.loras)
@@ -210,7 +214,7 @@ class Engine:
     def run(self) -> None:
         """Step until closed or dead; sleep while there is nothing to do."""
         while self._roster.wait(until=lambda: self._closing):
-            with self._watchdog.watching():
+            with self._turns, self._watchdog.watching():
                 self.step()
 
     @torch.no_grad()

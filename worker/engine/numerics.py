@@ -48,6 +48,7 @@ def numerics_record(model: LoadedModel | LoadedPipeline, *, mode: str) -> dict[s
         # randn on the CPU takes other paths with other instruction sets.
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": _versions(model),
+        **(model.facts if isinstance(model, LoadedPipeline) else {}),
     }
 
 

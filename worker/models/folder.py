@@ -54,18 +54,28 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
-def model_files(folder: Path) -> list[Path]:
+def model_files(folder: Path, patterns: tuple[str, ...] = ()) -> list[Path]:
     """List the files of `folder` that belong to the model, sorted by their name inside it."""
-    found = {path for pattern in file_patterns(folder) for path in folder.glob(pattern) if path.is_file()}
+    found = {
+        path
+        for pattern in patterns or file_patterns(folder)
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
     kept = (p for p in found if not any(fnmatch.fnmatch(p.name, variant) for variant in VARIANT_FILES))
     return sorted(
         (p for p in kept if not p.name.startswith(".")), key=lambda p: p.relative_to(folder).as_posix()
     )
 
 
-def folder_revision(folder: Path) -> str:
-    """Return a local model's revision: sha256 over the names and contents of its files, 64 hex digits."""
-    return _hash(folder, model_files(folder))
+def folder_revision(folder: Path, patterns: tuple[str, ...] = ()) -> str:
+    """Return a local model's revision: sha256 over the names and contents of its files, 64 hex digits.
+
+    Args:
+        folder: of the model.
+        patterns: of its files; by default what its `model_index.json` says.
+    """
+    return _hash(folder, model_files(folder, patterns))
 
 
 def config_revision(folder: Path) -> str:

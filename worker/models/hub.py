@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -21,6 +23,7 @@ from storage.model_defaults import DEFAULTS_FILE
 from storage.models import ModelReference
 from worker.models.folder import MODEL_FILES, VARIANT_FILES, file_patterns
 
+PART_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")  # of a single network's repo
 _TOKEN_HINT = "set HF_TOKEN to a token that may read it, or run `hf auth login`"  # noqa: S105 - a sentence
 
 
@@ -38,19 +41,33 @@ def fetch(reference: ModelReference) -> tuple[Path, str]:
     Raises:
         ModelLoadError: one sentence with the hint that fits.
     """
-    disable_progress_bars()
-    try:
+    with _explained(reference):
         folder = _download(reference.source, reference.revision, MODEL_FILES)
         patterns = file_patterns(folder)
         if patterns != MODEL_FILES:
             folder = _download(reference.source, folder.name, patterns)
+    # huggingface_hub names a snapshot's folder for its commit.
+    return folder, folder.name
+
+
+def fetch_part(reference: ModelReference) -> tuple[Path, str]:
+    """Bring a repo of a single network, like a ControlNet, into the local cache; as `fetch` otherwise."""
+    with _explained(reference):
+        folder = _download(reference.source, reference.revision, PART_FILES)
+    return folder, folder.name
+
+
+@contextmanager
+def _explained(reference: ModelReference) -> Iterator[None]:
+    """Turn what goes wrong with a download into a ModelLoadError."""
+    disable_progress_bars()
+    try:
+        yield
     except ModelLoadError:
         raise
     except Exception as error:
         # Besides its own errors huggingface_hub lets those of its HTTP library and of the disk through.
         raise ModelLoadError(_explain(reference, error)) from error
-    # huggingface_hub names a snapshot's folder for its commit.
-    return folder, folder.name
 
 
 def fetch_configs(repo: str) -> Path:

@@ -203,11 +203,14 @@ def find_model(reference: ModelReference) -> tuple[Path, str | None]:
     Raises:
         ModelLoadError: when the hub does not give us the model.
     """
+    return local_folder(reference) or fetch(reference)
+
+
+def local_folder(reference: ModelReference) -> tuple[Path, None] | None:
+    """Return the folder that a reference names, which has no commit; None for a hub repo."""
     path = Path(reference.source).expanduser()
     looks_local = reference.source.startswith((".", "/", "~")) or reference.source.endswith(SINGLE_FILES)
-    if path.exists() or looks_local:
-        return path, None
-    return fetch(reference)
+    return (path, None) if path.exists() or looks_local else None
 
 
 def _load(part_class: Any, folder: Path, **options: Any) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib.metadata
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,32 +54,38 @@ class LoadedLora:
     short_hash: str
 
 
+_on: MutableMapping[torch.nn.Module, LoraSet] = weakref.WeakKeyDictionary()  # in each network that has LoRAs
+
+
 class LoraSwitch:
     """Turns a model's LoRAs on and off; only the thread that may run the model may call it.
 
+    Several engines may have a switch for the same network: what is on is known of the network.
+
     Attributes:
-        current: the set that is on; None before the first switch.
         switches, seconds: how often the set was changed, and how long that took altogether.
     """
 
-    def __init__(self, parts: Iterable[Any], loras: Mapping[str, LoadedLora]) -> None:
+    def __init__(self, parts: Iterable[torch.nn.Module], loras: Mapping[str, LoadedLora]) -> None:
         """List the layers of `parts`, networks of a model, that its `loras` change."""
-        self._layers = list(_layers(parts)) if loras else []
+        self._layers = {part: list(_layers([part])) for part in parts} if loras else {}
         self._loras = loras
-        self.current: LoraSet | None = None
         self.switches = 0
         self.seconds = 0.0
 
     def __call__(self, loras: LoraSet) -> None:
         """Turn on these LoRAs, with their weights, and no others."""
-        if loras == self.current:
+        parts = [part for part in self._layers if _on.get(part) != loras]
+        if not parts:
             return
         began = time.perf_counter()
         weights = {self._loras[name].adapter: weight for name, weight in loras}
-        self.current = None  # while it is neither
-        for layer in self._layers:
-            _switch_layer(layer, {name: weight for name, weight in weights.items() if name in layer.scaling})
-        self.current = loras
+        for part in parts:
+            _on.pop(part, None)  # while it is neither
+            for layer in self._layers[part]:
+                own = {name: weight for name, weight in weights.items() if name in layer.scaling}
+                _switch_layer(layer, own)
+            _on[part] = loras
         self.switches += 1
         self.seconds += time.perf_counter() - began
 

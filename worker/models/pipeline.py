@@ -31,6 +31,7 @@ class LoadedPipeline:
         dtype: likewise.
         native_size: (width, height) in pixels.
         defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
+        facts: what belongs into the numerics record besides.
         layout, launch, loras: as in `LoadedModel`; a pipeline is run as it is.
     """
 
@@ -47,6 +48,7 @@ class LoadedPipeline:
     layout: str = "contiguous"
     launch: str = "eager"
     loras: Mapping[str, LoadedLora] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
     @property
     def repo(self) -> str | None:

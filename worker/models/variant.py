@@ -95,3 +95,10 @@ def _compile(unet: Any) -> Any:
         return torch.compile(unet, dynamic=False)
     except RuntimeError as error:
         raise BadInputError(f"--compile is not possible here ({error}); leave it out.") from error
+
+
+def plain_unet(unet: Any) -> Any:
+    """Return the UNet itself, as it is called one forward pass at a time, of one that `launched` has made."""
+    if isinstance(unet, GraphedUnet):
+        return unet.plain
+    return getattr(unet, "_orig_mod", unet)  # torch.compile's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,3 +129,17 @@ def test_seldom_options_are_read_back() -> None:
     other = read_infotext("an otter\nSteps: 5, Sampler: Euler a, Seed: 1, Eta: 0.67, Eta DDIM: much")
     assert "options" not in other or other["options"] == {}
     assert other["other"] == {"Eta": "0.67", "Eta DDIM": "much"}
+
+
+def test_what_a_picture_begins_with_reads_back_by_its_hash() -> None:
+    """Strength as A1111 calls it; another program's strength is of a picture that nobody can name."""
+    options = {"init_image": "a" * 64, "mask_image": "b" * 64, "strength": 0.6}
+    text = write_infotext(replace(OTTER, options=options), model="m", model_hash=None, version="1")
+    assert "Denoising strength: 0.6" in text
+    assert read_infotext(text)["options"] == options
+    theirs = (
+        "an otter\nSteps: 30, Sampler: Euler a, Seed: 1, Denoising strength: 0.7, Init image hash: 6f1ed002"
+    )
+    fields = read_infotext(theirs)
+    assert "options" not in fields
+    assert fields["other"] == {"Denoising strength": "0.7", "Init image hash": "6f1ed002"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from PIL import Image as Picture
 
 from storage.infotext import read_infotext
+from storage.inputs import digest, input_key
 from storage.jobstore import JobStore
 from storage.parameters import JobParameters
 from storage.records import Job, JobStatus
@@ -59,7 +62,7 @@ def render(process: WorkerProcess, *jobs: JobParameters) -> list[Job]:
 
 def test_jobs_become_pictures_of_the_unmodified_pipeline(process: WorkerProcess) -> None:
     """Jobs of other steps and samplers render together; each picture is what diffusers makes of it alone."""
-    assert isinstance(process.engine, PipelineEngine)
+    assert isinstance(process.engine.main, PipelineEngine)
     first, second = render(
         process,
         JobParameters(prompt="a fox", seed=1, **OPEN | {"num_inference_steps": 3}),
@@ -99,3 +102,30 @@ def test_the_row_says_what_the_worker_serves(process: WorkerProcess) -> None:
     assert row.family == "StableDiffusionXLPipeline"
     assert (row.lanes, row.concurrency) == (4, 6)
     assert (row.defaults["sampler"], row.defaults["num_inference_steps"]) == ("default", 50)
+
+
+def test_one_worker_renders_from_prompts_and_from_pictures(process: WorkerProcess) -> None:
+    """Jobs with an init image, with and without a mask, render beside one without; each says how."""
+    buffer = BytesIO()
+    Picture.new("RGB", (80, 64), (200, 90, 10)).save(buffer, "PNG")
+    sha256 = digest(buffer.getvalue())
+    process.images.write(input_key(sha256), buffer.getvalue())
+    begun = {"init_image": sha256, "strength": 0.5}
+    ordinary = JobParameters(prompt="a fox", seed=1, **OPEN | {"num_inference_steps": 2})
+    jobs = render(
+        process,
+        ordinary,
+        replace(ordinary, options=begun),
+        replace(ordinary, options={**begun, "mask_image": sha256}),
+        replace(ordinary, options={"control_image": sha256}),
+    )
+    families = [job.image.numerics["family"] if job.image else job.error_message for job in jobs]
+    assert families[:3] == [
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ]
+    assert "This worker has no ControlNet" in str(families[3])
+    assert jobs[3].status is JobStatus.FAILED
+    (worker,) = process.jobs.workers()
+    assert worker.defaults["takes"] == ["init_image", "mask_image"]

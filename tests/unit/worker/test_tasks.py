@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +21,7 @@ from PIL import Image as Picture
 from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
 from storage.imagestore import picture_key
 from storage.infotext import read_infotext
+from storage.inputs import digest, input_key
 from storage.jobstore import MAX_FAILURES
 from storage.parameters import JobParameters
 from storage.picture_metadata import read_texts
@@ -84,10 +86,12 @@ class FakeEngine:
         self.on_submit: Callable[[FakeTicket], None] | None = None
         self.numerics = NUMERICS
         self.released = False
+        self.pictures: dict[str, Any] = {}
 
-    def submit(self, parameters: JobParameters) -> FakeTicket:
+    def submit(self, parameters: JobParameters, *, pictures: dict[str, Any]) -> FakeTicket:
         """Render at once."""
         self.submitted.append(parameters)
+        self.pictures = pictures
         ticket = FakeTicket()
         if self.on_submit is not None:
             self.on_submit(ticket)
@@ -757,3 +761,44 @@ def test_a_worker_holds_jobs_for_the_lanes_that_they_take(
     process.model.defaults["guidance_scale"] = guidance_scale
     process.model.unet.config.time_cond_proj_dim = cond_width
     assert process.concurrency == jobs
+
+
+def with_input(mill: Mill, data: bytes | None) -> Job:
+    """Render a job that begins with a file, which lies in the store if it is given."""
+    sha256 = digest(data or b"gone")
+    mill.process.images.write("other", b"")  # an empty store is taken for one that is not mounted
+    if data is not None:
+        mill.process.images.write(input_key(sha256), data)
+    options = {"init_image": sha256, "strength": 0.5}
+    submission, _ = mill.jobs.add_submission(model="demo", source="test")
+    mill.jobs.add_jobs(submission.id, [JobParameters(prompt="x", seed=1, options=options)])
+    mill.jobs.cancel(mill.id)
+    mill.jobs.open_submission(submission.id)
+    for job in mill.jobs.take_for_dispatch("demo", window=1):
+        render_job(mill.process, job)
+    return mill.jobs.find_job(f"{submission.id}:0")
+
+
+def test_a_job_gets_the_picture_that_it_begins_with(mill: Mill) -> None:
+    """Out of the store by its hash, decoded, and turned as its EXIF data say."""
+    made, buffer = Picture.new("RGB", (8, 4), (9, 9, 9)), BytesIO()
+    exif = made.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    made.save(buffer, "JPEG", exif=exif)
+    job = with_input(mill, buffer.getvalue())
+    assert job.status is JobStatus.SUCCEEDED, job.error_message
+    assert mill.engine.pictures["init_image"].size == (4, 8)
+    assert job.image is not None
+    text = read_texts(Picture.open(mill.process.settings.images_path / job.image.key)).infotext
+    assert "Denoising strength: 0.5" in text
+    assert f"Init image hash: {digest(buffer.getvalue())}" in text
+
+
+def test_a_job_whose_input_is_gone_fails_later_and_says_which(mill: Mill) -> None:
+    """It may be brought back, so the job is tried again; what is no picture fails it at once."""
+    job = with_input(mill, None)
+    assert (job.status, job.failures) == (JobStatus.WAITING, 1)
+    assert f"is not in the picture store ({input_key(digest(b'gone'))})" in (job.error_message or "")
+    job = with_input(mill, b"no picture")
+    assert job.status is JobStatus.FAILED
+    assert "The init image of the job cannot be used: it is no picture" in (job.error_message or "")

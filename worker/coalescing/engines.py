@@ -1,0 +1,155 @@
+"""All that renders with one model: its engine for prompts, and engines for jobs that begin with a picture.
+
+These are made when the first such job comes: most workers never meet one. All share the model's weights, and
+take turns on its device.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from storage.errors import BadInputError
+from storage.inputs import INPUTS, shown_input
+from storage.parameters import JobParameters
+from worker.coalescing.image_pipelines import image_pipeline, possible_kinds
+from worker.coalescing.pictures import Kind, Pictures, kind_of
+from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.engine.device_turns import DeviceTurns
+from worker.engine.engine import Engine
+from worker.engine.errors import Released
+from worker.engine.ticket import Ticket
+from worker.models.controlnet import ControlNet
+from worker.models.load import LoadedModel
+from worker.models.pipeline import LoadedPipeline
+
+log = structlog.get_logger()
+MakeEngine = Callable[[LoadedPipeline, Kind], PipelineEngine]
+
+
+class Engines:
+    """The engines of one worker; to its users as `Engine` is.
+
+    Attributes:
+        main: renders jobs from prompts alone.
+        model, lanes, lanes_per_job, numerics: the main engine's.
+    """
+
+    def __init__(
+        self,
+        main: Engine | PipelineEngine,
+        *,
+        make: MakeEngine,
+        turns: DeviceTurns,
+        controlnet: ControlNet | None = None,
+    ) -> None:
+        """Begin with the main engine.
+
+        Args:
+            main: not started yet.
+            make: makes the engine of another kind, on the main engine's device.
+            turns: of the device, which `main` and all that `make` makes take.
+            controlnet: the worker's.
+
+        Raises:
+            BadInputError: for a ControlNet that this model's pipeline cannot be steered by.
+        """
+        self.main = main
+        self.model: LoadedModel | LoadedPipeline = main.model
+        self.lanes, self.lanes_per_job, self.numerics = main.lanes, main.lanes_per_job, main.numerics
+        self._make, self._turns, self._controlnet = make, turns, controlnet
+        self._kinds = possible_kinds(self.model, controlnet)
+        if controlnet and not any("control_image" in kind.needs for kind in self._kinds):
+            raise BadInputError(
+                f"--controlnet cannot be used with a {self.model.family}, for which diffusers has no such "
+                f"pipeline; leave it out."
+            )
+        self._making = threading.Lock()
+        self._others: dict[Kind, PipelineEngine] = {}
+        self._closed = False
+
+    @property
+    def takes(self) -> list[str]:
+        """Which of `storage.inputs.INPUTS` jobs can begin with."""
+        needed = {name for kind in self._kinds for name in kind.needs}
+        return [name for name in INPUTS if name in needed]
+
+    def start(self) -> None:
+        """Start the main engine; the others start when they are made."""
+        self.main.start()
+
+    def submit(self, parameters: JobParameters, *, pictures: Pictures | None = None) -> Ticket:
+        """Hand in a job; see `Engine.submit`.
+
+        Args:
+            parameters: fields that are None get the model's defaults.
+            pictures: what it begins with, decoded, by their name in INPUTS.
+
+        Raises:
+            BadInputError: when the job cannot be rendered with this model or this worker.
+            Released, EngineDeadError: likewise.
+        """
+        kind = kind_of(parameters.options)
+        if kind is Kind.TEXT:
+            return self.main.submit(parameters)
+        return self._engine(kind).submit(parameters, pictures=pictures or {})
+
+    def numerics_of(self, parameters: JobParameters) -> dict[str, Any]:
+        """Return the record that a job's picture gets if it is rendered now; see `Engine.numerics_of`."""
+        kind = kind_of(parameters.options)
+        engine = self.main if kind is Kind.TEXT else self._engine(kind)
+        return engine.numerics_of(parameters)
+
+    def release_waiting(self) -> int:
+        """Drain: give back every request that has not begun (Released) and take no new ones."""
+        self._closed = True
+        return sum(engine.release_waiting() for engine in self._all())
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Stop after the current step; what is left is given back (Released)."""
+        self._closed = True
+        for engine in self._all():
+            engine.close(timeout=timeout)
+
+    @property
+    def lanes_used(self) -> int:
+        """How many lanes the requests take that have begun."""
+        return sum(engine.lanes_used for engine in self._all())
+
+    def _all(self) -> list[Engine | PipelineEngine]:
+        return [self.main, *list(self._others.values())]
+
+    def _engine(self, kind: Kind) -> PipelineEngine:
+        """Return the engine of a kind; the first one who asks makes it."""
+        with self._making:
+            if kind not in self._others:
+                if self._closed:
+                    raise Released("The engine takes no new requests, because it drains.")
+                self._others[kind] = self._made(kind)
+            return self._others[kind]
+
+    def _made(self, kind: Kind) -> PipelineEngine:
+        if kind not in self._kinds:
+            raise BadInputError(self._refusal(kind))
+        log.info("preparing for jobs with pictures", action="prepare", kind=kind.name.lower())
+        try:
+            model = image_pipeline(self.model, kind, self._controlnet)
+        except (TypeError, ValueError) as error:
+            # A class of diffusers that wants parts which this model does not have.
+            raise BadInputError(f"{self._refusal(kind)} ({error})") from error
+        with self._turns:
+            engine = self._make(model, kind)
+        engine.start()
+        return engine
+
+    def _refusal(self, kind: Kind) -> str:
+        if "control_image" in kind.needs and self._controlnet is None:
+            return (
+                "This worker has no ControlNet, so it cannot render a job with a control image; start one "
+                "with --controlnet NAME=REPO_OR_PATH."
+            )
+        what = " and ".join(shown_input(name) for name in kind.needs)
+        return f"A {self.model.family} takes no {what}, as diffusers has no pipeline for that; leave it out."
