@@ -740,7 +740,12 @@ def test_a_ready_worker_publishes_what_its_model_recommends(mill: Mill) -> None:
     """Its row carries the defaults; a worker that is still loading has none to tell."""
     defaults = {"sampler": "euler", "schedule": "karras", "width": 64, "height": 64}
     model = SimpleNamespace(
-        revision="0" * 64, family="sd", defaults=defaults, dtype="torch.float32", device=torch.device("cpu")
+        revision="0" * 64,
+        family="sd",
+        loras={},
+        defaults=defaults,
+        dtype="torch.float32",
+        device=torch.device("cpu"),
     )
     order, engine = mill.process._order, cast("Engine", SimpleNamespace(model=model, lanes=4))
     ready = loaded_worker(order, engine, state=WorkerState.READY, concurrency=6)
