@@ -16,10 +16,10 @@ from producer.prompts import PromptList, read_prompts
 from producer.rewriting import take_rewriting
 from producer.submitting import Order
 from storage.errors import BadInputError
-from storage.stores import open_image_store
 
 if TYPE_CHECKING:
     from producer.models import KnownModel
+    from storage.imagestore import ImageStore
     from storage.settings import Settings
 
 MAX_JOBS = 10_000_000  # of a submission: a week's work of many GPUs, and 10 GB of rows
@@ -61,12 +61,18 @@ def read_asked(settings: Settings, flags: dict[str, Any], *, files: bool = True)
     check_submission_flags(**share)
     reading = {name: flags.pop(name) for name in PROMPT_FLAGS}
     rewriting = take_rewriting(settings, flags)
-    inputs = Inputs(lambda: open_image_store(settings), files=files)
+    inputs = Inputs(lambda: _open_images(settings), files=files)
     options = inputs.sized(job_options(**inputs.of_flags(flags)))
     files, texts = reading.pop("files"), reading.pop("texts")
     prompts = read_prompts(files, texts, options=options, rewriting=rewriting, inputs=inputs, **reading)
     check_seeds(options, prompts.count, prompts.wanted)
     return Asked(prompts=prompts, options=options, skip_bad=reading["skip_bad"], share=share, inputs=inputs)
+
+
+def _open_images(settings: Settings) -> ImageStore:
+    from storage.stores import open_image_store  # noqa: PLC0415  (slow; --help needs none)
+
+    return open_image_store(settings)
 
 
 def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:

@@ -222,9 +222,7 @@ def test_a_path_in_a_path_leads_nowhere(client: TestClient, path: str) -> None:
 
 
 @pytest.mark.parametrize("column", ["init_image", "mask", "control_image"])
-def test_a_prompt_cannot_name_a_file_of_this_machine(
-    client: TestClient, tmp_path: Path, column: str
-) -> None:
+def test_a_prompt_cannot_name_a_file_of_this_machine(client: TestClient, tmp_path: Path, column: str) -> None:
     """Pictures that jobs begin with are named by the hash of what is in the store, and by nothing else."""
     Image.new("RGB", (64, 64)).save(tmp_path / "own.png")
     row = {"prompt": "an otter", column: str(tmp_path / "own.png")}

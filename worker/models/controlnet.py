@@ -56,7 +56,7 @@ def load_controlnet(reference: ModelReference, *, device: torch.device, dtype: t
         found = getattr(diffusers, name, None) if "ControlNet" in name else None
         if not isinstance(found, type) or not issubclass(found, diffusers.ModelMixin):
             raise ModelLoadError(f"{folder} is a {name}, which is no ControlNet that diffusers has.")
-        check_weights(folder)
+        check_weights(folder, PART_FILES)
         network = in_passing_thread(lambda: load_weights(found, folder, device, torch_dtype=dtype))
         return ControlNet(
             name=reference.name, revision=commit or folder_revision(folder, PART_FILES), network=network

@@ -143,13 +143,18 @@ def _check_unet(config: dict[str, Any], folder: Path) -> None:
         )
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, patterns: tuple[str, ...] = ()) -> None:
     """Check that a component has safetensors and that each is complete.
+
+    Args:
+        folder: of the component.
+        patterns: of its files, where it is no part of a model.
 
     Raises:
         ModelLoadError: when it has none, or a damaged one.
     """
-    files = [p for p in model_files(folder.parent) if p.parent == folder and p.suffix == ".safetensors"]
+    found_ones = model_files(folder, patterns) if patterns else model_files(folder.parent)
+    files = [path for path in found_ones if path.parent == folder and path.suffix == ".safetensors"]
     if not files:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in SINGLE_FILES)
         found = f"only {', '.join(pickled)}" if pickled else "none"

@@ -42,6 +42,7 @@ from storage.version import MESSAGE_VERSION
 from storage.worker_options import WorkerOptions
 from worker import heartbeat, surroundings
 from worker import process as process_module
+from worker.coalescing.engines import Engines
 from worker.engine.engine import Engine
 from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, Released, RenderError
 from worker.engine.request import RenderResult
@@ -477,7 +478,8 @@ def test_an_error_of_the_job_is_charged_to_it(mill: Mill, error: Exception, *, e
 def test_an_engine_that_refuses_a_job_fails_it(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal at the door is the job's failure, with the engine's sentence."""
 
-    def refuse(_: JobParameters) -> FakeTicket:
+    def refuse(_: JobParameters, *, pictures: object) -> FakeTicket:
+        assert pictures == {}
         raise BadInputError("This model has no such size.")
 
     monkeypatch.setattr(mill.engine, "submit", refuse)
@@ -737,7 +739,7 @@ def test_only_messages_of_ours_are_rendered(mill: Mill) -> None:
 
 
 def test_a_ready_worker_publishes_what_its_model_recommends(mill: Mill) -> None:
-    """Its row carries the defaults; a worker that is still loading has none to tell."""
+    """Its row carries the defaults, and what jobs can begin with; one that still loads has none to tell."""
     defaults = {"sampler": "euler", "schedule": "karras", "width": 64, "height": 64}
     model = SimpleNamespace(
         revision="0" * 64,
@@ -747,9 +749,12 @@ def test_a_ready_worker_publishes_what_its_model_recommends(mill: Mill) -> None:
         dtype="torch.float32",
         device=torch.device("cpu"),
     )
-    order, engine = mill.process._order, cast("Engine", SimpleNamespace(model=model, lanes=4))
+    order, engine = (
+        mill.process._order,
+        cast("Engines", SimpleNamespace(model=model, lanes=4, takes=["init_image"])),
+    )
     ready = loaded_worker(order, engine, state=WorkerState.READY, concurrency=6)
-    assert ready.defaults == defaults
+    assert ready.defaults == defaults | {"takes": ["init_image"]}
     assert ordered_worker(order).defaults == {}
 
 
@@ -794,7 +799,8 @@ def test_a_job_gets_the_picture_that_it_begins_with(mill: Mill) -> None:
     assert job.status is JobStatus.SUCCEEDED, job.error_message
     assert mill.engine.pictures["init_image"].size == (4, 8)
     assert job.image is not None
-    text = read_texts(Picture.open(mill.process.settings.images_path / job.image.key)).infotext
+    with Picture.open(mill.process.settings.images_path / job.image.key) as opened:
+        text = read_texts(opened).infotext
     assert "Denoising strength: 0.5" in text
     assert f"Init image hash: {digest(buffer.getvalue())}" in text
 
