@@ -8,6 +8,7 @@ from storage.models import parse_model
 from storage.settings import Settings
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
+from worker.engine.faults import has_no_room
 from worker.engine.tuning import Tunings
 from worker.models.choice import load
 from worker.models.device import choose_device, choose_dtype, faster_dtypes, make_repeatable
@@ -18,7 +19,12 @@ from worker.stages.tables import Tables
 
 
 def open_engine(
-    order: ChildOrder, settings: Settings, *, tunings: Tunings, on_death: Callable[[BaseException], None]
+    order: ChildOrder,
+    settings: Settings,
+    *,
+    tunings: Tunings,
+    on_death: Callable[[BaseException], None],
+    make_room: Callable[[], bool] = has_no_room,
 ) -> Engine | PipelineEngine:
     """Load the model onto its device, and choose how it is run.
 
@@ -27,6 +33,7 @@ def open_engine(
         settings: of this process.
         tunings: where the choice is looked up and kept.
         on_death: see `Engine`.
+        make_room: likewise.
 
     Returns:
         The engine, not started yet.
@@ -49,6 +56,7 @@ def open_engine(
             launch=options.launch,
             tunings=tunings,
             on_death=on_death,
+            make_room=make_room,
             stall=settings.stall,
             deadline=settings.deadline,
         )
@@ -62,6 +70,7 @@ def open_engine(
         tunings=tunings,
         tables=Tables(settings.tables_path),
         on_death=on_death,
+        make_room=make_room,
         stall=settings.stall,
         deadline=settings.deadline,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -25,7 +25,7 @@ class Ticker:
 
     Args:
         jobs: the job store.
-        queue: of the model that is served here.
+        queues: of the models that are served here.
         redis: the embedded one, or None.
         lease: seconds without a beat until an incarnation is expired.
         dispatches: whether jobs are still wanted here.
@@ -34,14 +34,14 @@ class Ticker:
     def __init__(
         self,
         jobs: JobStore,
-        queue: JobQueue,
+        queues: Sequence[JobQueue],
         redis: EmbeddedRedis | None,
         *,
         lease: float,
         dispatches: Callable[[], bool],
     ) -> None:
         self._jobs, self._redis, self._dispatches = jobs, redis, dispatches
-        self._dispatcher = Dispatcher(jobs, queue, queue.model)
+        self._dispatchers = [Dispatcher(jobs, queue, queue.model) for queue in queues]
         self._reaper = Reaper(jobs, lease=lease)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tick", daemon=True)
@@ -83,4 +83,7 @@ class Ticker:
                 log.warning("released jobs that nobody held", action="orphans", jobs=orphans)
         if self._redis is not None:  # after what needs only the database
             self._redis.ensure_running()
-        return FAST_TICK if self._dispatches() and self._dispatcher.tick() else TICK
+        if not self._dispatches():
+            return TICK
+        ticked = [dispatcher.tick() for dispatcher in self._dispatchers]
+        return FAST_TICK if any(ticked) else TICK

@@ -12,14 +12,21 @@ import click
 
 from producer.background_worker import check_worker_extra
 from producer.cli import LazyGroup
-from producer.models import default_model, is_alive, resolve_model
+from producer.models import default_model, is_alive, models_of, resolve_model
 from producer.output import count_of, duration, listing, remark, timestamp
 from producer.session import Session, pass_session
-from producer.worker_flags import check_drain_timeout, check_worker_flags, worker_flags
+from producer.worker_flags import (
+    check_drain_timeout,
+    check_several_models,
+    check_worker_flags,
+    several_models_flags,
+    worker_flags,
+)
 from storage.errors import BadInputError
 from storage.model_defaults import way_of
 from storage.models import BUILTIN_MODEL, check_model_name
 from storage.records import Worker
+from storage.served import ServedModel, served_by
 
 _COMMANDS = {
     "start": ("producer.commands.worker:start", "Start a worker in the foreground."),
@@ -52,28 +59,51 @@ Examples:
   promptmill worker start
   promptmill worker start --model sd15=stable-diffusion-v1-5/stable-diffusion-v1-5
   promptmill worker start --model mine=./my-model --devices 0,1 --dtype float16
+  promptmill worker start --model sd15 --model xl --model-patience 120 --max-loaded 2
 """
 )
 @click.option(
     "--model",
+    multiple=True,
     metavar="NAME=REPO_OR_PATH[@REVISION]",
-    help=f"A known name, or a repo or folder. Default: the only configured one, else {BUILTIN_MODEL}.",
+    help="A known name, or a repo or folder. Several take turns in one process. "
+    f"Default: the only configured one, else {BUILTIN_MODEL}.",
 )
+@several_models_flags
 @worker_flags
 @click.option("--name", metavar="TEXT", help="Beginning of the worker's name. Default: model and host.")
 @drain_timeout
 @pass_session
-def start(session: Session, /, *, model: str | None, name: str | None, **flags: Any) -> None:
+def start(
+    session: Session,
+    /,
+    *,
+    model: tuple[str, ...],
+    name: str | None,
+    model_patience: float | None,
+    max_loaded: int | None,
+    **flags: Any,
+) -> None:
     """Start a worker in the foreground, with one process for each device.
 
     The first Ctrl-C (or SIGTERM) takes no new jobs and finishes the running ones; the second gives them back
     and ends at once. With nothing configured, the first worker starts a private Redis and the last one
     stops it.
+
+    With --model more than once, a process renders with one of the models at a time, and keeps as many loaded
+    as memory allows. A turn lasts until its model has no more jobs, or until another one has waited for
+    --model-patience (of three models, half of it). Pictures are the same as from a worker of one model.
     """
-    reference = resolve_model(session.settings, model or default_model(session.settings))
+    asked = model or (default_model(session.settings),)
+    references = [resolve_model(session.settings, text) for text in asked]
     if name is not None:
         _check_name(name)
-    options = check_worker_flags(reference, name=name, **flags)
+    options = check_several_models(
+        check_worker_flags(references[0], name=name, **flags),
+        references,
+        model_patience=model_patience,
+        max_loaded=max_loaded,
+    )
     check_worker_extra()
     session.close()
     sys.stdout.flush()
@@ -105,7 +135,7 @@ Examples:
     "workers",
     {
         "name": "NAME",
-        "model": "MODEL",
+        "serves": "MODEL",
         "device": "DEVICE",
         "dtype": "DTYPE",
         "mode": "MODE",
@@ -137,6 +167,8 @@ def _fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
         "host": found.host,
         "pid": found.pid,
         "model": found.model,
+        "serves": models_of(found),
+        "models": [_served(found, model) for model in served_by(found)],
         "revision": found.revision,
         "family": found.family,
         "way": way_of(found.family),
@@ -156,6 +188,21 @@ def _fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
         "running": len(found.progress),
         "version": found.version,
         "note": found.note,
+    }
+
+
+def _served(found: Worker, model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "active": model.name == found.model,
+        "loaded": model.loaded,
+        "bytes": model.bytes,
+        "revision": model.revision,
+        "family": model.family,
+        "dtype": model.dtype,
+        "lanes": model.lanes,
+        "concurrency": model.concurrency,
+        "problem": model.problem,
     }
 
 
