@@ -136,9 +136,9 @@ class WorkerProcess:
             BadInputError: the options cannot be used with this device or model.
         """
         if not self.shelf.has(name) and self._state is WorkerState.READY:
-            # A heart may be kept from beating by it, and with six leases nobody minds.
+            # Loading can keep a heart from beating: a worker that starts has six leases, and holds no jobs.
             self._state = WorkerState.STARTING
-            self._note(f"loading model {name}" if len(self.models) > 1 else None)
+            self._note(f"loading model {name}")
         self.engine = self.shelf.take(name)
         self.model = self.engine.model
         if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile

@@ -100,8 +100,7 @@ def test_two_models_take_turns_in_one_worker(farm: Farm) -> None:
     """A hundred alternating jobs need a handful of switches, and a kill on the way loses nothing."""
     demo = builtin_model_path()
     farm.environment["PROMPTMILL_MODELS"] = f"first={demo},second={demo}"
-    options = ("--model", "second", "--model-patience", "3", "--lanes", "8")
-    supervisor = farm.start_worker(*options, model="first")
+    supervisor = farm.start_worker("--model", "second", "--lanes", "8", model="first")
     jobs = farm.store()
     submissions = []
     for number in range(20):
