@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from report import arguments, fresh_home, show, worker
+from report import arguments, fresh_home, promptmill, show, worker
 
 from storage.models import builtin_model_path
 from storage.parameters import JobParameters
@@ -40,14 +40,13 @@ def main() -> None:
 
 
 @contextmanager
-def _home() -> Iterator[tuple[dict[str, str], Any]]:
-    with fresh_home() as environment:
-        home = Path(environment["PROMPTMILL_HOME"])
-        store = open_job_store(Settings(home=home))
-        try:
-            yield environment, store
-        finally:
-            store.close()
+def _store(environment: dict[str, str]) -> Iterator[Any]:
+    promptmill(environment, "list")  # makes the database, where it is not there yet
+    store = open_job_store(Settings(home=Path(environment["PROMPTMILL_HOME"])))
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def _submit(store: Any, number: int) -> str:
@@ -80,26 +79,25 @@ def _row(what: str, store: Any, submissions: list[str], switches: list[float], f
 
 
 def _one_worker(what: str, jobs: int, *options: str) -> Any:
-    with _home() as (environment, store), tempfile.NamedTemporaryFile("w+") as log:
-        with worker(environment, "--model", SECOND, *options, log=log):
-            submissions = []
-            for number in range(jobs):
-                submissions.append(_submit(store, number))
-                time.sleep(0.05)
-            _wait(store, submissions)
+    with (
+        fresh_home() as environment,
+        tempfile.NamedTemporaryFile("w+") as log,
+        worker(environment, "--model", SECOND, *options, log=log),
+        _store(environment) as store,
+    ):
+        submissions = []
+        for number in range(jobs):
+            submissions.append(_submit(store, number))
+            time.sleep(0.05)
+        _wait(store, submissions)
         found = SWITCH.findall(Path(log.name).read_text())
-        return _row(
-            what,
-            store,
-            submissions,
-            [float(took) for _, took in found],
-            [float(ending) for ending, _ in found],
-        )
+        switches, finishing = [float(took) for _, took in found], [float(ending) for ending, _ in found]
+        return _row(what, store, submissions, switches, finishing)
 
 
 def _restarts(jobs: int) -> Any:
     """One worker after the other: what was possible before, with the fewest turns that there can be."""
-    with _home() as (environment, store):
+    with fresh_home() as environment, _store(environment) as store:
         submissions = [_submit(store, number) for number in range(jobs)]
         starts = []
         for number, model in enumerate(("demo", SECOND)):
