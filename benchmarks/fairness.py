@@ -34,7 +34,7 @@ from storage.settings import Settings
 from storage.sqljobstore import SqlJobStore, base, claiming, dispatching, liveness, reading, submitting
 from storage.stores import open_job_store
 from tests.records import worker_record
-from worker.process import LOOK_AHEAD, SAVING
+from worker.introduction import LOOK_AHEAD, SAVING
 from worker.ticking import FAST_TICK
 
 WORKERS, PLACES, SECONDS = 8, 8, 2.0

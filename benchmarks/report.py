@@ -71,11 +71,13 @@ def promptmill(environment: dict[str, str], *words: str, given: str | None = Non
 
 
 @contextmanager
-def worker(environment: dict[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Keep a worker for the demo model running meanwhile, ready from the start."""
+def worker(
+    environment: dict[str, str], *options: str, model: str = "demo", log: Any = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Keep a worker for a model running meanwhile, ready from the start; `log` is a file for what it says."""
     process = subprocess.Popen(
-        [PROMPTMILL, "worker", "start", "--model", "demo", *options],
-        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [PROMPTMILL, "worker", "start", "--model", model, *options],
+        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
     )  # fmt: skip
     try:
         while not any(row["state"] == "ready" for row in workers(environment)):

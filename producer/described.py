@@ -10,10 +10,12 @@ from typing import Any
 
 from producer.follow import derived_state
 from producer.jobs import settings_of
+from producer.models import models_of
 from producer.output import duration, timestamp
 from storage.loras import published_loras, told_options
 from storage.model_families import way_of
 from storage.records import Job, Status, Worker
+from storage.served import ServedModel, served_by
 
 
 def submission_row(status: Status) -> dict[str, Any]:
@@ -93,6 +95,8 @@ def worker_fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
         "host": found.host,
         "pid": found.pid,
         "model": found.model,
+        "serves": models_of(found),
+        "models": [_served(found, model) for model in served_by(found)],
         "revision": found.revision,
         "family": found.family,
         "way": way_of(found.family),
@@ -113,4 +117,19 @@ def worker_fields(found: Worker, *, alive: bool, rate: float) -> dict[str, Any]:
         "running": len(found.progress),
         "version": found.version,
         "note": found.note,
+    }
+
+
+def _served(found: Worker, model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "active": model.name == found.model,
+        "loaded": model.loaded,
+        "bytes": model.bytes,
+        "revision": model.revision,
+        "family": model.family,
+        "dtype": model.dtype,
+        "lanes": model.lanes,
+        "concurrency": model.concurrency,
+        "problem": model.problem,
     }

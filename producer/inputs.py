@@ -59,14 +59,14 @@ class Inputs:
         used: which of INPUTS any flag or line has named.
     """
 
-    def __init__(self, store: Callable[[], ImageStore], *, files: bool = True) -> None:
+    def __init__(self, store: Callable[[], ImageStore], *, may_name_files: bool = True) -> None:
         """Begin with none.
 
         Args:
             store: opens the picture store, where it is needed.
-            files: whether who asks may name files of this machine, not only hashes of what is in the store.
+            may_name_files: whether who asks may name files of this machine, not only hashes of what is in the store.
         """
-        self._may_name_files = files
+        self._may_name_files = may_name_files
         self.used: set[str] = set()
         self._store = store
         self._files: dict[str, Path | None] = {}  # by hash; None was in the store already

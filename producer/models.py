@@ -16,6 +16,7 @@ from storage.loras import published_loras
 from storage.model_defaults import read_defaults, read_native_size
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, is_single_file, parse_model
 from storage.records import Worker, WorkerState
+from storage.served import ServedModel, served_by, served_model
 
 if TYPE_CHECKING:
     from storage.settings import Settings  # slow to import
@@ -94,8 +95,23 @@ def serving(workers: Iterable[Worker], model: str, *, lease: float) -> list[Work
     return [
         worker
         for worker in workers
-        if worker.model == model and worker.state in SERVING and is_alive(worker, lease=lease)
+        if served_model(worker, model) and worker.state in SERVING and is_alive(worker, lease=lease)
     ]
+
+
+def models_of(worker: Worker) -> str:
+    """Say which models a worker serves, which of them it renders with now, and which are loaded besides."""
+    if not worker.models:
+        return worker.model
+    return ", ".join(f"{model.name}{_how(worker, model)}" for model in worker.models)
+
+
+def _how(worker: Worker, model: ServedModel) -> str:
+    if model.problem:
+        return " (cannot be loaded)"
+    if model.name == worker.model:
+        return " (active)"
+    return " (loaded)" if model.loaded else ""
 
 
 def known_models(
@@ -114,25 +130,26 @@ def known_models(
     # Another source under a known name: what workers published under that name says nothing about it.
     renamed = {reference.name for reference in named if configured.get(reference.name) != reference}
     configured |= {reference.name: reference for reference in named}
-    by_model: dict[str, list[Worker]] = {name: [] for name in configured}
-    for worker in workers:
-        by_model.setdefault(worker.model, []).append(worker)
+    workers = list(workers)
+    by_model: dict[str, list[ServedModel]] = {name: [] for name in configured}
+    for model in (model for worker in workers for model in served_by(worker)):
+        by_model.setdefault(model.name, []).append(model)
     told = {name: [] if name in renamed else loaded for name, loaded in by_model.items()}
     return {
         name: KnownModel(
             name=name,
             reference=configured.get(name),
-            revision=next((worker.revision for worker in told[name] if worker.revision), None),
-            live_workers=len(serving(loaded, name, lease=settings.lease)),
-            **_published(next((worker.defaults for worker in told[name] if worker.defaults), {})),
+            revision=next((model.revision for model in told[name] if model.revision), None),
+            live_workers=len(serving(workers, name, lease=settings.lease)),
+            **_published(next((model.defaults for model in told[name] if model.defaults), {})),
             loras={
                 lora: revision
-                for worker in reversed(told[name])
-                for lora, revision in published_loras(worker.defaults).items()
+                for model in reversed(told[name])
+                for lora, revision in published_loras(model.defaults).items()
             }
             | ready,
         )
-        for name, loaded in by_model.items()
+        for name in by_model
     }
 
 

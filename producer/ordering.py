@@ -45,13 +45,13 @@ class Asked:
     inputs: Inputs
 
 
-def read_asked(settings: Settings, flags: dict[str, Any], *, files: bool = True) -> Asked:
+def read_asked(settings: Settings, flags: dict[str, Any], *, may_name_files: bool = True) -> Asked:
     """Check the flags, then read and check the prompts.
 
     Args:
         settings: where things are.
         flags: of the command.
-        files: whether prompts may name pictures by where they are on this machine.
+        may_name_files: whether prompts may name pictures by where they are on this machine.
 
     Raises:
         BadInputError: about the first flag that cannot be used, or every place in the lists.
@@ -61,7 +61,7 @@ def read_asked(settings: Settings, flags: dict[str, Any], *, files: bool = True)
     check_submission_flags(**share)
     reading = {name: flags.pop(name) for name in PROMPT_FLAGS}
     rewriting = take_rewriting(settings, flags)
-    inputs = Inputs(lambda: _open_images(settings), files=files)
+    inputs = Inputs(lambda: _open_images(settings), may_name_files=may_name_files)
     options = inputs.sized(job_options(**inputs.of_flags(flags)))
     files, texts = reading.pop("files"), reading.pop("texts")
     prompts = read_prompts(files, texts, options=options, rewriting=rewriting, inputs=inputs, **reading)

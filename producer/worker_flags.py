@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from storage.models import parse_model
 from storage.worker_options import (
     DEVICES,
     DTYPES,
+    MODEL_PATIENCE,
     MODES,
     WorkerOptions,
     check_devices,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from storage.models import ModelReference
 
 MAX_DRAIN_TIMEOUT = 7 * 24 * 3600.0
+MAX_PATIENCE = 24 * 3600.0
 
 worker_flags = stacked(
     click.option(
@@ -75,6 +78,59 @@ worker_flags = stacked(
         help="What jobs with a --control-image are steered by.",
     ),
 )
+
+
+several_models_flags = stacked(
+    click.option(
+        "--model-patience",
+        type=float,
+        metavar="SECONDS",
+        help="How long one of several models may have to wait for its turn while others have work. "
+        f"Default: {MODEL_PATIENCE:g}.",
+    ),
+    click.option(
+        "--max-loaded",
+        type=click.IntRange(1),
+        metavar="N",
+        help="How many of several models are loaded at once. Default: as many as memory allows.",
+    ),
+)
+
+
+def check_several_models(
+    options: WorkerOptions,
+    references: Sequence[ModelReference],
+    *,
+    model_patience: float | None,
+    max_loaded: int | None,
+) -> WorkerOptions:
+    """Let a worker serve all these models; BadInputError about what cannot be."""
+    names = [reference.name for reference in references]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInputError(
+            f"Model {twice} is given twice; give each --model a name of its own, NAME=REPO_OR_PATH."
+        )
+    if len(names) == 1:
+        idle = [
+            flag
+            for flag, value in (("--model-patience", model_patience), ("--max-loaded", max_loaded))
+            if value is not None
+        ]
+        if idle:
+            raise BadInputError(
+                f"{idle[0]} is for a worker of several models; repeat --model, or leave it out."
+            )
+        return options
+    patience = MODEL_PATIENCE if model_patience is None else model_patience
+    if not 0 <= patience <= MAX_PATIENCE:
+        raise BadInputError(f"--model-patience {patience} is out of range; choose seconds from 0 to a day.")
+    return replace(
+        options,
+        more_models=tuple(str(reference) for reference in references[1:]),
+        model_patience=patience,
+        max_loaded=max_loaded,
+    )
 
 
 def check_drain_timeout(seconds: float) -> None:

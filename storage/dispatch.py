@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from storage.jobstore import JobStore
+from storage.served import served_model
 
 log = structlog.get_logger()
 
@@ -66,14 +67,16 @@ class Dispatcher:
 
     def _window(self) -> int:
         """How many jobs are to be queued: half of what workers hold, or what they render in two ticks."""
-        alive = [worker for worker in self._jobs.workers(alive_only=True) if worker.model == self._model]
-        if not alive:
+        workers = self._jobs.workers(alive_only=True)
+        serving = [model for worker in workers if (model := served_model(worker, self._model))]
+        if not serving:
             return 0
         since = datetime.now(UTC) - timedelta(seconds=RATE_OVER)
         rate = self._jobs.rendered_since(self._model, since) / RATE_OVER
         # A small submission waits behind the window; half of the workers' places are enough for jobs that end
         # together, and an emptied window is filled again at once (`make bench NAME=fairness`).
-        burst = math.ceil(sum(worker.concurrency for worker in alive) / 2)
+        # What is queued for a model whose turn has not come is no more than that either.
+        burst = math.ceil(sum(model.concurrency for model in serving) / 2)
         return max(burst, math.ceil(rate * 2 * TICK))
 
     def _reconcile(self) -> None:

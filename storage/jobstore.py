@@ -29,12 +29,13 @@ from storage.records import (
     Worker,
     WorkerState,
 )
+from storage.served import TakingTurns
 
 ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writer wait 0.2 s
 MAX_FAILURES = 3
 
 
-class JobStore(Keeping, Browsing, Protocol):
+class JobStore(Keeping, Browsing, TakingTurns, Protocol):
     """Submissions, jobs, images and workers.
 
     All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and

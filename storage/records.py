@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from storage.parameters import JobParameters
+from storage.served import ServedModel
 
 
 class JobStatus(StrEnum):
@@ -187,12 +188,14 @@ class Worker:
     """One incarnation of a worker process.
 
     Attributes:
+        model, revision, family, defaults, dtype, lanes, concurrency: of the model that it renders with now.
         beat: grows by one each second while the process lives.
         beat_at: when the beat last changed, on that host's clock: for people, never for leases.
         progress: fraction done of its running jobs, by job id.
         concurrency: how many jobs it holds at once, rendering, waiting for lanes or saving.
         drain_timeout: seconds, once `worker drain` has asked it to finish.
         lanes_used: at its last beat, of `lanes`.
+        models: those of a worker of several, that take turns; empty for a worker of one (`served_by`).
     """
 
     incarnation: str
@@ -218,6 +221,7 @@ class Worker:
     note: str | None = None
     drain_timeout: float | None = None
     lanes_used: int = 0
+    models: tuple[ServedModel, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -184,6 +184,7 @@ WORKERS = Table(
     Column("note", Text),
     Column("drain_timeout", Double),
     Column("lanes_used", Integer, server_default="0", nullable=False),
+    Column("models", JSON),
     Index("ix_workers_state", "state"),
 )
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 MODES = ("exact", "throughput", "reference")
 LAUNCHES = ("eager", "compiled", "cuda_graphs")
 FEWEST_LANES, MAX_LANES = 2, 256
+MODEL_PATIENCE = 60.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,9 @@ class WorkerOptions:
             None for none.
         name: prefix of the worker's name; None derives it from model and host.
         drain_timeout: seconds that running jobs get to finish after the first signal.
+        more_models: others that the worker serves too, written as `model` is; they take turns.
+        model_patience: seconds that one of them may have to wait for its turn while others have work.
+        max_loaded: how many are on the device at once; None for as many as its memory allows.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
             on standard output.
     """
@@ -50,7 +55,15 @@ class WorkerOptions:
     controlnet: str | None = None
     name: str | None = None
     drain_timeout: float = 300.0
+    more_models: tuple[str, ...] = ()
+    model_patience: float = MODEL_PATIENCE
+    max_loaded: int | None = None
     parent_pipe: bool = False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models that the worker serves, in the order in which they were given."""
+        return (self.model, *self.more_models)
 
     def command(self) -> list[str]:
         """Return the command line that starts a supervisor with these options."""
@@ -103,5 +116,10 @@ def check_loras_launch(launch: str) -> None:
 
 def parse_options(text: str) -> WorkerOptions:
     """Read back what `WorkerOptions.command` wrote."""
-    values: dict[str, Any] = json.loads(text)
-    return WorkerOptions(**values | {"loras": tuple(values.get("loras", ()))})
+    return read_options(json.loads(text))
+
+
+def read_options(values: Mapping[str, Any]) -> WorkerOptions:
+    """Make a record of what JSON has kept of one."""
+    lists = {name: tuple(values.get(name, ())) for name in ("more_models", "loras")}
+    return WorkerOptions(**{**values, **lists})

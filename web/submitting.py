@@ -101,7 +101,7 @@ def submit(site: Site, flags: Flags, sources: Sequence[Source], texts: Sequence[
     """
     with hearing() as remarks:
         given = _as_flags(flags) | {"files": tuple(sources), "texts": tuple(texts)}
-        asked = read_asked(site.settings, given, files=False)
+        asked = read_asked(site.settings, given, may_name_files=False)
         model = choose_model(site.models(), named_model(asked.prompts.model, flags.model or None))
         order = order_of(asked, model)
         submission, new = submit_order(site.jobs, order, committed=lambda _: None)

@@ -76,7 +76,7 @@ class HandStarted:
         process.load()
         self._ticker = Ticker(
             process.jobs,
-            self._queue,
+            [self._queue],
             self._redis,
             lease=self._settings.lease,
             dispatches=lambda: not process.stopping.is_set(),

@@ -14,15 +14,22 @@ from celery.worker import WorkController, state
 
 from storage.errors import PromptmillError, StaleWorkerError
 from storage.queue import broker_url, make_app, queue_name
+from storage.worker_options import MAX_LANES
 from worker import celery_end
+from worker.consuming import Consumption
 from worker.exits import Exit
+from worker.introduction import LOOK_AHEAD, SAVING
 from worker.logs import configure_logs
 from worker.orders import DRAIN, STOP, parse_order, report
 from worker.process import WorkerProcess
 from worker.retirement import Retirement
+from worker.rota import Rota
+from worker.switching import Switcher
 from worker.tasks import add_render_task
 
 log = structlog.get_logger()
+
+MOST_JOBS = MAX_LANES + LOOK_AHEAD + SAVING  # that a process can hold at once, whatever its model
 
 
 def main(arguments: list[str]) -> int:
@@ -50,8 +57,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _consume(process: WorkerProcess) -> None:
-    """Be a Celery worker on the model's queue: threads pool, prefetch 1."""
+    """Be a Celery worker on the queue of the model that has its turn: threads pool, prefetch 1."""
     app = make_app(broker_url(process.settings))
+    several = len(process.models) > 1
+    consumption = Consumption(app, prefetch=process.concurrency) if several else None
     add_render_task(app, process)
     app.set_current()
     app.set_default()  # the pool's threads look the task up in the default app
@@ -61,12 +70,16 @@ def _consume(process: WorkerProcess) -> None:
         if "@" in process.name
         else f"{process.name}@{process.incarnation[:8]}",
         pool_cls="threads",
-        concurrency=process.concurrency,
-        queues=[queue_name(process.model_name)],
+        # Threads are made as they are needed; how many jobs a model of several gets, the prefetch says.
+        concurrency=MOST_JOBS if several else process.concurrency,
+        queues=[queue_name(process.model.name)],
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=False,
     )
+    if consumption is not None:
+        rota = Rota(process.models, patience=process.model_patience)
+        Switcher(process, consumption, rota).start(process.model.name)
     threading.Thread(target=_stop_when_told, args=(process,), name="stopper", daemon=True).start()
     signals.worker_ready.connect(lambda **_: report("ready", incarnation=process.incarnation), weak=False)
     celery.start()

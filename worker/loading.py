@@ -13,6 +13,7 @@ from worker.coalescing.engines import Engines
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.engine import Engine
+from worker.engine.faults import has_no_room
 from worker.engine.tuning import Tunings
 from worker.models.choice import load
 from worker.models.controlnet import load_controlnet
@@ -25,7 +26,13 @@ from worker.stages.tables import Tables
 
 
 def open_engine(
-    order: ChildOrder, settings: Settings, *, tunings: Tunings, on_death: Callable[[BaseException], None]
+    order: ChildOrder,
+    settings: Settings,
+    *,
+    tunings: Tunings,
+    on_death: Callable[[BaseException], None],
+    make_room: Callable[[], bool] = has_no_room,
+    alone: bool = True,
 ) -> Engines:
     """Load the model onto its device, and choose how it is run.
 
@@ -34,6 +41,8 @@ def open_engine(
         settings: of this process.
         tunings: where the choice is looked up and kept.
         on_death: see `Engine`.
+        make_room: likewise.
+        alone: whether it is the worker's only model, which all LoRAs of its command line must fit.
 
     Returns:
         The engines, not started yet.
@@ -49,7 +58,7 @@ def open_engine(
     loras = lora_files(settings.loras, options.loras)
     if loras:
         check_loras_launch(options.launch)
-    asked = lora_files((), options.loras)
+    asked = lora_files((), options.loras) if alone else {}
     model = load(parse_model(options.model), device=device, dtype=dtype)
     given = options.controlnet and parse_model(options.controlnet)
     controlnet = load_controlnet(given, device=device, dtype=dtype) if given else None
@@ -59,6 +68,7 @@ def open_engine(
         "tunings": tunings,
         "turns": turns,
         "on_death": on_death,
+        "make_room": make_room,
         "stall": settings.stall,
         "deadline": settings.deadline,
     }

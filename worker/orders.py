@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from storage.worker_options import WorkerOptions
+from storage.worker_options import WorkerOptions, read_options
 
 DRAIN, STOP = "drain", "stop"
 
@@ -43,7 +43,7 @@ class ChildOrder:
 def parse_order(text: str) -> ChildOrder:
     """Read back what `ChildOrder.command` wrote."""
     values: dict[str, Any] = json.loads(text)
-    return ChildOrder(**{**values, "options": WorkerOptions(**values["options"])})
+    return ChildOrder(**{**values, "options": read_options(values["options"])})
 
 
 def report(event: str, **facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""One worker process: its model and engine, its row and heartbeat, the jobs it holds.
+"""One worker process: its models and engines, its row and heartbeat, the jobs it holds.
 
 `worker.tasks` works with it; `worker.child` starts it under a supervisor.
 """
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NoReturn
 
 import structlog
@@ -18,7 +19,6 @@ from storage.embedded_redis import EmbeddedRedis
 from storage.errors import StaleWorkerError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
-from storage.model_families import way_of
 from storage.models import parse_model
 from storage.records import Claim, Refusal, WorkerState
 from storage.settings import Settings, load_settings
@@ -26,24 +26,21 @@ from storage.stores import open_image_store, open_job_store
 from worker.coalescing.engines import Engines
 from worker.company import Company
 from worker.engine.request import RenderResult
-from worker.engine.ticket import Ticket
 from worker.exits import Exit
+from worker.gate import Gate
 from worker.heartbeat import Heartbeat
+from worker.held import Held
 from worker.inputs import read_pictures
-from worker.introduction import loaded_worker, ordered_worker
-from worker.loading import open_engine
-from worker.models.device import dtype_name
+from worker.introduction import concurrency_of, loaded_worker, log_ready, ordered_worker
 from worker.models.load import LoadedModel
 from worker.models.pipeline import LoadedPipeline
 from worker.orders import ChildOrder
 from worker.retirement import Retirement
+from worker.shelf import Shelf
 from worker.surroundings import Surroundings
 from worker.version import check_version
 
 log = structlog.get_logger()
-
-SAVING = 2  # jobs that may be encoded and written while the engine renders others
-LOOK_AHEAD = 2  # jobs that wait in the engine, so that freed lanes are filled at once
 
 
 class WorkerProcess:
@@ -51,7 +48,11 @@ class WorkerProcess:
 
     Attributes:
         jobs, images: the stores.
-        engine: set by `load`.
+        engine, model: what has its turn; not there before `load`, and between two turns.
+        models: the names of all that are served.
+        shelf: what is loaded of them.
+        held: the jobs that it has claimed.
+        gate: lets jobs of the model in that has its turn.
         company: lets suspects render alone.
         retirement: what happens when `worker drain` asks; set by who started this process, ahead of `load`.
         surroundings: patience with stores.
@@ -64,28 +65,29 @@ class WorkerProcess:
 
     def __init__(self, order: ChildOrder) -> None:
         self._order = order
-        self._reference = parse_model(order.options.model)
+        self.models = tuple(parse_model(text).name for text in order.options.models)
         self._settings: Settings = load_settings()
         self.incarnation = order.incarnation
         self.jobs: JobStore = open_job_store(self._settings)
         self.images: ImageStore = open_image_store(self._settings)
+        self.shelf = Shelf(order, self._settings, tunings=self.jobs, on_death=self.engine_died)
+        self.gate = Gate(self.models[0])
         self.company = Company()
         self.stopping = threading.Event()
         self.surroundings = Surroundings(self.stopping, self._note)
         self.gave_up: str | None = None
         self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
         self._state = WorkerState.STARTING
-        self._held: dict[int, Ticket | None] = {}
-        self._held_lock = threading.Lock()
+        self.held = Held()
         self._heartbeat = Heartbeat(
             self.jobs,
             self.incarnation,
-            progress=self._progress,
+            progress=self.held.progress,
             lanes_used=self._lanes_used,
-            drop=self._drop,
+            drop=self.held.drop,
             stray=self._give_back_stray,
             drain=self._told_to_drain,
-            stale=self._stale,
+            stale=self.stale,
         )
 
     @property
@@ -94,25 +96,19 @@ class WorkerProcess:
         return self._settings
 
     @property
-    def model_name(self) -> str:
-        """The name that jobs and the queue carry."""
-        return self._reference.name
-
-    @property
     def name(self) -> str:
         """The worker's name."""
         return self._order.name
 
     @property
-    def concurrency(self) -> int:
-        """How many jobs this process holds at once: in lanes, waiting for lanes, and being saved.
+    def model_patience(self) -> float:
+        """Seconds that one of several models may have to wait for its turn."""
+        return self._order.options.model_patience
 
-        For jobs that are guided as the model recommends; of a guided model's jobs without guidance, 16 lanes
-        get 12.
-        """
-        # Lanes that most of the model's jobs take. A worker that holds many more jobs than it has lanes for
-        # would keep them from others at the end of a list, and make suspects of them all if it crashed.
-        return max(1, self.engine.lanes // self.engine.lanes_per_job) + LOOK_AHEAD + SAVING
+    @property
+    def concurrency(self) -> int:
+        """How many jobs this process holds at once, of the model that has its turn."""
+        return concurrency_of(self.engine)
 
     # From start to end
 
@@ -127,41 +123,67 @@ class WorkerProcess:
         check_version(self.jobs)
         if self._redis is not None:
             self._redis.acquire()
-        options = self._order.options
         self.jobs.add_worker(ordered_worker(self._order))
         self._heartbeat.start()
-        self.engine = open_engine(self._order, self._settings, tunings=self.jobs, on_death=self._engine_died)
+        self.render_with(self.shelf.first())
+        log_ready(self.engine, mode=self._order.options.mode)
+
+    def render_with(self, name: str) -> None:
+        """Let a model have its turn: load it where it is not loaded, and say so in the worker's row.
+
+        Raises:
+            ModelLoadError: the model cannot be loaded.
+            BadInputError: the options cannot be used with this device or model.
+        """
+        if not self.shelf.has(name) and self._state is WorkerState.READY:
+            # Loading can keep a heart from beating: a worker that starts has six leases, and holds no jobs.
+            self._state = WorkerState.STARTING
+            self._note(f"loading model {name}")
+        self.engine = self.shelf.take(name)
         self.model = self.engine.model
-        self.engine.start()
         if self._state is WorkerState.STARTING:  # it may have been told to drain meanwhile
             self._state = WorkerState.READY
-        self.jobs.add_worker(
-            loaded_worker(self._order, self.engine, state=self._state, concurrency=self.concurrency)
+        self.introduce(name)
+        if len(self.models) > 1:
+            self.gate.open(name, places=self.concurrency)
+
+    def introduce(self, name: str) -> None:
+        """Say in the worker's row which model it is for, and what is known of the others."""
+        row = loaded_worker(
+            self._order,
+            self.engine,
+            state=self._state,
+            concurrency=self.concurrency,
+            models=self.shelf.known,
         )
-        log.info(
-            "worker ready",
-            action="ready",
-            model=self._reference.name,
-            family=self.model.family,
-            way=way_of(self.model.family),
-            revision=self.model.revision[:12],
-            device=str(self.model.device),
-            dtype=dtype_name(self.model.dtype),
-            layout=self.model.layout,
-            lanes=self.engine.lanes,
-            threads=self.engine.numerics["threads"],
-            mode=options.mode,
-        )
+        self.jobs.add_worker(replace(row, model=name))
+
+    def pause_turns(self) -> bool:
+        """End a turn: wait until its jobs have left, and let go of its engine; False if the process ends."""
+        if not self.gate.shut(self.stopping) or self.draining:
+            return False
+        del self.engine, self.model
+        return True
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is to begin."""
+        return self._state is WorkerState.DRAINING or self.stopping.is_set()
 
     def drain(self) -> None:
         """Take nothing new, give back what has not begun, finish the rest."""
         self._state = WorkerState.DRAINING
         self._note(None)
-        self.engine.release_waiting()
+        engine = getattr(self, "engine", None)  # there is none between two turns
+        if engine is not None:
+            engine.release_waiting()
+        if len(self.models) > 1:
+            self.gate.close()
 
     def close(self) -> None:
         """End in order: every job is given back, the row says stopped, Redis loses a user."""
         self.stopping.set()
+        self.gate.close()
         self._heartbeat.stop()
         try:
             self.jobs.release_incarnation(self.incarnation, crashed=False)
@@ -189,13 +211,32 @@ class WorkerProcess:
     def claimed(self, job: int) -> Iterator[Claim | None]:
         """Claim a job for the length of a `with`; None if there is nothing to do.
 
-        Suspects are claimed alone, all others in company.
+        It waits for its model's turn. Suspects are claimed alone, all others in company.
         """
+        model = self._model_of(job)
+        if model not in self.models:
+            log.error("message rejected", action="reject", job=job, model=model)
+            yield None
+            return
+        with self.gate.passing(model) as let_in:
+            if not let_in:
+                yield None
+                return
+            with self._claimed(job) as claim:
+                yield claim
+
+    def _model_of(self, job: int) -> str | None:
+        if len(self.models) == 1:
+            return self.models[0]
+        return self.surroundings.patiently(lambda: self.jobs.model_of(job), what="look up", forever=True)
+
+    @contextmanager
+    def _claimed(self, job: int) -> Iterator[Claim | None]:
         self.surroundings.wait_until_well()
         with self.company.together():
             claim = self._claim(job, alone=False)
             if isinstance(claim, Claim):
-                with self._holding(claim):
+                with self.held.holding(claim):
                     yield claim
                 return
         if claim is not Refusal.SUSPECT:
@@ -206,18 +247,13 @@ class WorkerProcess:
             if not isinstance(claim, Claim):
                 yield None
                 return
-            with self._holding(claim):
+            with self.held.holding(claim):
                 yield claim
 
     def render(self, claim: Claim) -> Future[RenderResult]:
         """Hand a claimed job to the engine; one that was cancelled meanwhile is dropped at its next step."""
         ticket = self.engine.submit(claim.parameters, pictures=read_pictures(self, claim.parameters))
-        with self._held_lock:
-            dropped = claim.job not in self._held
-            if not dropped:
-                self._held[claim.job] = ticket
-        if dropped:
-            ticket.cancel()
+        self.held.submitted(claim.job, ticket)
         return ticket.future
 
     def _claim(self, job: int, *, alone: bool) -> Claim | Refusal:
@@ -229,45 +265,27 @@ class WorkerProcess:
             forever=True,
         )
 
-    @contextmanager
-    def _holding(self, claim: Claim) -> Iterator[None]:
-        with self._held_lock:
-            self._held[claim.job] = None
-        try:
-            yield
-        finally:
-            with self._held_lock:
-                self._held.pop(claim.job, None)
-
     # What the heartbeat asks and says
 
-    def _progress(self) -> dict[int, float]:
-        with self._held_lock:
-            return {job: ticket.progress if ticket else 0.0 for job, ticket in self._held.items()}
-
     def _lanes_used(self) -> int:
-        return self.engine.lanes_used if hasattr(self, "engine") else 0
+        engine = getattr(self, "engine", None)  # there is none between two turns
+        return engine.lanes_used if engine is not None else 0
 
     def _told_to_drain(self, timeout: float) -> None:
         log.info("told to drain", action="drain", seconds=timeout)
         self.retirement.ask(timeout)
 
-    def _drop(self, job: int) -> None:
-        with self._held_lock:
-            ticket = self._held.pop(job, None)
-        if ticket is not None:
-            log.info("dropped", action="drop", job=job)
-            ticket.cancel()
-
     def _give_back_stray(self, job: int) -> None:
         if self.jobs.release_stray(job, self.incarnation):
             log.warning("gave back a job that nobody held", action="stray", job=job)
 
-    def _stale(self, error: StaleWorkerError) -> None:
+    def stale(self, error: StaleWorkerError) -> None:
+        """End at once: what this process still holds is rendered elsewhere."""
         log.error(str(error), action="stale", incarnation=self.incarnation)
         self.leave(Exit.STALE)
 
-    def _engine_died(self, error: BaseException) -> None:
+    def engine_died(self, error: BaseException) -> None:
+        """End at once: what is on the device cannot be trusted."""
         log.error("engine died", action="engine_died", reason=str(error))
         os._exit(Exit.ENGINE)  # no release: the supervisor makes these jobs suspects
 

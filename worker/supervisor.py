@@ -30,7 +30,7 @@ LOOK = 0.1  # seconds between two looks at the worker processes and the signals
 
 
 class Supervisor:
-    """Starts worker processes for one model and looks after them, the queue and the leases.
+    """Starts worker processes and looks after them, the queues of their models, and the leases.
 
     The first signal drains: running jobs finish within `--drain-timeout`. The second stops at once: running
     jobs go back to waiting. With `parent_pipe`, the end of standard input counts as the second.
@@ -38,7 +38,7 @@ class Supervisor:
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
-        self._model = parse_model(options.model)
+        self._models = [parse_model(text).name for text in options.models]
         self._settings: Settings = load_settings()
         self._drain = threading.Event()
         self._stop = threading.Event()
@@ -59,16 +59,17 @@ class Supervisor:
             jobs.close()
 
     def _supervise(self, jobs: JobStore, redis: EmbeddedRedis | None) -> int:
-        name = self._options.name or f"{self._model.name}@{socket.gethostname()}"
+        name = self._options.name or f"{'+'.join(self._models)}@{socket.gethostname()}"
         nursery = Nursery(
             self._options, list_devices(self._options.devices), jobs, name=name, on_event=self._tell
         )
-        queue = JobQueue(broker_url(self._settings), self._model.name)
+        queues = [JobQueue(broker_url(self._settings), model) for model in self._models]
         ticker = Ticker(
-            jobs, queue, redis, lease=self._settings.lease, dispatches=lambda: not self._drain.is_set()
+            jobs, queues, redis, lease=self._settings.lease, dispatches=lambda: not self._drain.is_set()
         )
         nursery.start()
-        log.info("supervisor started", action="start", model=str(self._model), name=name, pid=os.getpid())
+        models = ", ".join(self._options.models)
+        log.info("supervisor started", action="start", model=models, name=name, pid=os.getpid())
         ticker.start()
         deadline: float | None = None
         while not nursery.over:
@@ -81,12 +82,13 @@ class Supervisor:
             nursery.look()
             time.sleep(LOOK)
         ticker.stop()
-        queue.close()
+        for queue in queues:
+            queue.close()
         return self._farewell(nursery)
 
     def _farewell(self, nursery: Nursery) -> int:
         if nursery.failure is None:
-            log.info("supervisor stopped", action="stop", model=self._model.name)
+            log.info("supervisor stopped", action="stop", model="+".join(self._models))
             return 0
         message, code = nursery.failure
         if self._options.parent_pipe:

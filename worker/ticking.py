@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -28,7 +28,7 @@ class Ticker:
 
     Args:
         jobs: the job store.
-        queue: of the model that is served here.
+        queues: of the models that are served here.
         redis: the embedded one, or None.
         lease: seconds without a beat until an incarnation is expired.
         dispatches: whether jobs are still wanted here.
@@ -37,14 +37,14 @@ class Ticker:
     def __init__(
         self,
         jobs: JobStore,
-        queue: JobQueue,
+        queues: Sequence[JobQueue],
         redis: EmbeddedRedis | None,
         *,
         lease: float,
         dispatches: Callable[[], bool],
     ) -> None:
         self._jobs, self._redis, self._dispatches = jobs, redis, dispatches
-        self._dispatcher = Dispatcher(jobs, queue, queue.model)
+        self._dispatchers = [Dispatcher(jobs, queue, queue.model) for queue in queues]
         self._reaper = Reaper(jobs, lease=lease)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tick", daemon=True)
@@ -85,8 +85,8 @@ class Ticker:
         self._clean_up()
         if self._redis is not None:  # after what needs only the database
             self._redis.ensure_running()
-        hungry = self._dispatches() and self._dispatcher.tick()
-        return FAST_TICK if hungry or self._swept else TICK
+        ticked = [dispatcher.tick() for dispatcher in self._dispatchers] if self._dispatches() else []
+        return FAST_TICK if any(ticked) or self._swept else TICK
 
     def _clean_up(self) -> None:
         """See to what others have left behind: cancelled jobs, jobs of the dead, rows of the long dead."""

@@ -13,7 +13,7 @@ import click
 from producer.background_worker import check_worker_extra
 from producer.commands.audit import audit_everything
 from producer.commands.repair import repair_pictures
-from producer.models import is_alive
+from producer.models import is_alive, models_of
 from producer.options import SubmissionReference
 from producer.output import count_of, print_json, print_table, size_of
 from producer.session import Session, pass_session
@@ -209,7 +209,7 @@ def _workers(session: Session) -> tuple[str, str]:
             "none is running; start one with `promptmill worker start`, or use `promptmill render`",
         )
     return OK, ", ".join(
-        f"{worker.name} ({worker.model}, {way_of(worker.family) or 'loading'}, on {worker.device}, "
+        f"{worker.name} ({models_of(worker)}, {way_of(worker.family) or 'loading'}, on {worker.device}, "
         f"{_loras(worker)}{worker.state})"
         for worker in alive
     )

@@ -15,7 +15,13 @@ from producer.described import worker_fields
 from producer.models import default_model, is_alive, resolve_model
 from producer.output import count_of, listing, remark
 from producer.session import Session, pass_session
-from producer.worker_flags import check_drain_timeout, check_worker_flags, worker_flags
+from producer.worker_flags import (
+    check_drain_timeout,
+    check_several_models,
+    check_worker_flags,
+    several_models_flags,
+    worker_flags,
+)
 from storage.errors import BadInputError
 from storage.models import BUILTIN_MODEL, check_model_name
 
@@ -52,14 +58,17 @@ Examples:
   promptmill worker start --model mine=./my-model --devices 0,1 --dtype float16
   promptmill worker start --model other=./other.safetensors@./sdxl-configs
   promptmill worker start --model mine=./my-model --lora style=./style.safetensors --lora a=./a.safetensors
+  promptmill worker start --model sd15 --model xl --model-patience 120 --max-loaded 2
 """
 )
 @click.option(
     "--model",
+    multiple=True,
     metavar="NAME=REPO_OR_PATH[@REVISION]",
-    help="A known name, a repo, a folder, or FILE.safetensors[@CONFIGS]. Default: the only configured one, "
-    f"else {BUILTIN_MODEL}.",
+    help="A known name, a repo, a folder, or FILE.safetensors[@CONFIGS]. Several take turns in one process. "
+    f"Default: the only configured one, else {BUILTIN_MODEL}.",
 )
+@several_models_flags
 @worker_flags
 @click.option(
     "--lora",
@@ -72,19 +81,37 @@ Examples:
 @drain_timeout
 @pass_session
 def start(
-    session: Session, /, *, model: str | None, name: str | None, loras: tuple[str, ...], **flags: Any
+    session: Session,
+    /,
+    *,
+    model: tuple[str, ...],
+    name: str | None,
+    loras: tuple[str, ...],
+    model_patience: float | None,
+    max_loaded: int | None,
+    **flags: Any,
 ) -> None:
     """Start a worker in the foreground, with one process for each device.
 
     The first Ctrl-C (or SIGTERM) takes no new jobs and finishes the running ones; the second gives them back
     and ends at once. With nothing configured, the first worker starts a private Redis and the last one
     stops it.
+
+    With --model more than once, a process renders with one of the models at a time, and keeps as many loaded
+    as memory allows. A turn lasts until its model has no more jobs, or until another one has waited for
+    --model-patience (of three models, half of it). Pictures are the same as from a worker of one model.
     """
-    reference = resolve_model(session.settings, model or default_model(session.settings))
+    asked = model or (default_model(session.settings),)
+    references = [resolve_model(session.settings, text) for text in asked]
     if name is not None:
         _check_name(name)
     flags["lora_files"] += loras
-    options = check_worker_flags(reference, name=name, **flags)
+    options = check_several_models(
+        check_worker_flags(references[0], name=name, **flags),
+        references,
+        model_patience=model_patience,
+        max_loaded=max_loaded,
+    )
     check_worker_extra()
     session.close()
     sys.stdout.flush()
@@ -116,7 +143,7 @@ Examples:
     "workers",
     {
         "name": "NAME",
-        "model": "MODEL",
+        "serves": "MODEL",
         "device": "DEVICE",
         "dtype": "DTYPE",
         "mode": "MODE",

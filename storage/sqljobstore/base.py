@@ -16,6 +16,7 @@ from storage.errors import BadInputError
 from storage.jobstore import ADD_CHUNK
 from storage.parameters import JobParameters
 from storage.records import Image, Job, JobStatus, Submission, SubmissionState, Worker, WorkerState
+from storage.served import read_served
 
 JOBS, SUBMISSIONS, IMAGES = rows.JOBS, rows.SUBMISSIONS, rows.IMAGES
 WORKERS, META, TUNINGS = rows.WORKERS, rows.META, rows.TUNINGS
@@ -154,4 +155,5 @@ def to_worker(row: RowMapping) -> Worker:
     """Make a record of a workers row."""
     values = {str(name): value for name, value in row.items()}
     values["state"] = WorkerState(values["state"])
+    values["models"] = read_served(values["models"])
     return Worker(**values)

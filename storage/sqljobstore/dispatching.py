@@ -7,7 +7,7 @@ and the lowest pass is picked next, so that a small list overtakes a huge one wi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -41,6 +41,22 @@ class Dispatching(SqlBase):
                 queue = update(JOBS).where(JOBS.c.id.in_(picked), status_is(JobStatus.WAITING))
                 connection.execute(queue.values(status=JobStatus.QUEUED.value, queued_at=moment))
             return picked
+
+    def models_with_work(self, models: Iterable[str]) -> set[str]:
+        """See `TakingTurns.models_with_work`."""
+        moment = now()
+        with self.database.read() as connection:
+            return {
+                model
+                for model in models
+                if _queued_count(connection, model) or _candidates(connection, model, moment)
+            }
+
+    def model_of(self, job: int) -> str | None:
+        """See `TakingTurns.model_of`."""
+        query = select(SUBMISSIONS.c.model).select_from(_JOINED).where(JOBS.c.id == job)
+        with self.database.read() as connection:
+            return connection.execute(query).scalar()
 
     def queued(self, model: str) -> list[int]:
         """See `JobStore.queued`."""

@@ -44,7 +44,7 @@ class Liveness(SqlBase):
                 return
             if state not in ALIVE:
                 raise _stale(worker.incarnation)
-            del values["drain_timeout"]  # somebody may have asked meanwhile
+            del values["drain_timeout"], values["started_at"]  # somebody may have asked meanwhile
             connection.execute(update(WORKERS).where(mine).values(values))
 
     def oldest_worker_version(self) -> str:

@@ -17,7 +17,8 @@ from storage.records import (
     WorkerState,
     no_live_worker,
 )
-from storage.sqljobstore.base import IMAGES, JOBS, WORKERS, now, status_is
+from storage.served import served_by, served_model
+from storage.sqljobstore.base import IMAGES, JOBS, WORKERS, now, status_is, to_worker
 from storage.sqljobstore.claiming import BACKOFF_LIMIT
 
 RATE_WINDOW = 30.0  # seconds over which images/s is measured
@@ -130,11 +131,15 @@ def waiting_because(
 
 
 def _workers_say(connection: Connection, model: str, lease: float) -> str | None:
-    query = select(WORKERS).where(WORKERS.c.model == model, WORKERS.c.state.in_(ALIVE))
-    rows = connection.execute(query).mappings()
-    alive = [row for row in rows if (now() - row["beat_at"]).total_seconds() < lease]
-    if not alive:
-        return no_live_worker(model)
-    if all(row["state"] == WorkerState.STARTING for row in alive):
+    query = select(WORKERS).where(WORKERS.c.state.in_(ALIVE))
+    workers = [to_worker(row) for row in connection.execute(query).mappings()]
+    alive = [worker for worker in workers if (now() - worker.beat_at).total_seconds() < lease]
+    serving = [worker for worker in alive if served_model(worker, model)]
+    if not serving:
+        known = [served for worker in alive for served in served_by(worker) if served.name == model]
+        return next((served.problem for served in known if served.problem), no_live_worker(model))
+    if all(worker.state is WorkerState.STARTING for worker in serving):
         return "the worker is loading its model"
-    return next((str(row["note"]) for row in alive if row["note"]), None)
+    if all(worker.model != model for worker in serving):
+        return f"the worker renders with model {serving[0].model} now, and takes turns"
+    return next((worker.note for worker in serving if worker.note), None)

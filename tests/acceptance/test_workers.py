@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from itertools import pairwise
 
 from storage.models import builtin_model_path
+from storage.parameters import JobParameters
 from storage.records import JobStatus, no_live_worker
 from tests.acceptance.farm import PATIENCE, Farm, wait_until
 
@@ -91,3 +94,31 @@ def test_two_models_have_a_queue_each_and_a_worker_serves_one(farm: Farm) -> Non
         served = {models[job.incarnation] for job in farm.audit(submission, 6) if job.incarnation}
         assert served == {model}
     assert [farm.stop(supervisor), farm.stop(second)] == [0, 0]
+
+
+def test_two_models_take_turns_in_one_worker(farm: Farm) -> None:
+    """A hundred alternating jobs need a handful of switches, and a kill on the way loses nothing."""
+    demo = builtin_model_path()
+    farm.environment["PROMPTMILL_MODELS"] = f"first={demo},second={demo}"
+    supervisor = farm.start_worker("--model", "second", "--lanes", "8", model="first")
+    jobs = farm.store()
+    submissions = []
+    for number in range(20):
+        submission, _ = jobs.add_submission(model=("first", "second")[number % 2], source="test")
+        small = {"num_inference_steps": 2, "guidance_scale": 1.0, "width": 64, "height": 64}
+        jobs.add_jobs(submission.id, (JobParameters(prompt="an otter", seed=n, **small) for n in range(5)))
+        submissions.append(jobs.open_submission(submission.id))
+    wait_until(lambda: farm.workers()[0].model == "second", what="the second model's turn comes")
+    os.kill(farm.workers()[0].pid, signal.SIGKILL)
+    for submission in submissions:
+        farm.wait_for(submission.id, 5)
+    done = [
+        (job.started_at, submission.model)
+        for submission in submissions
+        for job in farm.audit(submission.id, 5)
+    ]
+    turns = [model for _, model in sorted(done, key=str)]
+    assert 1 <= sum(before != after for before, after in pairwise(turns)) <= 12
+    assert {job.failures for submission in submissions for job in farm.jobs(submission.id)} == {0}
+    assert farm.stop(supervisor) == 0
+    assert farm.processes() == {}

@@ -35,7 +35,9 @@ from storage.records import (
     Submission,
     SubmissionState,
     WorkerState,
+    no_live_worker,
 )
+from storage.served import ServedModel, served_by, served_model
 from storage.settings import Settings
 from storage.sqljobstore import progress, selecting
 from tests.records import worker_record
@@ -1651,6 +1653,76 @@ class TestTunings:
                 pool.map(lambda n: job_store.keep_tuning(self.FACTS, {"lanes": n})["lanes"], range(8))
             )
         assert len(set(kept)) == 1
+
+
+class TestTakingTurns:
+    """What a worker of several models says and asks."""
+
+    MODELS = (
+        ServedModel(name="demo", loaded=True, revision="abc", defaults={"width": 64}, concurrency=6, bytes=9),
+        ServedModel(name="other"),
+        ServedModel(name="broken", problem="No such file."),
+    )
+
+    def test_a_worker_tells_of_all_its_models(self, job_store: JobStore) -> None:
+        """They come back as they were given; a worker of one model tells of that one."""
+        job_store.add_worker(worker_record("w1", models=self.MODELS))
+        job_store.add_worker(worker_record("w2", model="other"))
+        several, one = sorted(job_store.workers(), key=lambda worker: worker.incarnation)
+        assert served_by(several) == several.models == self.MODELS
+        assert [model.name for model in served_by(one)] == ["other"]
+        assert [served_model(several, name) is not None for name in ("demo", "other", "broken")] == [
+            True,
+            True,
+            False,
+        ]
+
+    def test_it_may_begin_another_turn(self, job_store: JobStore) -> None:
+        """Its row names another model from then on, and still the moment at which it was started."""
+        first = worker_record("w1", models=self.MODELS)
+        job_store.add_worker(first)
+        later = first.started_at + timedelta(hours=1)
+        job_store.add_worker(replace(first, model="other", started_at=later))
+        (worker,) = job_store.workers()
+        assert (worker.model, worker.started_at) == ("other", first.started_at)
+
+    def test_models_with_work_are_those_with_jobs_that_nobody_has_begun(self, job_store: JobStore) -> None:
+        """Waiting or queued ones; not running ones, nor those of a paused submission."""
+        add_worker(job_store)
+        names = ("demo", "other", "idle")
+        assert job_store.models_with_work(names) == set()
+        submission, _ = job_store.add_submission(model="other", source="test")
+        job_store.add_jobs(submission.id, [JobParameters(prompt="a fox", seed=1)])
+        job_store.open_submission(submission.id)
+        assert job_store.models_with_work(names) == {"other"}
+        (job,) = job_store.take_for_dispatch("other", window=1)
+        assert job_store.models_with_work(names) == {"other"}
+        assert job_store.model_of(job) == "other"
+        assert isinstance(job_store.claim(job, "w1", defaults=DEFAULTS), Claim)
+        assert job_store.models_with_work(names) == set()
+        assert job_store.model_of(job + 1) is None
+        paused = submit(job_store, 1)
+        assert job_store.models_with_work(names) == {MODEL}
+        job_store.pause(paused.id)
+        assert job_store.models_with_work(names) == set()
+
+    @pytest.mark.parametrize(
+        ("model", "because"),
+        [
+            ("other", "the worker renders with model demo now, and takes turns"),
+            ("broken", "No such file."),
+            ("unknown", no_live_worker("unknown")),
+        ],
+    )
+    def test_status_says_what_a_turn_is_waited_for(
+        self, model: str, because: str, job_store: JobStore
+    ) -> None:
+        """Another model's turn, a model that cannot be loaded, or nobody at all."""
+        job_store.add_worker(worker_record("w1", models=self.MODELS))
+        submission, _ = job_store.add_submission(model=model, source="test")
+        job_store.add_jobs(submission.id, [JobParameters(prompt="a fox", seed=1)])
+        job_store.open_submission(submission.id)
+        assert job_store.status(submission.id, lease=30).waiting_because == because
 
 
 def test_two_submits_with_one_key_at_once_make_every_job_once(job_store: JobStore) -> None:

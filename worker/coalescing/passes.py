@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import structlog
@@ -12,7 +12,7 @@ from worker.coalescing.axes import NotAlikeError
 from worker.coalescing.call import Call, run
 from worker.coalescing.joining import place, run_joined
 from worker.coalescing.proof import Recording, Sharing, try_width
-from worker.engine.faults import is_device_fault, is_out_of_memory
+from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
 from worker.engine.tuning import fewer_lanes
 from worker.models.loras import LoraSwitch
 from worker.models.pipeline import LoadedPipeline
@@ -34,10 +34,17 @@ class Passes:
     """
 
     def __init__(
-        self, model: LoadedPipeline, sharing: Sharing, *, lanes: int, exact: bool, shared: bool
+        self,
+        model: LoadedPipeline,
+        sharing: Sharing,
+        *,
+        lanes: int,
+        exact: bool,
+        shared: bool,
+        make_room: Callable[[], bool] = has_no_room,
     ) -> None:
         """Begin with R `lanes` for every key; `exact` pads to them, where that keeps a call's bytes."""
-        self._model, self._sharing = model, sharing
+        self._model, self._sharing, self._make_room = model, sharing, make_room
         self._lanes, self._exact, self._shared = lanes, exact, shared
         self.widest = widest_call(sharing)
         self.lora_switch = LoraSwitch([model.denoiser], model.loras)
@@ -148,7 +155,9 @@ class Passes:
                     raise
                 found = False
                 fewer = max(call.lanes, fewer_lanes(width))
-                if is_out_of_memory(error) and fewer < width:
+                if is_out_of_memory(error) and self._make_room():
+                    found = None
+                elif is_out_of_memory(error) and fewer < width:
                     found, width = None, fewer
             if found is None:
                 self._free_memory()

@@ -31,7 +31,7 @@ from worker.coalescing.request import PipelineRequest, checked_pixels, explain, 
 from worker.coalescing.turns import Turns
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled, DeadlineError, EngineError, Released
-from worker.engine.faults import is_device_fault, is_out_of_memory
+from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
 from worker.engine.numerics import numerics_record
 from worker.engine.request import RenderResult
 from worker.engine.roster import Roster
@@ -70,6 +70,7 @@ class PipelineEngine:
         kind: Kind = Kind.TEXT,
         turns: DeviceTurns | None = None,
         on_death: Callable[[BaseException], None] | None = None,
+        make_room: Callable[[], bool] = has_no_room,
         stall: float = 1800.0,
         deadline: float = math.inf,
     ) -> None:
@@ -84,6 +85,7 @@ class PipelineEngine:
             kind: of its jobs.
             turns: of the device, where other engines use it, too.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
+            make_room: as in `Engine`.
             stall: seconds without a sign of life after which the device counts as hanging.
             deadline: seconds that the forward passes of a request may take together.
 
@@ -109,14 +111,21 @@ class PipelineEngine:
         self.numerics = facts | {"way": "coalescing" if self.shared else "alone"}
         if sharing.reason and mode != "reference":
             log.warning("model is rendered one job at a time", action="share", reason=sharing.reason)
-        self._passes = Passes(model, sharing, lanes=self.lanes, exact=mode == "exact", shared=self.shared)
+        self._passes = Passes(
+            model,
+            sharing,
+            lanes=self.lanes,
+            exact=mode == "exact",
+            shared=self.shared,
+            make_room=make_room,
+        )
         self._turns = Turns()
         self._device = turns or DeviceTurns()
         self._baton = Baton(self._device)
         self._text_switch = LoraSwitch(text_encoders_of(model), model.loras)
         self._roster: Roster[PipelineRequest] = Roster()
         self._watchdog = Watchdog(stall, self._die)
-        self._on_death = on_death
+        self._on_death, self._make_room = on_death, make_room
         self._deadline = deadline
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -339,6 +348,8 @@ class PipelineEngine:
 
         A picture has one R in exact mode, so those who have begun with it start again.
         """
+        if self._make_room():
+            return  # the next step tries again: the calls still wait
         key, before = calls[0].key, self._passes.width(calls[0].key)
         fewer = self._passes.shrink(calls)
         if fewer is None:
@@ -379,6 +390,10 @@ class PipelineEngine:
                 )
                 break
             except RestartError:
+                request.begin_again()
+            except Exception as error:
+                if not (is_out_of_memory(error) and self._make_room()):
+                    raise
                 request.begin_again()
         return RenderResult(
             pixels=checked_pixels(images, request),

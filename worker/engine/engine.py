@@ -21,7 +21,14 @@ from worker.engine.admission import Admission, Group, LanePlan
 from worker.engine.batch import Batch
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled
-from worker.engine.faults import explain, is_device_fault, is_out_of_memory, not_finite, too_late
+from worker.engine.faults import (
+    explain,
+    has_no_room,
+    is_device_fault,
+    is_out_of_memory,
+    not_finite,
+    too_late,
+)
 from worker.engine.numerics import numerics_record
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, group_of, prepare_request
@@ -70,6 +77,7 @@ class Engine:
         tables: Tables | None = None,
         turns: DeviceTurns | None = None,
         on_death: Callable[[BaseException], None] | None = None,
+        make_room: Callable[[], bool] = has_no_room,
         stall: float = 1800.0,
         deadline: float = math.inf,
     ) -> None:
@@ -85,6 +93,8 @@ class Engine:
             tables: where samplers' tables are kept; None keeps them for this engine only.
             turns: of the device, where other engines use it, too.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
+            make_room: called when memory runs out, before anything is given up: whether something else has
+                left the device, so that it is worth another try.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
             deadline: seconds that the steps of a request may take together; then it fails, before the next.
 
@@ -100,7 +110,7 @@ class Engine:
         model = self.model
         self.numerics = numerics_record(model, mode=mode)
         self.steps = 0
-        self._on_death = on_death
+        self._on_death, self._make_room = on_death, make_room
         self._deadline = deadline
         self._turns = turns or DeviceTurns()
         self._tables = None if mode == "reference" else tables or Tables()
@@ -270,7 +280,9 @@ class Engine:
 
     def _plan(self, group: Group) -> None:
         self._turn_on(group)
-        self._plans.add(group)
+        self._in_room(self._plans.add, group)
+        while self._plans.lanes(group) < self.lanes and self._make_room():
+            self._plans.add(group)
 
     def _turn_on(self, group: Group) -> None:
         """Turn on the LoRAs of a group, whose texts have embeddings of their own."""
@@ -313,10 +325,13 @@ class Engine:
     def _shrink(self, chosen: list[Request], error: Exception) -> None:
         """Go on with fewer lanes after the device ran out of memory; fail who needs what there is not.
 
-        A picture has one R in exact mode, so those who have begun start again.
+        A picture has one R in exact mode, so those who have begun start again. What another model holds is no
+        reason for either.
         """
-        group = chosen[0].group
         self._batches.clear()
+        if self._make_room():
+            return  # the next step tries again: nothing has changed in any request
+        group = chosen[0].group
         old = self._plans[group]
         plan = self._plans.shrink(group)
         if plan is None:
@@ -376,7 +391,7 @@ class Engine:
         request = next((request for request in denoised if not request.future.done()), None)
         if request is None:
             return True
-        result = self._attempt(request, "decoding", self._picture, request)
+        result = self._attempt(request, "decoding", self._in_room, self._picture, request)
         if result is not None:
             self._roster.settle(request, result)
         return True
@@ -406,6 +421,15 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - any error of a sampler or a decoder is the request's own
             self._fail(request, error, stage=stage)
             return None
+
+    def _in_room(self, action: Callable[..., T], *arguments: Any) -> T:
+        """Run what may be repeated, again as long as it lacks memory that something else gives up."""
+        while True:
+            try:
+                return action(*arguments)
+            except Exception as error:
+                if not (is_out_of_memory(error) and self._make_room()):
+                    raise
 
     def _fail(self, request: Request, error: Exception, *, stage: str) -> None:
         if is_device_fault(error):

@@ -26,6 +26,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
+def has_no_room() -> bool:
+    """Say that nothing on the device can make room: the engine's own model is all that is there."""
+    return False
+
+
 def is_device_fault(error: BaseException) -> bool:
     """Tell whether the device itself failed, so that nothing on it can be trusted any more."""
     if is_out_of_memory(error) or "NOT_SUPPORTED" in str(error):  # cuDNN's and cuBLAS's word for a refusal

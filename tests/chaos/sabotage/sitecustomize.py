@@ -142,7 +142,7 @@ def _finish_without_fencing(process: Any, claim: Any, image: Any) -> None:
 
 def _process(module: Any) -> None:
     worker_process = module.WorkerProcess
-    render, stale = worker_process.render, worker_process._stale
+    render, stale = worker_process.render, worker_process.stale
 
     def poisoned(self: Any, claim: Any) -> Any:
         future = render(self, claim)
@@ -156,7 +156,7 @@ def _process(module: Any) -> None:
             threading.Event().wait(3)
         stale(self, error)
 
-    worker_process.render, worker_process._stale = poisoned, unaware
+    worker_process.render, worker_process.stale = poisoned, unaware
     claimed = worker_process._claim
 
     def noted(self: Any, job: int, *, alone: bool) -> Any:

@@ -13,6 +13,7 @@ from click.testing import Result
 
 from producer.rendering import Rendering
 from storage.jobstore import JobStore
+from storage.worker_options import WorkerOptions, parse_options
 
 Invoke = Callable[..., Result]
 TAKEN = "No --model is given and none configured; taking demo, which comes with promptmill.\n"
@@ -78,6 +79,49 @@ def test_worker_start_takes_demo_too(invoke: Invoke, started: list[str], demo: P
     """Both commands follow the same rule."""
     assert invoke("worker", "start").exit_code == 0
     assert started == [f"demo={demo}"]
+
+
+def test_worker_start_takes_several_models(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, demo: Path
+) -> None:
+    """One --model each; a known name and a folder, the patience and how many are loaded."""
+    found: list[WorkerOptions] = []
+    monkeypatch.setattr(os, "execv", lambda _program, command: found.append(parse_options(command[-1])))
+    monkeypatch.setenv("PROMPTMILL_MODELS", "sd15=owner/repo")
+    several = ["--model", "sd15", "--model", "demo", "--model-patience", "120", "--max-loaded", "2"]
+    assert invoke("worker", "start", *several).exit_code == 0
+    (options,) = found
+    assert options.models == ("sd15=owner/repo", f"demo={demo}")
+    assert (options.model_patience, options.max_loaded) == (120.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--model", "demo", "--model", "demo"],
+            "Model demo is given twice; give each --model a name of its own, NAME=REPO_OR_PATH.",
+        ),
+        (
+            ["--max-loaded", "2"],
+            "--max-loaded is for a worker of several models; repeat --model, or leave it out.",
+        ),
+        (
+            ["--model-patience", "0"],
+            "--model-patience is for a worker of several models; repeat --model, or leave it out.",
+        ),
+        (
+            ["--model", "demo", "--model", "a=owner/repo", "--model-patience", "nan"],
+            "--model-patience nan is out of range; choose seconds from 0 to a day.",
+        ),
+    ],
+)
+def test_worker_start_refuses_what_does_not_go_with_its_models(
+    invoke: Invoke, started: list[str], words: list[str], sentence: str
+) -> None:
+    """One sentence says what to change, and no worker is started."""
+    done = invoke("worker", "start", *words)
+    assert (done.exit_code, done.stderr, started) == (2, f"Error: {sentence}\n", [])
 
 
 @pytest.mark.parametrize("command", [["render", "-p", "an otter"], ["worker", "start"]])

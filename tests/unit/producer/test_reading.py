@@ -15,7 +15,9 @@ from producer.models import known_models
 from storage.jobstore import JobStore
 from storage.models import parse_model
 from storage.records import JobStatus, SubmissionState
+from storage.served import ServedModel
 from storage.settings import Settings
+from tests.records import worker_record
 
 Invoke = Callable[..., Result]
 
@@ -184,6 +186,28 @@ def test_worker_list_shows_live_workers_only(invoke: Invoke, stand_in: Any) -> N
     stand_in.stop()
     assert "demo@here" not in invoke("worker", "list").stdout
     assert "stopped" in invoke("worker", "list", "--all").stdout
+
+
+def test_worker_list_shows_whose_turn_it_is(invoke: Invoke, store: JobStore) -> None:
+    """Of several models one is active; others are loaded or not, and one cannot be."""
+    models = (
+        ServedModel(name="a", loaded=True, bytes=7),
+        ServedModel(name="b", loaded=True),
+        ServedModel(name="c"),
+        ServedModel(name="d", problem="No such file."),
+    )
+    store.add_worker(worker_record(model="b", models=models))
+    said = "a (loaded), b (active), c, d (cannot be loaded)"
+    assert said in invoke("worker", "list").stdout
+    assert said in invoke("doctor").stdout
+    (row,) = json.loads(invoke("worker", "list", "--json").stdout)["workers"]
+    assert [(model["name"], model["active"], model["loaded"]) for model in row["models"]] == [
+        ("a", False, True),
+        ("b", True, True),
+        ("c", False, False),
+        ("d", False, False),
+    ]
+    assert (row["models"][0]["bytes"], row["models"][3]["problem"]) == (7, "No such file.")
 
 
 def test_worker_retune_forgets_what_was_measured(invoke: Invoke, store: JobStore) -> None:

@@ -7,21 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.settings import Settings
-
-
-class FakeClock:
-    """A monotonic clock under the test's control."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Say what time it is."""
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self.now += seconds
+from tests.clock import FakeClock
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,6 +11,8 @@ import pytest
 from storage.dispatch import REPUBLISH_AFTER, Dispatcher
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
+from storage.served import ServedModel
+from tests.records import worker_record
 
 
 @dataclass
@@ -66,7 +67,7 @@ class FakeQueue:
 
 def worker(model: str = "demo", lanes: int = 4, concurrency: int = 6) -> Any:
     """Return what the dispatcher wants to know of a worker."""
-    return SimpleNamespace(model=model, lanes=lanes, concurrency=concurrency)
+    return worker_record(model=model, lanes=lanes, concurrency=concurrency)
 
 
 @pytest.fixture
@@ -96,6 +97,18 @@ def test_the_window_is_half_of_what_the_workers_hold(
     assert queue.messages == store.queue == list(range(8))
     assert not dispatcher.tick()
     assert len(queue.messages) == 8
+
+
+def test_a_worker_of_several_models_counts_for_each(
+    dispatcher: Dispatcher, store: FakeStore, queue: FakeQueue
+) -> None:
+    """Also for one whose turn it is not, by what it can hold of it; not for one that it cannot load."""
+    models = (ServedModel(name="other", concurrency=64), ServedModel(name="demo", concurrency=9))
+    several = worker_record(model="other", concurrency=64, models=models)
+    broken = (ServedModel(name="demo", concurrency=30, problem="No such file."),)
+    store.alive = [several, worker_record("w2", models=broken)]
+    dispatcher.tick()
+    assert queue.messages == list(range(5))
 
 
 def test_a_fast_worker_gets_a_longer_window(dispatcher: Dispatcher, store: FakeStore) -> None:

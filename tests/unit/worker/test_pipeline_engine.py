@@ -227,6 +227,30 @@ def test_too_little_memory_means_fewer_lanes(mode: str, forward: Callable[[Any],
     assert results[0].numerics["lanes"] == (4 if mode == "exact" else 8)
 
 
+def test_what_another_model_holds_costs_no_lanes(forward: Callable[[Any], None]) -> None:
+    """It is unloaded, and the calls that waited are run as they would have been."""
+    full = True
+
+    def crowded(original: Forward) -> Forward:
+        def small(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (small_memory(original) if full else original)(sample, *args, **kwargs)
+
+        return small
+
+    def make_room() -> bool:
+        nonlocal full
+        full, before = False, full
+        return before
+
+    engine = PipelineEngine(load_tiny("stable_diffusion"), lanes=8, make_room=make_room)
+    tickets = [engine.submit(job(seed, steps=3)) for seed in (1, 2, 3)]
+    engine.step()
+    forward(crowded)
+    results = finish(engine, *tickets)
+    assert [(result.numerics["lanes"], result.warnings) for result in results] == [(8, [])] * 3
+    assert not full
+
+
 def test_a_call_that_fits_no_memory_fails_its_job(
     engine: PipelineEngine, forward: Callable[[Any], None]
 ) -> None:

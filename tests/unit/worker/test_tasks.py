@@ -243,7 +243,7 @@ def test_a_job_becomes_a_file_and_a_row(mill: Mill) -> None:
     text = (mill.process.settings.images_path / job.image.key).read_bytes()
     assert b"parameters" in text
     assert mill.engine.submitted[0].width == 64
-    assert mill.process._held == {}
+    assert len(mill.process.held) == 0
 
 
 def test_the_infotext_says_how_the_picture_was_made(mill: Mill) -> None:
@@ -658,7 +658,7 @@ def test_a_suspect_renders_while_the_others_wait(mill: Mill) -> None:
     at_once: list[int] = []
 
     def count(ticket: FakeTicket) -> None:
-        at_once.append(len(mill.process._held))
+        at_once.append(len(mill.process.held))
         ticket.future.set_result(picture())
 
     mill.engine.on_submit = count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from typing import Any
@@ -264,6 +265,30 @@ def test_out_of_memory_goes_on_with_fewer_lanes(mode: str, model: LoadedModel, u
         assert ours is not None
         assert theirs is not None
         assert torch.equal(ours, theirs)
+
+
+def test_what_another_model_holds_costs_no_lanes(model: LoadedModel, unet: Any) -> None:
+    """It is unloaded first: in a step, in the trial of a new size, and in a decoding."""
+    unloaded: list[float] = []
+
+    def make_room() -> bool:
+        unloaded.append(unet.fits)
+        unet.fits, before = math.inf, unet.fits
+        return before < math.inf
+
+    engine = Engine(model, lanes=8, make_room=make_room)
+    first = engine.submit(_job())
+    engine.step()
+    unet.fits = 4 * 64
+    engine.step()  # fails, and nobody moves
+    assert first.progress == 0.25
+    unet.fits = 4 * 32 * 32
+    large = engine.submit(_job(width=256, height=256))
+    _run(engine)
+    for ticket in (first, large):
+        result = ticket.future.result(timeout=0)
+        assert (result.numerics["lanes"], result.warnings) == (8, [])
+    assert unloaded == [4 * 64, 4 * 32 * 32]
 
 
 @pytest.mark.parametrize("mode", ["exact", "throughput"])
