@@ -18,7 +18,7 @@ from storage.reaper import Reaper
 log = structlog.get_logger()
 
 SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` or an ended worker left behind
-SWEEP_FOR = 0.3  # seconds of a tick, so that a million cancelled jobs keep no others waiting
+SWEEP_FOR = 0.7  # seconds of a tick: as long as the window of queued jobs lasts for others
 FORGET_EVERY = 3600.0  # seconds between two looks for rows of workers that ended long ago
 FAST_TICK = 0.1  # seconds, while the queue's window was more than half empty
 
