@@ -179,12 +179,10 @@ def read_prompts(
     options = options or JobOptions()
     if rewriting:
         rewriting.check(options)
-    found_ones: Iterator[Line | Problem] = itertools.chain(
-        _remarked(_all(files, texts, input_format)), _of_pictures(pictures, options)
-    )
-    found_ones = inputs.of_lines(found_ones) if inputs else found_ones
-    found_ones = _rewritten(found_ones, rewriting, options) if rewriting else found_ones
-    for found in inputs.sized_lines(found_ones) if inputs else found_ones:
+    found_ones = itertools.chain(_remarked(_all(files, texts, input_format)), _of_pictures(pictures, options))
+    named = inputs.of_lines(found_ones) if inputs else found_ones
+    lines = _rewritten(iter(named), rewriting, options) if rewriting else iter(named)
+    for found in inputs.sized_lines(lines) if inputs else lines:
         checked = _checked(found, options, prompts)
         if isinstance(checked, Problem):
             problems.add(checked)
