@@ -64,7 +64,8 @@ class Inputs:
 
         Args:
             store: opens the picture store, where it is needed.
-            may_name_files: whether who asks may name files of this machine, not only hashes of what is in the store.
+            may_name_files: whether who asks may name files of this machine, not only the hash of what is in
+                the store.
         """
         self._may_name_files = may_name_files
         self.used: set[str] = set()

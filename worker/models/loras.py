@@ -54,7 +54,8 @@ class LoadedLora:
     short_hash: str
 
 
-_on: MutableMapping[torch.nn.Module, LoraSet] = weakref.WeakKeyDictionary()  # in each network that has LoRAs
+# What is on in a network, for which its first layer with LoRAs stands: wrappers may hide the network itself.
+_on: MutableMapping[torch.nn.Module, LoraSet] = weakref.WeakKeyDictionary()
 
 
 class LoraSwitch:
@@ -68,24 +69,30 @@ class LoraSwitch:
 
     def __init__(self, parts: Iterable[torch.nn.Module], loras: Mapping[str, LoadedLora]) -> None:
         """List the layers of `parts`, networks of a model, that its `loras` change."""
-        self._layers = {part: list(_layers([part])) for part in parts} if loras else {}
+        networks = [list(_layers([part])) for part in parts] if loras else []
+        self._networks = [layers for layers in networks if layers]
         self._loras = loras
         self.switches = 0
         self.seconds = 0.0
 
+    def forget(self) -> None:
+        """Take nothing for known: the next call turns everything anew."""
+        for layers in self._networks:
+            _on.pop(layers[0], None)
+
     def __call__(self, loras: LoraSet) -> None:
         """Turn on these LoRAs, with their weights, and no others."""
-        parts = [part for part in self._layers if _on.get(part) != loras]
-        if not parts:
+        networks = [layers for layers in self._networks if _on.get(layers[0]) != loras]
+        if not networks:
             return
         began = time.perf_counter()
         weights = {self._loras[name].adapter: weight for name, weight in loras}
-        for part in parts:
-            _on.pop(part, None)  # while it is neither
-            for layer in self._layers[part]:
+        for layers in networks:
+            _on.pop(layers[0], None)  # while it is neither
+            for layer in layers:
                 own = {name: weight for name, weight in weights.items() if name in layer.scaling}
                 _switch_layer(layer, own)
-            _on[part] = loras
+            _on[layers[0]] = loras
         self.switches += 1
         self.seconds += time.perf_counter() - began
 
@@ -185,7 +192,9 @@ def _load_loras(model: M, references: Mapping[str, LoraReference], asked: Collec
         facts = lora_facts(Path(reference.path))
         found[name] = LoadedLora(adapter=adapter, sha256=facts.sha256, short_hash=facts.short_hash)
         log.info("LoRA loaded", action="lora", lora=name, revision=facts.sha256[:12])
-    LoraSwitch(parts, found)(())
+    switch = LoraSwitch(parts, found)
+    switch.forget()  # loading turns on what it loads
+    switch(())
     return replace(model, loras=found)
 
 
