@@ -11,6 +11,7 @@ import torch
 
 from storage.errors import BadInputError
 from storage.inputs import INIT_IMAGE, OF_INPUTS
+from storage.loras import OPTION as LORAS
 from storage.parameters import FILE_OPTIONS, JobParameters
 from storage.prompt_syntax import PLAIN
 from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS
@@ -18,7 +19,7 @@ from worker.coalescing.pictures import Pictures, picture_arguments
 from worker.models.pipeline import guidance_argument
 
 _SIZE = ("width", "height")
-_ELSEWHERE = FILE_OPTIONS | OF_INPUTS  # options that are no arguments by their name
+_ELSEWHERE = FILE_OPTIONS | OF_INPUTS | {LORAS}  # options that are no arguments by their name
 OnStep = Callable[[int, int], None]  # told the number of the step that has ended, and of all
 
 

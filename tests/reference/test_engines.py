@@ -1,0 +1,86 @@
+"""The engines of one worker: what each turns on in the networks that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from storage.lora_files import parse_lora_file
+from storage.models import ModelReference
+from storage.parameters import JobParameters
+from tests.loras import write_lora
+from tests.pipelines import clip_tokenizer, stable_diffusion_xl
+from tests.reference.test_image_inputs import alone, engines_of, jobs_of, pictures_of, rendered
+from tests.reference.test_loras import fresh
+from worker.coalescing.image_pipelines import image_pipeline
+from worker.coalescing.pictures import Kind
+from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.models.choice import load
+from worker.models.load import LoadedModel
+from worker.models.loras import load_loras
+
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def attach(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
+    """Return a function that loads two LoRAs into a model."""
+    folder: Path = tmp_path_factory.mktemp("loras")
+    files = {name: write_lora(pipeline, folder / f"{name}.safetensors", seed=ord(name)) for name in "ab"}
+    references = {name: parse_lora_file(f"{name}={path}") for name, path in files.items()}
+    return lambda model: load_loras(model, references, asked=references)
+
+
+@pytest.fixture
+def xl(tmp_path: Path) -> LoadedModel:
+    """A tiny random Stable Diffusion XL, as a worker loads it."""
+    stable_diffusion_xl((clip_tokenizer(), clip_tokenizer())).save_pretrained(tmp_path / "xl")
+    cpu = torch.device("cpu")
+    loaded = load(ModelReference(name="xl", source=str(tmp_path / "xl")), device=cpu, dtype=torch.float32)
+    assert isinstance(loaded, LoadedModel)
+    return loaded
+
+
+def with_lora(job: JobParameters, *names: str) -> JobParameters:
+    """Return a job that asks for these LoRAs."""
+    return replace(job, options=job.options | ({"loras": [[name, 1.0] for name in names]} if names else {}))
+
+
+def run(model: Any, groups: list[list[JobParameters]]) -> list[bytes]:
+    """Render groups of jobs, one group after the other, in a worker's engines; their pixels."""
+    engines = engines_of(model)
+    engines.start()
+    found = []
+    for group in groups:
+        tickets = [engines.submit(job, pictures=pictures_of(job)) for job in group]
+        found += [ticket.future.result(timeout=120) for ticket in tickets]
+    engines.close()
+    return [result.pixels.tobytes() for result in found]
+
+
+def test_engines_that_share_networks_know_what_is_on_in_them(attach: Callable[[Any], Any]) -> None:
+    """Jobs with and without pictures and LoRAs, side by side, have the bytes that each has alone."""
+    text, begun = (jobs_of(kind, ("euler",))[0] for kind in (Kind.TEXT, Kind.IMG2IMG))
+    jobs = [with_lora(job, *names) for names in (("a",), (), ("b",)) for job in (text, begun)]
+    model = attach(fresh())
+    together, each = run(model, [jobs]), run(model, [[job] for job in jobs])
+    assert together == each
+    assert len(set(each)) == len(each), "the LoRAs change nothing"
+    assert together[2:4] == run(fresh(), [[text], [begun]])
+
+
+def test_a_model_that_knows_no_pictures_has_a_pipeline_that_does(xl: LoadedModel) -> None:
+    """Stable Diffusion XL of the vectorised loop, by diffusers' own code over its parts."""
+    engine = PipelineEngine(image_pipeline(xl, Kind.IMG2IMG, None), lanes=8, kind=Kind.IMG2IMG)
+    jobs = [replace(job, negative_prompt="") for job in jobs_of(Kind.IMG2IMG, ("default",))]
+    for job, picture in zip(jobs, rendered(engine, jobs), strict=True):
+        twin = image_pipeline(xl, Kind.IMG2IMG, None).pipeline
+        twin.scheduler = type(twin.scheduler).from_config(twin.scheduler.config)
+        difference = np.abs(picture.astype(int) - alone(twin, job, Kind.IMG2IMG).astype(int)).max()
+        assert difference <= 1, job
