@@ -196,7 +196,9 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves: pysqlite would begin too late
     try:
         with closing(connection.cursor()) as cursor:
-            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # heard by a file that has no tables yet
+            if cursor.execute("PRAGMA page_count").fetchone() == (0,):
+                # Of a new file; in another it would write, and not wait for whoever writes at the moment.
+                cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute("PRAGMA synchronous=NORMAL")
             cursor.execute("PRAGMA foreign_keys=ON")

@@ -123,6 +123,18 @@ def test_the_room_of_removed_rows_is_given_back(job_store: JobStore, settings: S
     assert job_store.counts(kept)[JobStatus.WAITING] == 3
 
 
+def test_a_file_is_opened_while_somebody_writes_to_it(migrated_sqlite: Path, tmp_path: Path) -> None:
+    """What a new connection asks SQLite for takes no lock that a writer has."""
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    shutil.copyfile(migrated_sqlite, settings.database_path)
+    submission = submitted(open_job_store(settings), 3)
+    with closing(sqlite3.connect(settings.database_path)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE jobs SET failures = failures")
+        assert open_job_store(settings).counts(submission)[JobStatus.WAITING] == 3
+
+
 def test_a_file_of_an_earlier_version_is_written_anew_when_nobody_uses_it(
     migrated_sqlite: Path, tmp_path: Path
 ) -> None:

@@ -146,7 +146,7 @@ def test_unexpected_error_is_one_sentence_and_debug_shows_where(
 ) -> None:
     """A bug is reported as such; --debug adds the traceback."""
 
-    def broken(_self: object) -> None:
+    def broken(_self: object, **_settings: object) -> None:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(Settings, "__init__", broken)

@@ -108,7 +108,7 @@ def test_pictures_are_those_of_a_worker_of_one_model(mill: Mill, max_loaded: int
     for name in ("sd", "xl", "sd", "xl"):
         if process.model.name != name:
             turn_to(process, name)
-        assert isinstance(process.engine, Engine if name == "sd" else PipelineEngine)
+        assert isinstance(process.engine.main, Engine if name == "sd" else PipelineEngine)
         assert set(render(process, name)) == {alone[name]}
         loaded = [model.name for model in process.shelf.known if model.loaded]
         assert loaded == ([name] if max_loaded == 1 or process.shelf.known[1].bytes == 0 else ["sd", "xl"])
@@ -117,7 +117,7 @@ def test_pictures_are_those_of_a_worker_of_one_model(mill: Mill, max_loaded: int
 def test_an_unloaded_model_leaves_nothing_behind(mill: Mill) -> None:
     """Its tensors are freed, and its engine's thread has ended."""
     process = mill.start("sd", "xl", max_loaded=1)
-    unet, thread = weakref.ref(process.engine.model.unet), process.engine._thread  # type: ignore[union-attr]
+    unet, thread = weakref.ref(process.engine.model.unet), process.engine.main._thread
     render(process, "sd")
     turn_to(process, "xl")
     gc.collect()

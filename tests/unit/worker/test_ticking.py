@@ -27,7 +27,7 @@ def ticker(jobs: Any) -> Ticker:
     """A ticker of a worker that dispatches nothing; its thread does not run."""
     queue = create_autospec(JobQueue, instance=True)
     queue.model = "demo"
-    return Ticker(jobs, queue, None, lease=30.0, dispatches=lambda: False)
+    return Ticker(jobs, [queue], None, lease=30.0, dispatches=lambda: False)
 
 
 def tick(ticker: Ticker, times: int) -> list[float]:
