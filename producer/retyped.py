@@ -6,7 +6,12 @@ import shlex
 
 from producer.lines import Problem
 from producer.readers.text import parse_line
+from storage.inputs import CONTROL_SCALE, MASK_IMAGE
+from storage.loras import OPTION as LORAS
+from storage.loras import lora_set, written_weight
 from storage.records import Job, Submission
+
+_FLAGS = {MASK_IMAGE: "mask", CONTROL_SCALE: "control-scale"}  # those that are not called as their option
 
 
 def render_command(job: Job, submission: Submission) -> str | None:
@@ -31,9 +36,12 @@ def render_command(job: Job, submission: Submission) -> str | None:
         "height": asked.height,
     }
     for name, value in asked.options.items():
+        if name == LORAS:
+            continue
         said = ":".join(map(str, value)) if name == "guidance_interval" else value
-        flags[name.replace("_", "-")] = said
+        flags[_FLAGS.get(name, name.replace("_", "-"))] = said
     given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    given += [f"--lora={name}:{written_weight(weight)}" for name, weight in lora_set(asked.options)]
     return shlex.join(["promptmill", "render", *given, "--out", f"{job.submission}-{job.index}"])
 
 

@@ -154,10 +154,11 @@ def login(
     check_form(request, form_token)
     if site.token is None:
         return RedirectResponse("/", HTTPStatus.SEE_OTHER)
+    caller = request.client.host if request.client else ""
+    if wait := site.rules.guessing.left(caller):
+        raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, f"Too many wrong tokens; wait {wait:.0f} s.")
     if not site.token.fits(token.strip()):
-        caller = request.client.host if request.client else ""
-        if wait := site.rules.guessing.wait(caller):
-            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, f"Too many wrong tokens; wait {wait:.0f} s.")
+        site.rules.guessing.wait(caller)
         return page(request, "login.html", code=HTTPStatus.UNAUTHORIZED, next=local_path(next), wrong=True)
     answer = RedirectResponse(local_path(next), HTTPStatus.SEE_OTHER)
     answer.set_cookie(

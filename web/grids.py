@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from storage.jobstore import JobStore
 from storage.records import Job, Submission
 
 MAX_LAID_OUT = 600  # jobs
+MAX_CELLS = 5_000  # of a list that is no sweep there would be a cell for each of all combinations
 NOTHING = Axis(name="", labels=("",))
 
 
@@ -26,8 +28,11 @@ def grid_of(jobs: JobStore, submission: Submission) -> dict[str, Any]:
     """Lay out a submission's first jobs; return what the template `grid.html` shows."""
     found = list(jobs.jobs(submission.id, limit=MAX_LAID_OUT))
     if not found:
-        return {"common": [], "panels": [], "columns": [], "left_out": False, "laid_out": 0}
+        return {"common": [], "panels": [], "columns": [], "left_out": False, "laid_out": 0, "cells": 0}
     grid = lay_out(found)
+    cells = math.prod(len(axis.labels) for axis in grid.axes)
+    if cells > MAX_CELLS:
+        return {"common": [], "panels": [], "columns": [], "left_out": False, "laid_out": 0, "cells": cells}
     *panels, rows, columns = [NOTHING, NOTHING, *grid.axes][-max(2, len(grid.axes)) :]
     return {
         "common": grid.common,
@@ -38,6 +43,7 @@ def grid_of(jobs: JobStore, submission: Submission) -> dict[str, Any]:
         ],
         "left_out": submission.total > len(found),
         "laid_out": len(found),
+        "cells": cells,
     }
 
 

@@ -23,7 +23,8 @@ from web.tokens import SESSION_COOKIE, Token
 
 MAX_BODY = 2**20  # bytes
 MAX_UPLOAD = 64 * 2**20  # bytes of a prompt list
-UPLOADS = frozenset({"/submit", "/api/v1/submissions", "/api/v1/submissions/file"})
+MAX_JSON = 8 * 2**20  # bytes of prompts in a JSON body, which is read at once
+MOST = {"/submit": MAX_UPLOAD, "/api/v1/submissions/file": MAX_UPLOAD, "/api/v1/submissions": MAX_JSON}
 OPEN = frozenset({"/login"})  # besides what lies below /static/
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
@@ -74,7 +75,7 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, sent)
             return
-        most = MAX_UPLOAD if request.url.path in UPLOADS else MAX_BODY
+        most = MOST.get(request.url.path, MAX_BODY)
         body = _Body(receive, most)
         if _length(request) > most:
             await _too_long(most)(scope, receive, sent)
@@ -101,10 +102,12 @@ class Guard:
     def _check_token(self, request: Request, token: Token, caller: str) -> Response | None:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
+            # Before it is looked at: who has guessed too often learns nothing of another guess.
+            if wait := self._rules.guessing.left(caller):
+                return _too_many(wait)
             if token.fits(given.strip()):
                 return None
-            if wait := self._rules.guessing.wait(caller):
-                return _too_many(wait)
+            self._rules.guessing.wait(caller)
         elif token.knows(request.cookies.get(SESSION_COOKIE, "")):
             return None
         if request.method in SAFE and "text/html" in request.headers.get("accept", ""):

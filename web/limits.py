@@ -24,11 +24,20 @@ class RateLimit:
         self._clock = clock
         self._callers: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def left(self, caller: str) -> float:
+        """Return 0 where a caller has a request left, or the seconds after which there will be one."""
+        left, _ = self._filled(caller)
+        return 0.0 if left >= 1 else (1 - left) / self._rate
+
+    def _filled(self, caller: str) -> tuple[float, float]:
+        now = self._clock()
+        left, since = self._callers.get(caller, (float(self._burst), now))
+        return min(float(self._burst), left + (now - since) * self._rate), now
+
     def wait(self, caller: str) -> float:
         """Take one request of a caller; return 0, or the seconds after which there will be one."""
-        now = self._clock()
-        left, since = self._callers.pop(caller, (float(self._burst), now))
-        left = min(float(self._burst), left + (now - since) * self._rate)
+        left, now = self._filled(caller)
+        self._callers.pop(caller, None)
         taken = left >= 1
         self._callers[caller] = (left - 1 if taken else left, now)
         if len(self._callers) > MAX_CALLERS:

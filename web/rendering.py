@@ -21,7 +21,7 @@ from web.site import Site
 FORM_COOKIE = "promptmill_form"
 SAID_COOKIE = "promptmill_said"
 SAID_SECONDS = 60
-MAX_SAID = 2_000  # characters that a cookie carries
+MAX_SAID = 2_400  # bytes; a cookie holds 4,096, and base64 takes a third more
 FORM_FIELD = "form_token"
 
 _ENVIRONMENT = Environment(
@@ -53,7 +53,7 @@ def page(request: Request, name: str, *, code: int = HTTPStatus.OK, **values: An
         request=request,
         said=said,
         form_field=FORM_FIELD,
-        form_token=site.form_key.sign(ours),
+        form_token=site.form_key.sign(ours, FORM_FIELD),
         has_token=site.token is not None,
         **values,
     )
@@ -73,7 +73,7 @@ def check_form(request: Request, token: str) -> None:
     """
     site: Site = request.app.state.site
     ours = request.cookies.get(FORM_COOKIE, "")
-    if not ours or not site.form_key.fits(ours, token):
+    if not ours or not site.form_key.fits(ours, FORM_FIELD, token):
         raise RefusedError(HTTPStatus.FORBIDDEN, "This form is too old or not ours; load its page again.")
 
 
@@ -81,9 +81,9 @@ def back_to(request: Request, path: str, said: str) -> RedirectResponse:
     """Go on to a page of ours, which says what was done."""
     site: Site = request.app.state.site
     answer = RedirectResponse(path, HTTPStatus.SEE_OTHER)
-    text = base64.urlsafe_b64encode(said[:MAX_SAID].encode("utf-8", "replace")).decode()
+    text = base64.urlsafe_b64encode(said.encode("utf-8", "replace")[:MAX_SAID]).decode()
     answer.set_cookie(
-        SAID_COOKIE, f"{text}.{site.form_key.sign(text)}", max_age=SAID_SECONDS, httponly=True,
+        SAID_COOKIE, f"{text}.{site.form_key.sign(text, SAID_COOKIE)}", max_age=SAID_SECONDS, httponly=True,
         samesite="lax", secure=_is_tls(request),
     )  # fmt: skip
     return answer
@@ -107,9 +107,9 @@ def local_path(text: str) -> str:
 
 def _said(site: Site, cookie: str) -> str:
     text, _, signature = cookie.partition(".")
-    if not text or not site.form_key.fits(text, signature):
+    if not text or not site.form_key.fits(text, SAID_COOKIE, signature):
         return ""
-    return base64.urlsafe_b64decode(text).decode()  # we wrote it
+    return base64.urlsafe_b64decode(text).decode("utf-8", "ignore")  # we wrote it, and cut it off
 
 
 def _is_tls(request: Request) -> bool:

@@ -52,10 +52,11 @@ def rules_of(listening: Listening) -> Rules:
     Raises:
         BadInputError: when other machines could reach a server without a token, or the token cannot be used.
     """
-    if listening.token_file is None and not is_loopback(listening.host):
+    beyond = [name for name in (listening.host, *listening.allowed_hosts) if not is_loopback(name)]
+    if listening.token_file is None and beyond:
         raise BadInputError(
-            f"Whoever reaches {listening.host} could see and submit everything; give --token-file FILE, or "
-            f"leave --host out to serve this machine only."
+            f"Whoever reaches {beyond[0]} could see and submit everything; give --token-file FILE, or "
+            f"leave --host and --allow-host out to serve this machine only."
         )
     token = None if listening.token_file is None else read_token(Path(listening.token_file))
     return Rules(hosts=Hosts([listening.host, *listening.allowed_hosts]), token=token)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
 from producer.models import choose_model, named_model
 from producer.options import MAX_KEY_LENGTH
@@ -20,6 +20,7 @@ from storage.errors import BadInputError
 from storage.records import Submission
 from web.site import Site
 
+MAX_PROMPTS = 100_000  # of a JSON body; a file may have more
 MAX_NAME = 200  # characters of a file's name that are kept
 InputFormat = Literal["text", "kohya", "a1111", "csv", "tsv", "jsonl", "json", "parquet"]
 _Text = Annotated[str, StringConstraints(max_length=10_000)]
@@ -74,7 +75,9 @@ class NewSubmission(Flags):
 
     model_config = ConfigDict(extra="forbid", title="NewSubmission")
 
-    prompts: Annotated[list[_Text | dict[str, Any]], Field(min_length=1)] = Field(
+    prompts: Annotated[
+        list[_Text | dict[str, Any]], Field(min_length=1, max_length=MAX_PROMPTS), FailFast()
+    ] = Field(
         description="Each a text, or an object with the columns of a prompt file: prompt, seed, steps, …"
     )
 

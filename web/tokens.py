@@ -28,8 +28,8 @@ class Token:
 
     def __init__(self, sha256: str) -> None:
         self._hash = sha256
-        # Another token ends all sessions of this one.
-        self._key = hashlib.sha256(b"promptmill session" + bytes.fromhex(sha256)).digest()
+        # Of this process: whoever can read the hash must not be able to make a session of it.
+        self._key = secrets.token_bytes(32)
 
     def fits(self, text: str) -> bool:
         """Whether a text is the token."""
@@ -79,15 +79,20 @@ def read_token(path: Path) -> Token:
 
 
 class FormKey:
-    """Signs what forms carry, for the life of this process: a form of another one has to be loaded again."""
+    """Signs what browsers keep for us, for the life of this process: a form of another one is loaded again.
+
+    What is signed for one purpose is not signed for another.
+    """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
 
-    def sign(self, text: str) -> str:
+    def sign(self, text: str, purpose: str) -> str:
         """Return a signature of a text."""
-        return hmac.new(self._key, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+        signed = f"{purpose}\0{text}".encode("utf-8", "replace")
+        return hmac.new(self._key, signed, hashlib.sha256).hexdigest()
 
-    def fits(self, text: str, signature: str) -> bool:
+    def fits(self, text: str, purpose: str, signature: str) -> bool:
         """Whether a signature is that of a text."""
-        return hmac.compare_digest(self.sign(text).encode(), signature.encode("utf-8", "replace"))
+        right = self.sign(text, purpose).encode()
+        return hmac.compare_digest(right, signature.encode("utf-8", "replace"))

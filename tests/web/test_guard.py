@@ -65,6 +65,8 @@ def test_a_wrong_token_is_refused_and_soon_slowed_down(make_client: MakeClient, 
         for _ in range(4)
     ]
     assert wrong == [401, 401, 401, 429]
+    right = client.get("/api/v1/workers", headers={"authorization": f"Bearer {SECRET}"})
+    assert right.status_code == 429, "a guess that is right would be told from others"
     fields = {"form_token": form_token(client, "/login"), "token": "y" * 30}
     assert client.post("/login", data=fields).status_code == 429
 
@@ -89,7 +91,8 @@ def test_a_session_that_was_made_up_or_has_ended_is_none(
     session = token.session()
     end, signature = session.split(".")
     other = Token("0" * 64).session()
-    for made_up in ("", "x", f"{int(end) + 1}.{signature}", f"{end}.", other, "é.ü"):
+    by_hash = Token(hashlib.sha256(SECRET.encode()).hexdigest()).session()
+    for made_up in ("", "x", f"{int(end) + 1}.{signature}", f"{end}.", other, by_hash, "é.ü"):
         assert not token.knows(made_up)
     guarded.cookies.set(SESSION_COOKIE, session)
     assert guarded.get("/workers").status_code == 200
@@ -257,6 +260,8 @@ def test_beyond_this_machine_a_token_is_needed() -> None:
         assert not is_loopback(host)
         with pytest.raises(BadInputError, match="--token-file"):
             rules_of(Listening(host=host, port=0))
+    with pytest.raises(BadInputError, match=r"gallery\.example\.org.*--allow-host"):
+        rules_of(Listening(host="127.0.0.1", port=0, allowed_hosts=("gallery.example.org",)))
     for host in ("127.0.0.1", "::1", "localhost", "127.8.9.1"):
         assert rules_of(Listening(host=host, port=0)).token is None
 

@@ -17,13 +17,14 @@ from producer.prompts import read_prompts
 from producer.retyped import render_command
 from storage.browsing import LOOK_AT
 from storage.jobstore import JobStore
-from storage.parameters import JobParameters
+from storage.parameters import OPTION_DEFAULTS, JobParameters
 from storage.settings import Settings
 from storage.stores import open_image_store, open_job_store
 from tests.unit.producer.conftest import StandInWorker
 from tests.web.conftest import BASE, FAILED, JOBS, MARKUP, form_token, post, rules
 from web import pages
 from web.app import create_app
+from web.rendering import FORM_COOKIE, SAID_COOKIE
 
 HELP = ["-h", "--help"]  # a command keeps how it was asked first, and its page in the docs has both
 OPTIONS = (
@@ -385,3 +386,47 @@ def test_the_command_to_copy_makes_the_very_same_job(store: JobStore, otters: st
         options = job_options(**{name: flags[name] for name in OPTIONS})
         (again,) = build_jobs(read_prompts((), flags["texts"], options=options), options, {})
         assert again == replace(asked.parameters, extra={})
+
+
+def test_every_option_has_a_flag_in_the_command_to_copy(store: JobStore, otters: str) -> None:
+    """Those too that are called otherwise on the command line."""
+    job = store.find_job(f"{otters}:0")
+    digest = "a" * 64
+    options = {
+        "eta": 0.5, "guidance_rescale": 0.5, "guidance_interval": [0.1, 0.9], "prompt_syntax": "weighted",
+        "image_format": "jpeg", "quality": 90, "init_image": digest, "mask_image": digest, "strength": 0.5,
+        "control_image": digest, "controlnet_conditioning_scale": 0.5,
+        "loras": [["style", 0.8], ["ink", 1.0]],
+    }  # fmt: skip
+    assert set(options) == set(OPTION_DEFAULTS)
+    asked = replace(job, parameters=replace(job.parameters, options=options))
+    typed = render_command(asked, store.find_submission(otters))
+    assert typed is not None
+    flags = command.make_context("render", shlex.split(typed)[2:], help_option_names=HELP).params
+    assert flags["loras"] == ("style:0.8", "ink:1")
+    assert (flags["mask_image"], flags["control_image"], flags["init_image"]) == (digest,) * 3
+    assert flags["controlnet_conditioning_scale"] == flags["strength"] == 0.5
+
+
+def test_a_list_that_is_no_sweep_has_no_grid(client: TestClient, store: JobStore) -> None:
+    """All combinations of what its jobs differ in would be more cells than anybody has memory for."""
+    submission, _ = store.add_submission(model="demo", source="test")
+    jobs = (
+        JobParameters(
+            prompt=f"otter {n}", negative_prompt=f"no {n % 50}", seed=n, num_inference_steps=1 + n % 30,
+            guidance_scale=1.0 + n % 20,
+        )
+        for n in range(300)
+    )  # fmt: skip
+    store.add_jobs(submission.id, jobs)
+    store.open_submission(submission.id)
+    page = client.get(f"/submissions/{submission.id}/grid").text
+    assert "This is no sweep" in page
+    assert "<table" not in page
+
+
+def test_what_is_signed_for_a_form_says_nothing_on_a_page(client: TestClient) -> None:
+    """A cookie that somebody else has set is no message of ours, and breaks no page."""
+    client.cookies.set(FORM_COOKIE, "A")
+    client.cookies.set(SAID_COOKIE, f"A.{form_token(client)}")
+    assert client.get("/").status_code == 200
