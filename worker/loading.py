@@ -94,4 +94,7 @@ def open_engine(
         make=lambda pipeline, kind: PipelineEngine(pipeline, lanes=main.lanes, kind=kind, **shared),
         turns=turns,
         controlnet=controlnet,
+        alone=alone,
+        make_room=make_room,
+        on_death=on_death,
     )

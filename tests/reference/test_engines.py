@@ -5,23 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from storage.errors import BadInputError
 from storage.lora_files import parse_lora_file
 from storage.models import ModelReference
 from storage.parameters import JobParameters
 from tests.loras import write_lora
-from tests.pipelines import clip_tokenizer, stable_diffusion_xl
+from tests.pipelines import clip_tokenizer, load_tiny, stable_diffusion_xl
 from tests.reference.test_image_inputs import alone, engines_of, jobs_of, pictures_of, rendered
 from tests.reference.test_loras import fresh
+from worker.coalescing.engines import Engines
 from worker.coalescing.image_pipelines import image_pipeline
 from worker.coalescing.pictures import Kind
 from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.engine.device_turns import DeviceTurns
+from worker.engine.engine import Engine
+from worker.engine.errors import EngineDeadError
+from worker.engine.faults import is_device_fault
 from worker.models.choice import load
+from worker.models.controlnet import ControlNet
 from worker.models.load import LoadedModel
 from worker.models.loras import load_loras
 
@@ -84,3 +92,60 @@ def test_a_model_that_knows_no_pictures_has_a_pipeline_that_does(xl: LoadedModel
         twin.scheduler = type(twin.scheduler).from_config(twin.scheduler.config)
         difference = np.abs(picture.astype(int) - alone(twin, job, Kind.IMG2IMG).astype(int)).max()
         assert difference <= 1, job
+
+
+def test_a_record_of_a_job_with_pictures_tells_the_configs_of_a_single_file(model: LoadedModel) -> None:
+    """The same file with other configs is another model, and no picture of it may be taken for this one's."""
+    records = []
+    for configs in ("a" * 64, "b" * 64):
+        single = replace(model, config_revision=configs)
+        records.append(PipelineEngine(image_pipeline(single, Kind.IMG2IMG, None), lanes=2).numerics)
+    assert [record["config_revision"] for record in records] == ["a" * 64, "b" * 64]
+
+
+def _engines(model: LoadedModel, failures: list[Exception], **rest: Any) -> Engines:
+    turns = DeviceTurns()
+
+    def make(pipeline: Any, kind: Kind) -> PipelineEngine:
+        if failures:
+            raise failures.pop()
+        return PipelineEngine(pipeline, lanes=2, kind=kind, turns=turns)
+
+    return Engines(Engine(model, lanes=2, turns=turns), make=make, turns=turns, **rest)
+
+
+def test_an_engine_that_has_no_room_asks_for_it(model: LoadedModel) -> None:
+    """What another model holds does not cost a job its picture; where nothing can go, it is one sentence."""
+    (job, *_) = jobs_of(Kind.IMG2IMG, ("euler",))
+    asked: list[bool] = []
+    engines = _engines(model, [torch.OutOfMemoryError("full")], make_room=lambda: not asked.append(True))
+    engines.start()
+    assert engines.submit(job, pictures=pictures_of(job)).future.result(timeout=120).pixels.any()
+    engines.close()
+    assert asked == [True]
+    full = _engines(model, [torch.OutOfMemoryError("full")])
+    with pytest.raises(BadInputError, match="no memory left for init image"):
+        full.submit(job, pictures=pictures_of(job))
+
+
+def test_a_device_that_fails_while_an_engine_is_made_ends_the_process(model: LoadedModel) -> None:
+    """As it does at any other time: the job is not charged with it."""
+    (job, *_) = jobs_of(Kind.IMG2IMG, ("euler",))
+    heard: list[BaseException] = []
+    fault = RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert is_device_fault(fault)
+    engines = _engines(model, [fault], on_death=heard.append)
+    with pytest.raises(EngineDeadError):
+        engines.submit(job, pictures=pictures_of(job))
+    assert heard == [fault]
+
+
+def test_a_controlnet_fits_the_only_model_or_is_left_out(model: LoadedModel) -> None:
+    """Of several models some may have no such pipeline, and render what they can."""
+    net = ControlNet(name="net", revision="f" * 64, network=torch.nn.Identity())
+    lumina = load_tiny("lumina2")
+    main: Any = SimpleNamespace(model=lumina, lanes=2, lanes_per_job=2, numerics={})
+    rest: Any = {"make": lambda *_: None, "turns": DeviceTurns(), "controlnet": net}
+    with pytest.raises(BadInputError, match="--controlnet"):
+        Engines(main, **rest)
+    assert "control_image" not in Engines(main, alone=False, **rest).takes

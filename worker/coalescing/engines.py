@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 
@@ -20,7 +20,8 @@ from worker.coalescing.pictures import Kind, Pictures, kind_of
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.engine import Engine
-from worker.engine.errors import Released
+from worker.engine.errors import EngineDeadError, Released
+from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
 from worker.engine.ticket import Ticket
 from worker.models.controlnet import ControlNet
 from worker.models.load import LoadedModel
@@ -45,6 +46,9 @@ class Engines:
         make: MakeEngine,
         turns: DeviceTurns,
         controlnet: ControlNet | None = None,
+        alone: bool = True,
+        make_room: Callable[[], bool] = has_no_room,
+        on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         """Begin with the main engine.
 
@@ -53,6 +57,9 @@ class Engines:
             make: makes the engine of another kind, on the main engine's device.
             turns: of the device, which `main` and all that `make` makes take.
             controlnet: the worker's.
+            alone: whether this is the worker's only model, which its ControlNet has to fit.
+            make_room: see `Engine`.
+            on_death: likewise.
 
         Raises:
             BadInputError: for a ControlNet that this model's pipeline cannot be steered by.
@@ -61,8 +68,9 @@ class Engines:
         self.model: LoadedModel | LoadedPipeline = main.model
         self.lanes, self.lanes_per_job, self.numerics = main.lanes, main.lanes_per_job, main.numerics
         self._make, self._turns, self._controlnet = make, turns, controlnet
+        self._make_room, self._on_death = make_room, on_death
         self._kinds = possible_kinds(self.model, controlnet)
-        if controlnet and not any("control_image" in kind.needs for kind in self._kinds):
+        if controlnet and alone and not any("control_image" in kind.needs for kind in self._kinds):
             raise BadInputError(
                 f"--controlnet cannot be used with a {self.model.family}, for which diffusers has no such "
                 f"pipeline; leave it out."
@@ -135,15 +143,36 @@ class Engines:
         if kind not in self._kinds:
             raise BadInputError(self._refusal(kind))
         log.info("preparing for jobs with pictures", action="prepare", kind=kind.name.lower())
+        while True:
+            try:
+                with self._turns:
+                    engine = self._make(self._pipeline(kind), kind)
+                break
+            except Exception as error:
+                if is_device_fault(error):
+                    self._die(error)
+                if not is_out_of_memory(error):
+                    raise
+            if not self._make_room():  # outside of the except, where the failed one would hold its memory
+                raise BadInputError(f"There is no memory left for {self._words(kind)} beside the model.")
+        if self._closed:  # meanwhile
+            engine.close()
+            raise Released("The engine takes no new requests, because it drains.")
+        engine.start()
+        return engine
+
+    def _pipeline(self, kind: Kind) -> LoadedPipeline:
         try:
-            model = image_pipeline(self.model, kind, self._controlnet)
+            return image_pipeline(self.model, kind, self._controlnet)
         except (TypeError, ValueError) as error:
             # A class of diffusers that wants parts which this model does not have.
             raise BadInputError(f"{self._refusal(kind)} ({error})") from error
-        with self._turns:
-            engine = self._make(model, kind)
-        engine.start()
-        return engine
+
+    def _die(self, error: Exception) -> NoReturn:
+        """After a device fault nothing that is on the device can be trusted."""
+        if self._on_death is not None:
+            self._on_death(error)
+        raise EngineDeadError(str(error)) from error
 
     def _refusal(self, kind: Kind) -> str:
         if "control_image" in kind.needs and self._controlnet is None:
@@ -151,5 +180,9 @@ class Engines:
                 "This worker has no ControlNet, so it cannot render a job with a control image; start one "
                 "with --controlnet NAME=REPO_OR_PATH."
             )
-        what = " and ".join(shown_input(name) for name in kind.needs)
-        return f"A {self.model.family} takes no {what}, as diffusers has no pipeline for that; leave it out."
+        words = self._words(kind)
+        return f"A {self.model.family} takes no {words}, as diffusers has no pipeline for that; leave it out."
+
+    @staticmethod
+    def _words(kind: Kind) -> str:
+        return " and ".join(shown_input(name) for name in kind.needs)

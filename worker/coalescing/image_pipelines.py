@@ -14,6 +14,7 @@ from worker.models.controlnet import ControlNet
 from worker.models.load import LoadedModel
 from worker.models.pipeline import LoadedPipeline
 from worker.models.variant import plain_unet
+from worker.stages.tokens import tokenizer_lock
 
 _NEVER: dict[str, Any] = {
     "safety_checker": None,
@@ -69,6 +70,10 @@ def image_pipeline(
         # Past `DiffusionPipeline.__setattr__`, which would write it into the config.
         pipeline.__dict__["unet"] = Cast(pipeline.unet, model.text_encoder.dtype)
     facts = {"controlnet": controlled.name, "controlnet_revision": controlled.revision} if controlled else {}
+    if isinstance(model, LoadedPipeline):
+        facts = model.facts | facts
+    elif model.config_revision is not None:  # of a model in one file, whose revision is that file's alone
+        facts["config_revision"] = model.config_revision
     return LoadedPipeline(
         name=model.name,
         source=model.source,
@@ -104,9 +109,11 @@ def _parts(model: LoadedModel | LoadedPipeline) -> dict[str, Any]:
         return {**config, **model.pipeline.components}
     scheduler_class = getattr(diffusers, str(model.scheduler_config["_class_name"]))
     dtype = model.text_encoder.dtype
+    with tokenizer_lock:
+        tokenizer, tokenizer_2 = copy.deepcopy((model.tokenizer, model.tokenizer_2))
     second = {
         "text_encoder_2": model.text_encoder_2,
-        "tokenizer_2": copy.deepcopy(model.tokenizer_2),
+        "tokenizer_2": tokenizer_2,
         "force_zeros_for_empty_prompt": model.force_zeros_for_empty_prompt,
     }
     return {
@@ -115,7 +122,7 @@ def _parts(model: LoadedModel | LoadedPipeline) -> dict[str, Any]:
         "vae": model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype),
         "text_encoder": model.text_encoder,
         # Other threads call the model's own, and it takes only one at a time.
-        "tokenizer": copy.deepcopy(model.tokenizer),
+        "tokenizer": tokenizer,
         "unet": plain_unet(model.unet),
         "scheduler": scheduler_class.from_config(model.scheduler_config),
     }

@@ -99,7 +99,8 @@ class PipelineEngine:
                 f"A {model.family} is run as it is, without --compile and --cuda-graphs; leave them out."
             )
         self.model, self.mode = model, mode
-        facts = numerics_record(model, mode=mode)
+        # In a thread that starts now: one of a pool has the number of threads that another model chose.
+        facts = in_passing_thread(lambda: numerics_record(model, mode=mode))
         self.shared = mode != "reference"
         sharing = Sharing(reason="it was asked for")
         if self.shared:
@@ -394,6 +395,7 @@ class PipelineEngine:
             except Exception as error:
                 if not (is_out_of_memory(error) and self._make_room()):
                     raise
+                self._passes.mend()  # it may have left off while the VAE was in another dtype
                 request.begin_again()
         return RenderResult(
             pixels=checked_pixels(images, request),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from storage.models import ModelReference
+from storage.models import ModelReference, is_single_file
 from worker.models.folder import model_files
 from worker.models.load import LoadedModel, find_model, reading
 from worker.models.pipeline import LoadedPipeline
@@ -32,7 +32,7 @@ def weights_bytes(model: LoadedModel | LoadedPipeline) -> int:
 
 def _modules(model: LoadedModel | LoadedPipeline) -> Iterator[torch.nn.Module]:
     if isinstance(model, LoadedModel):
-        parts = [model.text_encoder, model.unet, model.vae]
+        parts = [model.text_encoder, model.text_encoder_2, model.unet, model.vae]
     else:
         parts = list(model.pipeline.components.values())
     return (part for part in parts if isinstance(part, torch.nn.Module))
@@ -47,6 +47,8 @@ def files_bytes(reference: ModelReference) -> int:
         ModelLoadError: when it is not here and cannot be downloaded.
     """
     with reading(reference):
+        if is_single_file(reference.source):
+            return Path(reference.source).stat().st_size
         folder, _ = find_model(reference)
         return sum(path.stat().st_size for path in model_files(folder) if path.suffix == ".safetensors")
 
