@@ -140,7 +140,7 @@ def test_a_device_that_fails_while_an_engine_is_made_ends_the_process(model: Loa
     assert heard == [fault]
 
 
-def test_a_controlnet_fits_the_only_model_or_is_left_out(model: LoadedModel) -> None:
+def test_a_controlnet_fits_the_only_model_or_is_left_out() -> None:
     """Of several models some may have no such pipeline, and render what they can."""
     net = ControlNet(name="net", revision="f" * 64, network=torch.nn.Identity())
     lumina = load_tiny("lumina2")
