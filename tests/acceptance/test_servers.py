@@ -94,7 +94,7 @@ def test_two_hundred_jobs_survive_a_kill_a_freeze_and_restarts_of_the_servers(
     # A process that wakes after its lease ends at once, perhaps between a file and its row.
     leftovers = {picture_key(job.submission, job.index, job.attempt) for job in held}
     jobs = farm.audit(submission, JOBS, leftovers=leftovers)
-    # What a dead process left is rendered alone from then on, and who is alone when a process ends is charged.
+    # What a dead process left is rendered alone, and who is alone when a process ends is charged.
     suspects = {job.index for job in held if job.attempt > 1}
     assert {job.index for job in jobs if job.failures} <= suspects
     assert max(job.attempt for job in jobs) > 1, "nothing was running when it was taken away"
