@@ -90,3 +90,24 @@ def _no_worker(jobs: JobStore, model: str, *, lease: float) -> list[str]:
     if serving(jobs.workers(alive_only=True), model, lease=lease):
         return []
     return [f"No worker is running; start one with `promptmill worker start --model {model}`."]
+
+
+ACTIONS = ("cancel", "pause", "resume", "retry")
+
+
+def act(jobs: JobStore, submission: str, action: str, *, lease: float) -> list[str]:
+    """Do one of ACTIONS with a submission, and return what is to be said of it.
+
+    Raises:
+        BadInputError: when its state does not allow it.
+    """
+    match action:
+        case "cancel":
+            return [cancel(jobs, submission, lease=lease)]
+        case "pause":
+            return [pause(jobs, submission)]
+        case "resume":
+            return resume(jobs, submission, lease=lease)
+        case "retry":
+            return retry(jobs, submission, lease=lease)
+    raise ValueError(f"nothing is called {action!r}")

@@ -3,6 +3,8 @@
 Checked once, where the input enters (command line, prompt file); everything behind it may rely on them.
 A field that is None is not chosen yet: submit fills in what the model recommends where that is known, else
 the claim does (`storage.model_defaults`).
+
+Past 300 lines because what a field means, its default, its limit and its check are read in one place.
 """
 
 from __future__ import annotations

@@ -50,18 +50,9 @@ def act(request: Request, site: SiteOf, reference: str, action: str, form_token:
     """Cancel, pause, resume or retry a submission."""
     check_form(request, form_token)
     found = site.submission(reference)
-    lease = site.settings.lease
-    match action:
-        case "cancel":
-            said = [steering.cancel(site.jobs, found.id, lease=lease)]
-        case "pause":
-            said = [steering.pause(site.jobs, found.id)]
-        case "resume":
-            said = steering.resume(site.jobs, found.id, lease=lease)
-        case "retry":
-            said = steering.retry(site.jobs, found.id, lease=lease)
-        case _:
-            raise RefusedError(HTTPStatus.NOT_FOUND, f"Nothing is called {action!r}.")
+    if action not in steering.ACTIONS:
+        raise RefusedError(HTTPStatus.NOT_FOUND, f"Nothing is called {action!r}.")
+    said = steering.act(site.jobs, found.id, action, lease=site.settings.lease)
     return back_to(request, f"/submissions/{found.id}", " ".join(said))
 
 

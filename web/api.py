@@ -101,16 +101,7 @@ def act(
 ) -> said.Said:
     """Cancel, pause, resume or retry a submission."""
     found = site.submission(reference)
-    lease = site.settings.lease
-    match action:
-        case "cancel":
-            told = [steering.cancel(site.jobs, found.id, lease=lease)]
-        case "pause":
-            told = [steering.pause(site.jobs, found.id)]
-        case "resume":
-            told = steering.resume(site.jobs, found.id, lease=lease)
-        case "retry":
-            told = steering.retry(site.jobs, found.id, lease=lease)
+    told = steering.act(site.jobs, found.id, action, lease=site.settings.lease)
     return said.Said(submission=_status(site, site.submission(found.id)), said=told)
 
 

@@ -18,7 +18,7 @@ from storage.models import ModelReference
 from storage.parameters import JobParameters
 from tests.loras import write_lora
 from tests.pipelines import clip_tokenizer, load_tiny, stable_diffusion_xl
-from tests.reference.test_image_inputs import alone, engines_of, jobs_of, pictures_of, rendered
+from tests.reference.test_image_inputs import alone, engines_of, jobs_of, pictures_of, pixels_of, rendered
 from tests.reference.test_loras import fresh
 from worker.coalescing.engines import Engines
 from worker.coalescing.image_pipelines import image_pipeline
@@ -60,27 +60,15 @@ def with_lora(job: JobParameters, *names: str) -> JobParameters:
     return replace(job, options=job.options | ({"loras": [[name, 1.0] for name in names]} if names else {}))
 
 
-def run(model: Any, groups: list[list[JobParameters]]) -> list[bytes]:
-    """Render groups of jobs, one group after the other, in a worker's engines; their pixels."""
-    engines = engines_of(model)
-    engines.start()
-    found = []
-    for group in groups:
-        tickets = [engines.submit(job, pictures=pictures_of(job)) for job in group]
-        found += [ticket.future.result(timeout=120) for ticket in tickets]
-    engines.close()
-    return [result.pixels.tobytes() for result in found]
-
-
 def test_engines_that_share_networks_know_what_is_on_in_them(attach: Callable[[Any], Any]) -> None:
     """Jobs with and without pictures and LoRAs, side by side, have the bytes that each has alone."""
     text, begun = (jobs_of(kind, ("euler",))[0] for kind in (Kind.TEXT, Kind.IMG2IMG))
     jobs = [with_lora(job, *names) for names in (("a",), (), ("b",)) for job in (text, begun)]
     model = attach(fresh())
-    together, each = run(model, [jobs]), run(model, [[job] for job in jobs])
+    together, each = (pixels_of(engines_of(model), groups) for groups in ([jobs], [[job] for job in jobs]))
     assert together == each
     assert len(set(each)) == len(each), "the LoRAs change nothing"
-    assert together[2:4] == run(fresh(), [[text], [begun]])
+    assert together[2:4] == pixels_of(engines_of(fresh()), [[text], [begun]])
 
 
 def test_a_model_that_knows_no_pictures_has_a_pipeline_that_does(xl: LoadedModel) -> None:

@@ -185,6 +185,17 @@ def engines_of(model: LoadedModel | LoadedPipeline, controlnet: ControlNet | Non
     )
 
 
+def pixels_of(engines: Engines, groups: list[list[JobParameters]]) -> list[bytes]:
+    """Render groups of jobs, one group after the other, in a worker's engines."""
+    engines.start()
+    found = []
+    for group in groups:
+        tickets = [engines.submit(job, pictures=pictures_of(job)) for job in group]
+        found += [ticket.future.result(timeout=120) for ticket in tickets]
+    engines.close()
+    return [result.pixels.tobytes() for result in found]
+
+
 def test_one_worker_renders_all_kinds_at_once_with_the_same_bytes(
     model: LoadedModel, controlnet: ControlNet
 ) -> None:
@@ -192,17 +203,8 @@ def test_one_worker_renders_all_kinds_at_once_with_the_same_bytes(
     kinds = (Kind.TEXT, Kind.IMG2IMG, Kind.INPAINT, Kind.CONTROL)
     jobs = [jobs_of(kind, ("euler",))[i] for i in range(2) for kind in kinds]
 
-    def run(groups: list[list[JobParameters]]) -> list[bytes]:
-        engines = engines_of(model, controlnet)
-        engines.start()
-        found = []
-        for group in groups:
-            tickets = [engines.submit(job, pictures=pictures_of(job)) for job in group]
-            found += [ticket.future.result(timeout=120) for ticket in tickets]
-        engines.close()
-        return [result.pixels.tobytes() for result in found]
-
-    assert run([jobs]) == run([[job] for job in jobs])
+    together = pixels_of(engines_of(model, controlnet), [jobs])
+    assert together == pixels_of(engines_of(model, controlnet), [[job] for job in jobs])
 
 
 def test_a_denoiser_in_another_dtype_keeps_the_pipeline_in_its_own(model: LoadedModel) -> None:
