@@ -12,6 +12,7 @@ import re
 import uuid
 from typing import Any
 
+import redis
 import structlog
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
@@ -92,6 +93,16 @@ class Channel(kombu_redis.Channel):
         except (ValueError, RecursionError) as error:  # no JSON, or JSON that is nested without end
             _reject(error)
             return True  # something was read
+
+    def _connparams(self, *arguments: Any, **options: Any) -> Any:
+        """See kombu. A channel whose connection was collected has no address any more.
+
+        Celery closes such a channel after an outage, ready for a lost connection; for the AttributeError that
+        kombu raises there it would end the whole worker. What is not acknowledged comes back from the rows.
+        """
+        if self.connection.client is None:
+            raise redis.ConnectionError("the connection is closed")
+        return super()._connparams(*arguments, **options)  # type: ignore[no-untyped-call]  # kombu has no types
 
 
 class Transport(kombu_redis.Transport):

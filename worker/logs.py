@@ -32,6 +32,17 @@ class Lossy:
             self._stream.flush()
 
 
+def in_one_line(record: logging.LogRecord) -> bool:
+    """Let Celery tell without a traceback that Redis was away when it wanted to acknowledge a message.
+
+    Nothing is lost by it: if the message comes again, its row says that there is nothing to do.
+    """
+    if str(record.msg).startswith("Couldn't ack"):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.exc_info = record.exc_text = None
+    return True
+
+
 def configure_logs() -> None:
     """Send structlog's and the libraries' lines to standard error; PROMPTMILL_LOG_LEVEL sets the level."""
     level = logging.getLevelNamesMapping().get(
@@ -42,6 +53,7 @@ def configure_logs() -> None:
         stream=sys.stderr,
         format="%(asctime)s [%(levelname)s] %(name)s: %(message)s",
     )
+    logging.getLogger("celery.worker.request").addFilter(in_one_line)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -71,6 +71,7 @@ def run_once(
             go(run)
             codes = run.posts.stop()
             verdict = judge(run, references)
+            verdict.wrong += [f"stuck {run.stuck}"] if run.stuck else []
             verdict.wrong += [f"worker {name} ended with {code}" for name, code in codes.items() if code]
             repair(run, verdict)
             if world.farm.processes():

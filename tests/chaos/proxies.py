@@ -60,20 +60,24 @@ class PostgresProxy:
             client.close()
             return
         threading.Thread(target=_pump, args=(server, client), daemon=True).start()
-        statements = _Statements()
-        with client, server, contextlib.suppress(OSError):
-            while data := client.recv(65536):
-                commits = statements.heard(data)
-                if commits and self._armed:
-                    self._armed -= 1
-                    self.lost += 1
-                    client.shutdown(socket.SHUT_RDWR)  # the pump has nobody to write to any more
-                    server.sendall(data)
-                    time.sleep(0.2)  # the server commits
-                    return
-                server.sendall(data)
+        with client, server:
             with contextlib.suppress(OSError):
-                server.shutdown(socket.SHUT_WR)
+                self._pass_on(client, server)
+            # Closing alone would not reach a pump that reads just now, nor the server behind it.
+            _hang_up(server)
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        statements = _Statements()
+        while data := client.recv(65536):
+            commits = statements.heard(data)
+            if commits and self._armed:
+                self._armed -= 1
+                self.lost += 1
+                client.shutdown(socket.SHUT_RDWR)  # the pump has nobody to write to any more
+                server.sendall(data)
+                time.sleep(0.2)  # the server commits
+                return
+            server.sendall(data)
 
 
 class _Statements:
@@ -117,7 +121,12 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
-        sink.shutdown(socket.SHUT_RDWR)
+    _hang_up(sink)  # also after a reset, which is what a server leaves that ends with a question unread
+
+
+def _hang_up(peer: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        peer.shutdown(socket.SHUT_RDWR)
 
 
 class S3Proxy:

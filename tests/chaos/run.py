@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from storage.errors import UnreachableError
@@ -70,6 +71,7 @@ class Run:
         outages: moments at which Redis was gone, or all workers were.
         spared: names of workers that nobody kills or freezes from outside.
         began: when, on `time.monotonic`.
+        stuck: what was to be seen when nothing had moved for long, if that happened.
     """
 
     plan: Plan
@@ -89,6 +91,7 @@ class Run:
     outages: list[float] = field(default_factory=list)
     spared: frozenset[str] = frozenset()
     began: float = field(default_factory=time.monotonic)
+    stuck: str = ""
 
     @property
     def submissions(self) -> list[str]:
@@ -158,8 +161,8 @@ def make_waves(plan: Plan, jobs: int, *, size: int = WAVE) -> list[Wave]:
     return [Wave(rows=rows[at : at + size]) for at in range(0, jobs, size)]
 
 
-def go(run: Run) -> bool:
-    """Let it happen; return whether every job has ended."""
+def go(run: Run) -> None:
+    """Let it happen until every job has ended, or nothing moves any more."""
     run.posts.keep_waking()
     pending = list(run.plan.faults)
     total = sum(len(wave.rows) for wave in run.waves)
@@ -185,14 +188,32 @@ def go(run: Run) -> bool:
             if wave is None and not unfinished and not run.later:
                 run.left_out |= {planned.fault: "its moment never came" for planned in pending}
                 check_that_they_hit(run)
-                return True
+                return
         except UnreachableError:
             continue  # the harness meets the same outages
         if ended != progress:
             progress, since = ended, time.monotonic()
         if time.monotonic() - since > STUCK:
-            run.say(f"stuck: {counts}")
-            return False
+            run.stuck = picture_of(run)
+            run.say(f"stuck: {run.stuck}")
+            return
+
+
+def picture_of(run: Run) -> str:
+    """Write down what whoever is called at night would look at first."""
+    farm = run.world.farm
+    unfinished = [
+        f"{job.label} {job.status}, attempt {job.attempt}, suspect {job.suspect}, not before {job.not_before}"
+        for submission in run.submissions
+        for job in farm.store().jobs(submission, statuses=UNFINISHED, limit=3)
+    ]
+    workers = [
+        f"{worker.name} {worker.state}, pid {worker.pid}, beat {worker.beat} at {worker.beat_at}, "
+        f"drains {worker.drain_timeout}, {worker.note or 'no note'}"
+        for worker in farm.workers()
+    ]
+    logs = [log.read_text(errors="replace")[-1500:] for log in sorted(farm.home.parent.glob("process-*.log"))]
+    return "\n".join([f"at {datetime.now(UTC)}", *unfinished, *workers, *logs])
 
 
 def check_that_they_hit(run: Run) -> None:

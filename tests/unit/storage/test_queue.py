@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from kombu import Message, Queue
+from kombu.common import ignore_errors
 
 from storage.embedded_redis import EmbeddedRedis
 from storage.errors import BadInputError, UnreachableError
-from storage.queue import JobQueue, broker_url, connect, ping, queue_name
+from storage.queue import JobQueue, broker_url, connect, make_app, ping, queue_name
 from storage.safe_url import safe_url
 from storage.settings import Settings
 from storage.strict_transport import TASK
 from storage.version import MESSAGE_VERSION
+from tests.servers import running_redis
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,25 @@ def test_a_flushed_server_takes_messages_as_before(queue: JobQueue) -> None:
         client.flushall()
     queue.publish([2])
     assert queue.pending() == {2}
+
+
+def test_a_lost_connection_with_a_message_in_hand_is_closed_like_any_other(tmp_path: Path) -> None:
+    """As Celery does it after an outage; any other error than a lost connection would end its worker."""
+    taken: list[Message] = []
+    name = queue_name("demo")
+    with running_redis(tmp_path) as redis:
+        queue = JobQueue(redis.url, "demo")
+        queue.publish([1])
+        queue.close()
+        connection = make_app(redis.url).connection_for_read()
+        with connection.Consumer([Queue(name, routing_key=name)], on_message=taken.append):
+            connection.drain_events(timeout=5)
+            with pytest.raises(TimeoutError):  # it waits for the next one
+                connection.drain_events(timeout=0.2)
+            redis.kill()
+        assert taken, "the message is not here"
+        connection.collect(socket_timeout=0.1)
+        ignore_errors(connection, connection.close)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+import redis
 import structlog
+from kombu import Message
 
 from worker.logs import configure_logs
 
@@ -40,3 +44,17 @@ def test_lines_that_can_be_written_are(monkeypatch: pytest.MonkeyPatch) -> None:
     configure_logs()
     structlog.get_logger().warning("worker expired", jobs=3)
     assert "jobs=3" in stream.getvalue()
+
+
+def test_a_message_that_cannot_be_acknowledged_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Redis is away now and then, and the rows know what is done: no traceback, no alarm."""
+
+    def away(*_: object, **__: object) -> None:
+        raise redis.ConnectionError("Connection refused")
+
+    configure_logs()
+    message = Message(channel=SimpleNamespace(basic_ack=away, no_ack_consumers=None), delivery_tag="tag")
+    message.ack_log_error(logging.getLogger("celery.worker.request"), (redis.ConnectionError,))
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert "ConnectionError" in record.getMessage()
