@@ -47,7 +47,7 @@ def main() -> None:
     else:
         rows = [
             measure("demo, 64x64", model, size=64, count=64, steps=20, rounds=3),
-            measure("17 M, random, 128x128", larger_model(model), size=128, count=64, steps=5, rounds=1),
+            measure("17 M, random, 128x128", larger_model(model), size=128, count=64, steps=5, rounds=3),
         ]
     show(rows, as_json=options.json)
 

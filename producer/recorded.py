@@ -15,6 +15,7 @@ from producer.worker_flags import check_worker_flags
 from storage.errors import BadInputError
 from storage.models import configured_models
 from storage.records import WorkerState
+from storage.served import served_model
 from storage.worker_options import FEWEST_LANES
 
 if TYPE_CHECKING:
@@ -138,14 +139,15 @@ def reference_of(
     return replace(reference, revision=revision) if _COMMIT.fullmatch(revision) else reference
 
 
-def unlike(worker: Worker, numerics: Mapping[str, Any]) -> list[str]:
-    """Say in what a running worker differs from what is recorded: `lanes 4, not 8`."""
-    running = {
-        "model_revision": worker.revision,
-        "mode": worker.mode,
-        "dtype": worker.dtype,
-        "lanes": worker.lanes,
-    }
+def unlike(worker: Worker, model: str, numerics: Mapping[str, Any]) -> list[str]:
+    """Say in what a running worker differs with one of its models from what is recorded: `lanes 4, not 8`.
+
+    What a model is run with is not known before the worker has loaded it once.
+    """
+    running: dict[str, Any] = {"mode": worker.mode}
+    served = served_model(worker, model)
+    if served is not None and served.revision is not None:
+        running |= {"model_revision": served.revision, "dtype": served.dtype, "lanes": served.lanes}
     return [
         f"{name.replace('_', ' ')} {running[name]}, not {numerics[name]}"
         for name in running
@@ -167,7 +169,7 @@ def warn_of_unlike(session: Session, model: str, numerics: Mapping[str, Any]) ->
     """Say so where a worker that is ready will render otherwise than recorded."""
     others = serving(session.jobs.workers(alive_only=True), model, lease=session.settings.lease)
     ready = next((worker for worker in others if worker.state is WorkerState.READY), None)
-    if ready and (differs := unlike(ready, numerics)):
+    if ready and (differs := unlike(ready, model, numerics)):
         remark(
             f"Worker {ready.name} is not as recorded: {'; '.join(differs)}. Without it "
             f"(`promptmill worker drain {ready.name}`) one is started that is."

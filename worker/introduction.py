@@ -111,6 +111,13 @@ def served_model_of(engine: Engines, *, name: str) -> ServedModel:
     )
 
 
+def facts_of(models: Sequence[ServedModel], name: str) -> dict[str, Any]:
+    """Return the columns of a row that are about the model of this name, as far as it is known."""
+    known = next(model for model in models if model.name == name)
+    columns = ("revision", "family", "defaults", "dtype", "lanes", "concurrency")
+    return {column: getattr(known, column) for column in columns}
+
+
 def concurrency_of(engine: Engines) -> int:
     """How many jobs a process holds at once: in lanes, waiting for lanes, and being saved.
 

@@ -33,6 +33,7 @@ def open_engine(
     on_death: Callable[[BaseException], None],
     make_room: Callable[[], bool] = has_no_room,
     alone: bool = True,
+    crowded: bool = False,
 ) -> Engines:
     """Load the model onto its device, and choose how it is run.
 
@@ -43,6 +44,7 @@ def open_engine(
         on_death: see `Engine`.
         make_room: likewise.
         alone: whether it is the worker's only model, which all LoRAs of its command line must fit.
+        crowded: see `Engine`; the engines that are made later ask for room themselves.
 
     Returns:
         The engines, not started yet.
@@ -50,6 +52,7 @@ def open_engine(
     Raises:
         ModelLoadError: the model cannot be loaded.
         BadInputError: the options cannot be used with this device or model.
+        torch.OutOfMemoryError: it does not fit; on a crowded device another model may leave first.
     """
     make_repeatable()
     options = order.options
@@ -76,7 +79,7 @@ def open_engine(
     if isinstance(model, LoadedPipeline):
         set_threads(model.denoiser, device)  # ahead of LoRAs, whose weights must not count
         model = load_loras(model, loras, asked=asked)
-        main = PipelineEngine(model, lanes=options.lanes, launch=options.launch, **shared)
+        main = PipelineEngine(model, lanes=options.lanes, launch=options.launch, crowded=crowded, **shared)
     else:
         set_threads(model.unet, device)
         model = load_loras(model, loras, asked=asked)
@@ -86,6 +89,7 @@ def open_engine(
             dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
             launch=options.launch,
             tables=Tables(settings.tables_path),
+            crowded=crowded,
             **shared,
         )
     # R is the main engine's: it was measured on the same denoiser, and one flag pins both.

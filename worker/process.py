@@ -31,7 +31,7 @@ from worker.gate import Gate
 from worker.heartbeat import Heartbeat
 from worker.held import Held
 from worker.inputs import read_pictures
-from worker.introduction import concurrency_of, loaded_worker, log_ready, ordered_worker
+from worker.introduction import concurrency_of, facts_of, loaded_worker, log_ready, ordered_worker
 from worker.models.load import LoadedModel
 from worker.models.pipeline import LoadedPipeline
 from worker.orders import ChildOrder
@@ -148,7 +148,7 @@ class WorkerProcess:
             self.gate.open(name, places=self.concurrency)
 
     def introduce(self, name: str) -> None:
-        """Say in the worker's row which model it is for, and what is known of the others."""
+        """Say in the row which model this is for, ahead of a switch the next one, and what is known of all."""
         row = loaded_worker(
             self._order,
             self.engine,
@@ -156,6 +156,8 @@ class WorkerProcess:
             concurrency=self.concurrency,
             models=self.shelf.known,
         )
+        if name != self.model.name:
+            row = replace(row, **facts_of(self.shelf.known, name))
         self.jobs.add_worker(replace(row, model=name))
 
     def pause_turns(self) -> bool:

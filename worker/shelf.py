@@ -164,6 +164,7 @@ class Shelf:
             on_death=self._on_death,
             make_room=self.make_room,
             alone=len(self._references) == 1,
+            crowded=bool(self._loaded),
         )
         engine.start()
         self._known[name] = served_model_of(engine, name=name)

@@ -36,9 +36,11 @@ from storage.sqljobstore.behind import Behind
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIELDS = tuple(field.name for field in fields(JobParameters))  # the last two hold JSON
 _fields_of = attrgetter(*_FIELDS)
-_COLUMNS = (
-    "index", "submission", "status", "attempt", "failures", "suspect", "created_at", "warnings", *_FIELDS,
-)  # fmt: skip
+# Those that are the same in all rows of a chunk.
+_SAME = ("submission", "status", "attempt", "failures", "suspect", "created_at", "warnings")
+_OWN = ("index", *_FIELDS)
+_COLUMNS = (*_SAME, *_OWN)
+_INDEX = len(_SAME)  # where a row's index stands
 _NAMES = ", ".join(f'"{name}"' for name in _COLUMNS)
 ROWS_AT_ONCE = 1_000  # of one statement: SQLite takes 32,766 values
 Row = tuple[Any, ...]
@@ -121,10 +123,10 @@ class Submitting(SqlBase):
                 raise BadInputError(
                     f"Submission {submission} is {state}; jobs are only added while it is loading."
                 )
-            span = JOBS.c.index.between(rows[0][0], rows[-1][0])
+            span = JOBS.c.index.between(rows[0][_INDEX], rows[-1][_INDEX])
             query = select(JOBS.c.index).where(JOBS.c.submission == submission, span)
             there = set(connection.execute(query).scalars())
-            self._insert_rows(connection, [row for row in rows if row[0] not in there])
+            self._insert_rows(connection, [row for row in rows if row[_INDEX] not in there])
 
     def _insert_rows(self, connection: Connection, rows: list[Row]) -> None:
         """Insert rows with the driver's own bulk call: SQLAlchemy's takes three times as long for a row."""
@@ -132,7 +134,8 @@ class Submitting(SqlBase):
             # Not one by one: in each statement of its own Python would wait for the thread that makes rows.
             for at in range(0, len(rows), ROWS_AT_ONCE):
                 some = rows[at : at + ROWS_AT_ONCE]
-                connection.exec_driver_sql(_insert_many(len(some)), tuple(chain.from_iterable(some)))
+                own = chain.from_iterable(row[_INDEX:] for row in some)
+                connection.exec_driver_sql(_insert_many(len(some)), (*some[0][:_INDEX], *own))
             return
         driver: Any = connection.connection.driver_connection
         with driver.cursor() as cursor, cursor.copy(f"COPY jobs ({_NAMES}) FROM STDIN") as copy:
@@ -199,12 +202,12 @@ def _job_count(connection: Connection, submission: str) -> int:
 
 
 def _job_rows(submission: str, jobs: list[tuple[int, JobParameters]], created_at: Any) -> list[Row]:
-    """Make rows in the order of `_COLUMNS`."""
+    """Make rows in the order of `_COLUMNS`, of one chunk: what is the same in all of it stands first."""
     same = (submission, JobStatus.WAITING.value, 0, 0, False, created_at, "[]")
     rows = []
     for index, job in jobs:
         *values, options, extra = _fields_of(job)
-        rows.append((index, *same, *values, _json(options), _json(extra)))
+        rows.append((*same, index, *values, _json(options), _json(extra)))
     return rows
 
 
@@ -214,6 +217,8 @@ def _json(value: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=2)
 def _insert_many(count: int) -> str:
-    """Return the statement that inserts so many rows."""
-    places = ", ".join("?" * len(_COLUMNS))
-    return f"INSERT INTO jobs ({_NAMES}) VALUES {', '.join([f'({places})'] * count)}"  # noqa: S608 - our own names
+    """Return the statement that inserts so many rows of a chunk; what is the same in all is given once."""
+    same = ", ".join(f"?{number}" for number in range(1, _INDEX + 1))
+    first = range(_INDEX + 1, _INDEX + 1 + count * len(_OWN), len(_OWN))
+    own = (", ".join(f"?{number}" for number in range(at, at + len(_OWN))) for at in first)
+    return f"INSERT INTO jobs ({_NAMES}) VALUES {', '.join(f'({same}, {one})' for one in own)}"  # noqa: S608 - our own names

@@ -118,7 +118,7 @@ def together(model: LoadedModel) -> dict[str, RenderResult]:
     return dict(zip(ALL, results, strict=True))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Use one thread: parallel regions of a model this small only wait for each other."""
     threads = torch.get_num_threads()

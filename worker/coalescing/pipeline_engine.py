@@ -25,7 +25,7 @@ from worker.coalescing.lanes import choose_lanes
 from worker.coalescing.passes import Passes, RestartError
 from worker.coalescing.pictures import Kind, Pictures
 from worker.coalescing.proof import Sharing
-from worker.coalescing.recording import find_sharing
+from worker.coalescing.recording import sharing_that_fits
 from worker.coalescing.rendering import call_pipeline
 from worker.coalescing.request import PipelineRequest, checked_pixels, explain, prepare_request
 from worker.coalescing.turns import Turns
@@ -71,6 +71,7 @@ class PipelineEngine:
         turns: DeviceTurns | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         make_room: Callable[[], bool] = has_no_room,
+        crowded: bool = False,
         stall: float = 1800.0,
         deadline: float = math.inf,
     ) -> None:
@@ -86,11 +87,13 @@ class PipelineEngine:
             turns: of the device, where other engines use it, too.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             make_room: as in `Engine`.
+            crowded: likewise.
             stall: seconds without a sign of life after which the device counts as hanging.
             deadline: seconds that the forward passes of a request may take together.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this launch.
+            torch.OutOfMemoryError: when it does not fit beside the other models of a crowded device.
         """
         if mode == "reference" and model.dtype != torch.float32:
             raise BadInputError(f"--mode reference is float32 only, not {model.dtype}; leave --dtype out.")
@@ -104,7 +107,7 @@ class PipelineEngine:
         self.shared = mode != "reference"
         sharing = Sharing(reason="it was asked for")
         if self.shared:
-            sharing = in_passing_thread(lambda: find_sharing(model, kind))
+            sharing = sharing_that_fits(model, kind, None if crowded else make_room)
             self.shared = not sharing.reason
         self.lanes = in_passing_thread(
             lambda: choose_lanes(model, sharing, mode=mode, lanes=lanes, facts=facts, tunings=tunings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from worker.coalescing.pictures import Kind, example
 from worker.coalescing.proof import Recording, Sharing, learn_sharing
 from worker.coalescing.rendering import own_copy
 from worker.coalescing.standin import StandIn, changes_of
-from worker.engine.faults import is_device_fault
+from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.models.pipeline import LoadedPipeline
+from worker.models.threads import in_passing_thread
 
 STEPS = 2
 GUIDED, UNGUIDED = 5.0, 1.0
@@ -28,6 +30,10 @@ def find_sharing(model: LoadedPipeline, kind: Kind = Kind.TEXT) -> Sharing:
     """Learn how a model's jobs can share forward passes, from a few steps with one prompt and with two.
 
     Whatever keeps the pipeline from being recorded is a reason not to share; its jobs will say it better.
+
+    Raises:
+        torch.OutOfMemoryError, RuntimeError: when two prompts at once do not fit into the device's memory, or
+            the device failed.
     """
     try:
         reason = _marks(model.denoiser)
@@ -42,13 +48,33 @@ def find_sharing(model: LoadedPipeline, kind: Kind = Kind.TEXT) -> Sharing:
                 return Sharing(reason="it calls its denoiser more often for more prompts")
             pairs += zip(one, two, strict=True)
         return learn_sharing(model.denoiser, pairs)
-    except torch.OutOfMemoryError:
-        return Sharing(reason="two prompts at once do not fit into the device's memory")
     except Exception as error:
         # A pipeline may raise anything.
-        if is_device_fault(error):
+        if is_device_fault(error) or is_out_of_memory(error):
             raise
         return Sharing(reason=f"it could not be recorded ({type(error).__name__}: {error})")
+
+
+def sharing_that_fits(model: LoadedPipeline, kind: Kind, make_room: Callable[[], bool] | None) -> Sharing:
+    """Call `find_sharing`; where the memory is too small, make room and try again.
+
+    Args:
+        model: on its device.
+        kind: of its jobs.
+        make_room: see `Engine`; None lets the caller of the caller make it.
+
+    Raises:
+        torch.OutOfMemoryError, RuntimeError: as `find_sharing` does; for the memory only without `make_room`.
+    """
+    while True:
+        try:
+            # In a thread that starts now: one of a pool has the number of threads that another model chose.
+            return in_passing_thread(lambda: find_sharing(model, kind))
+        except Exception as error:
+            if make_room is None or not is_out_of_memory(error):
+                raise
+        if not make_room():  # outside of the except, where the failed one would hold its memory
+            return Sharing(reason="two prompts at once do not fit into the device's memory")
 
 
 def record(

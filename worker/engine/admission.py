@@ -75,12 +75,18 @@ class LanePlan:
     """How one group is run.
 
     Attributes:
-        lanes: R, the lanes of a forward pass of this group.
+        lanes: R, the most lanes of a forward pass of this group.
         alone: one request at a time, from its first step to its last.
+        narrower: fewer lanes with which a request's bytes are those of R, in ascending order.
     """
 
     lanes: int
     alone: bool = False
+    narrower: tuple[int, ...] = ()
+
+    def width(self, needed: int) -> int:
+        """Return the fewest lanes that hold so many and change no request's bytes."""
+        return next((lanes for lanes in self.narrower if lanes >= needed), self.lanes)
 
 
 class Admission:

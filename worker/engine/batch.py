@@ -32,16 +32,17 @@ class Batch:
         without_table: rows of the requests whose noise scheduler has to be called.
     """
 
-    def __init__(self, requests: Sequence[Request], model: LoadedModel, *, lanes: int) -> None:
+    def __init__(self, requests: Sequence[Request], model: LoadedModel, *, lanes: int, rows: int = 0) -> None:
         """Bring requests together.
 
         Args:
             requests: admitted, at least one, all of one group.
             model: whose UNet will run.
-            lanes: R: the rows of a forward pass; at least those of the requests.
+            lanes: the rows of a forward pass; at least those of the requests.
+            rows: see `predict_noise`.
         """
         self.requests = list(requests)
-        self._model, self._width = model, lanes
+        self._model, self._width, self._rows = model, lanes, rows
         self._graphed = isinstance(model.unet, GraphedUnet)
         tables = [request.schedule.table for request in requests]
         self.without_table = [row for row, table in enumerate(tables) if table is None]
@@ -92,7 +93,7 @@ class Batch:
             noise_pred, output = stepped.noise_pred, stepped.output
         else:
             lanes = self._shared.lanes(history, self._evaluations)
-            noise_pred = predict_noise(self._model, lanes, width=self._width)
+            noise_pred = predict_noise(self._model, lanes, width=self._width, rows=self._rows)
             output = self._shared.guided(noise_pred)
         output = self._rescale(output, noise_pred)
         history = self._shared.after(self.history, self._evaluations, output, noise)

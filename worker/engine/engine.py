@@ -57,8 +57,9 @@ class Engine:
 
     Attributes:
         model: the loaded model, as it is run.
-        mode: `exact` (a picture's bytes do not depend on its company: always R lanes, padded), `throughput`
-            (no padding) or `reference` (one request at a time, float32: the reference loop bit for bit).
+        mode: `exact` (a picture's bytes do not depend on its company: R lanes, padded, or fewer that agree
+            with R bit for bit), `throughput` (no padding) or `reference` (one request at a time, float32: the
+            reference loop bit for bit).
         lanes: R.
         numerics: the record that goes into every result, but for the lanes of its group.
         steps: forward passes so far.
@@ -78,6 +79,7 @@ class Engine:
         turns: DeviceTurns | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         make_room: Callable[[], bool] = has_no_room,
+        crowded: bool = False,
         stall: float = 1800.0,
         deadline: float = math.inf,
     ) -> None:
@@ -95,16 +97,19 @@ class Engine:
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             make_room: called when memory runs out, before anything is given up: whether something else has
                 left the device, so that it is worth another try.
+            crowded: whether other models are on the device, which can leave it: then too little memory for
+                what was tuned is an error.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
             deadline: seconds that the steps of a request may take together; then it fails, before the next.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this device.
+            torch.OutOfMemoryError: when it does not fit beside the other models of a crowded device.
         """
         if mode == "reference" and model.dtype != torch.float32:
             raise BadInputError(f"--mode reference is float32 only, not {model.dtype}; leave --dtype out.")
         self.mode = mode
-        wishes = Wishes(mode=mode, lanes=lanes, dtypes=dtypes, launch=launch)
+        wishes = Wishes(mode=mode, lanes=lanes, dtypes=dtypes, launch=launch, crowded=crowded)
         facts = numerics_record(model, mode=mode)
         self.model, self.lanes = in_passing_thread(lambda: tune(model, wishes, facts=facts, tunings=tunings))
         model = self.model
@@ -353,11 +358,12 @@ class Engine:
         self._batches = {group: batch for group, batch in self._batches.items() if group in left}
         batch = self._batches.get(chosen[0].group)
         if batch is None or not batch.fits(chosen):
-            # Idle lanes keep the shape, and with it every lane's bits, the same whatever the company; and
-            # what is compiled or captured is so for one shape.
-            padded = self.mode == "exact" or self.model.launch != "eager"
-            lanes = plan.lanes if padded else sum(request.lanes for request in chosen)
-            batch = Batch(chosen, self.model, lanes=lanes)
+            # Idle lanes keep the shape one of those that give every lane the same bits whatever its company;
+            # and what is compiled or captured is so for one shape.
+            fixed = self.mode == "exact" or self.model.launch != "eager"
+            needed = sum(request.lanes for request in chosen)
+            lanes = plan.width(needed) if fixed else needed
+            batch = Batch(chosen, self.model, lanes=lanes, rows=plan.lanes if fixed else 0)
             self._batches[chosen[0].group] = batch
         return batch
 

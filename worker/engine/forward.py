@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from worker.engine.lane_rows import lane_rows
 from worker.models.load import LoadedModel
 from worker.stages.condition import Condition
 from worker.stages.history import pad
@@ -40,22 +42,24 @@ class Lanes:
         )
 
 
-def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tensor:
+def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0) -> torch.Tensor:
     """Run the UNet once over `lanes`, padded with idle lanes of zeros to `width`.
 
     Args:
         model: whose UNet runs.
         lanes: at least one, all of one latent shape and prompt length.
-        width: R, the rows of the forward pass; at least `len(lanes)`.
+        width: the rows of the forward pass; at least `len(lanes)`.
+        rows: those of layers that see one row a lane, where there are to be more: R.
 
     Returns:
         noise_pred, (len(lanes), channels, h, w) float32: updates are float32 whatever the model's dtype.
     """
     idle = width - len(lanes)
-    noise_pred: torch.Tensor = model.unet(
-        pad(lanes.sample, idle).to(model.dtype),
-        pad(lanes.timesteps, idle),
-        **lanes.condition.padded(idle).to(model.dtype).arguments(),
-        return_dict=False,
-    )[0]
+    with lane_rows(model.unet, rows) if rows > width else nullcontext():
+        noise_pred: torch.Tensor = model.unet(
+            pad(lanes.sample, idle).to(model.dtype),
+            pad(lanes.timesteps, idle),
+            **lanes.condition.padded(idle).to(model.dtype).arguments(),
+            return_dict=False,
+        )[0]
     return noise_pred[: len(lanes)].float()

@@ -8,8 +8,9 @@ import torch
 from storage.worker_options import FEWEST_LANES
 from worker.engine.admission import Group, LanePlan
 from worker.engine.trial import Beat, native_group
-from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory
+from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory, plan_group
 from worker.models.load import LoadedModel
+from worker.models.threads import in_passing_thread
 
 log = structlog.get_logger()
 
@@ -20,7 +21,10 @@ class Plans:
     def __init__(self, model: LoadedModel, *, mode: str, lanes: int, beat: Beat) -> None:
         """Begin with the native group, which `lanes` were chosen for; `beat` precedes each trial pass."""
         self._model, self._mode, self._lanes, self._beat = model, mode, lanes, beat
-        self._plans = {native_group(model): LanePlan(lanes=lanes, alone=mode == "reference")}
+        native, plan = native_group(model), LanePlan(lanes=lanes, alone=mode == "reference")
+        if mode == "exact" and model.launch == "eager" and lanes > FEWEST_LANES:
+            plan = in_passing_thread(lambda: plan_group(model, native, lanes, exact=True))
+        self._plans = {native: plan}
 
     def __contains__(self, group: Group) -> bool:
         """Tell whether a group has a plan."""

@@ -180,24 +180,24 @@ def graphed_step(
     return Stepped(noise_pred=noise_pred, output=output, history=following)
 
 
-def predict(model: LoadedModel, lanes: Lanes, *, width: int) -> torch.Tensor:
+def predict(model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0) -> torch.Tensor:
     """Do what `predict_noise` does, by the very graph that steps are run with, where there are graphs."""
     if not isinstance(model.unet, GraphedUnet):
-        return predict_noise(model, lanes, width=width)
+        return predict_noise(model, lanes, width=width, rows=rows)
     # Requests of one lane each, whose samples are taken as they are.
     count = len(lanes)
-    rows = torch.arange(count, device=lanes.sample.device)
+    each = torch.arange(count, device=lanes.sample.device)
     shared = Shared(
-        rows=rows,
+        rows=each,
         weights=lanes.timesteps.new_zeros((count, 1, 2, TERMS)),
         input_scale=lanes.timesteps.new_ones((count, 1)),
         timesteps=lanes.timesteps[:, None],
         guidance_scale=lanes.timesteps.new_zeros((count, 1, 1, 1)),
-        uncond=rows,
-        cond=rows,
-        owners=rows,
+        uncond=each,
+        cond=each,
+        owners=each,
         condition=lanes.condition,
     ).padded(width, dtype=model.dtype)
     history = History.start(pad(lanes.sample, width - count))
     noise = torch.zeros_like(history.hidden)
-    return graphed_step(model, shared, history, pad(rows * 0, width - count), noise).noise_pred[:count]
+    return graphed_step(model, shared, history, pad(each * 0, width - count), noise).noise_pred[:count]

@@ -2,7 +2,8 @@
 
 On a fixed shape a lane's result usually depends neither on the other lanes nor on its position, but some
 combinations of lanes, threads, layout and dtype break that. `exact` mode promises it, so it is tried out on
-the model at hand before the first job.
+the model at hand before the first job. Some counts even agree with each other bit for bit: then a pass of few
+requests need not be as wide as one of many.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from worker.models.load import LoadedModel
 from worker.stages.condition import Condition
 
 Beat = Callable[[], None]
+NARROWER = (2, 4, 8, 12, 16, 24, 32, 48)  # lanes that may do for R
 
 
 def nothing() -> None:
@@ -34,8 +36,8 @@ class Trial:
         lanes: R.
         exact: whether a lane's result was bitwise the same at every position and among two sets of mates.
         lanes_per_second: of the fastest pass.
-        noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a group
-            and R, (channels, h, w) float32 on the CPU.
+        noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a group,
+            (channels, h, w) float32 on the CPU.
     """
 
     lanes: int
@@ -53,7 +55,9 @@ def native_group(model: LoadedModel) -> Group:
 
 
 @torch.no_grad()
-def try_lanes(model: LoadedModel, lanes: int, *, group: Group | None = None, beat: Beat = nothing) -> Trial:
+def try_lanes(
+    model: LoadedModel, lanes: int, *, group: Group | None = None, rows: int = 0, beat: Beat = nothing
+) -> Trial:
     """Run four forward passes of R lanes that show whether R is exact.
 
     The probe at every even, then at every odd position, among random mates at other timesteps, then among
@@ -63,13 +67,14 @@ def try_lanes(model: LoadedModel, lanes: int, *, group: Group | None = None, bea
         model: on its device.
         lanes: R.
         group: its latent shape and prompt length; None for the native ones.
+        rows: see `predict_noise`.
         beat: called ahead of every forward pass.
 
     Raises:
         torch.OutOfMemoryError: when that many lanes do not fit.
     """
-    rows = _random_lanes(model, lanes + 1, group or native_group(model))
-    probe, busy = rows[0], rows[1:]
+    drawn = _random_lanes(model, lanes + 1, group or native_group(model))
+    probe, busy = drawn[0], drawn[1:]
     idle = [_idle(probe) for _ in busy]
     results: list[torch.Tensor] = []
     seconds: list[float] = []
@@ -78,7 +83,7 @@ def try_lanes(model: LoadedModel, lanes: int, *, group: Group | None = None, bea
             beat()
             mixed = Lanes.stack([probe if i % 2 == offset else mate for i, mate in enumerate(mates)])
             began = perf_counter()
-            noise_pred = predict(model, mixed, width=lanes).cpu()  # waits for the device
+            noise_pred = predict(model, mixed, width=lanes, rows=rows).cpu()  # waits for the device
             seconds.append(perf_counter() - began)
             results += noise_pred[offset::2]
     return Trial(
@@ -86,6 +91,24 @@ def try_lanes(model: LoadedModel, lanes: int, *, group: Group | None = None, bea
         exact=all(torch.equal(results[0], result) for result in results),
         lanes_per_second=lanes / min(seconds),
         noise_pred=results[0],
+    )
+
+
+def agreeing(
+    model: LoadedModel, trial: Trial, *, group: Group | None = None, beat: Beat = nothing
+) -> tuple[int, ...]:
+    """Return fewer lanes, in ascending order, with which a lane's result is bitwise that of a trial.
+
+    Args:
+        model: on its device.
+        trial: an exact one of this model and group.
+        group: see `try_lanes`.
+        beat: likewise.
+    """
+    most = trial.lanes
+    fewer = (try_lanes(model, lanes, group=group, rows=most, beat=beat) for lanes in NARROWER if lanes < most)
+    return tuple(
+        each.lanes for each in fewer if each.exact and torch.equal(each.noise_pred, trial.noise_pred)
     )
 
 
@@ -114,7 +137,7 @@ def _random_lanes(model: LoadedModel, count: int, group: Group) -> list[Lanes]:
     return [
         Lanes(
             sample=draw(*group.shape),
-            timesteps=torch.tensor([float((i + 1) * 999 // count)], device=model.device),
+            timesteps=torch.tensor([float((500 + 389 * i) % 1000)], device=model.device),
             condition=condition(),
         )
         for i in range(count)

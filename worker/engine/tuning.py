@@ -20,7 +20,7 @@ from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
 from worker.engine.admission import Group, LanePlan
 from worker.engine.faults import is_device_fault, is_out_of_memory
-from worker.engine.trial import Beat, Trial, native_group, nothing, try_lanes
+from worker.engine.trial import Beat, Trial, agreeing, native_group, nothing, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as, variants
 
@@ -58,12 +58,15 @@ class Wishes:
         dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
         launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`. Variant and R are
             chosen in `eager`, whatever it is.
+        crowded: whether other models are on the device. One of them can leave it, so too little memory is
+            then an error, torch.OutOfMemoryError, and no reason for fewer lanes.
     """
 
     mode: str = "exact"
     lanes: int | None = None
     dtypes: tuple[torch.dtype, ...] = ()
     launch: str = "eager"
+    crowded: bool = False
 
     @property
     def exact(self) -> bool:
@@ -89,6 +92,7 @@ def tune(
 
     Raises:
         BadInputError: for an unknown mode, or lanes that the mode cannot run with.
+        torch.OutOfMemoryError: see `Wishes.crowded`.
     """
     check_together(mode=wishes.mode, lanes=wishes.lanes, launch=wishes.launch)
     if wishes.mode == "reference":
@@ -123,7 +127,7 @@ def plan_group(
     """Plan how a group is run: at `lanes`, or, where that would not be exact, one request at a time.
 
     A request alone in two lanes has no company that could change it, so it is exact by construction. What is
-    compiled or captured is so here, before any request is in it.
+    compiled or captured is so here, before any request is in it, for one width only.
 
     Raises:
         torch.OutOfMemoryError: when that many lanes of it do not fit.
@@ -131,8 +135,10 @@ def plan_group(
     eager = model.launch == "eager"
     if not exact and eager:
         return LanePlan(lanes=lanes)
-    if try_lanes(model, lanes, group=group, beat=beat).exact or not exact:
-        return LanePlan(lanes=lanes)
+    trial = try_lanes(model, lanes, group=group, beat=beat)
+    if trial.exact or not exact:
+        narrower = agreeing(model, trial, group=group, beat=beat) if exact and eager else ()
+        return LanePlan(lanes=lanes, narrower=narrower)
     if not eager:
         try_lanes(model, FEWEST_LANES, group=group, beat=beat)
     return LanePlan(lanes=FEWEST_LANES, alone=True)
@@ -190,7 +196,7 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> di
         elif trials:
             break
     if not trials:
-        raise _too_little_memory(model, wishes.lanes or FEWEST_LANES)
+        raise _too_little_memory(model, wishes.lanes or FEWEST_LANES, wishes)
     best = _best(trials, model, exact=wishes.exact)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
     log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
@@ -234,7 +240,8 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> int:
     Returns:
         R; less than `lanes` where those were not pinned and there is too little memory for them now.
     """
-    fewer = [] if wishes.lanes else [count for count in reversed(CANDIDATES) if count < lanes]
+    pinned = wishes.lanes is not None or wishes.crowded
+    fewer = [] if pinned else [count for count in reversed(CANDIDATES) if count < lanes]
     try:
         trials = (_try(model, count) for count in (lanes, *fewer))
         trial = next((trial for trial in trials if trial), None)
@@ -245,7 +252,7 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> int:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInputError(f"{_flag(model)} is not possible here ({reason}); leave it out.") from error
     if trial is None:
-        raise _too_little_memory(model, min([lanes, *fewer]))
+        raise _too_little_memory(model, min([lanes, *fewer]), wishes)
     return _best([trial], model, exact=wishes.exact).lanes
 
 
@@ -264,7 +271,9 @@ def _try(model: LoadedModel, lanes: int) -> Trial | None:
     return None
 
 
-def _too_little_memory(model: LoadedModel, lanes: int) -> BadInputError:
+def _too_little_memory(model: LoadedModel, lanes: int, wishes: Wishes) -> Exception:
+    if wishes.crowded:
+        return torch.OutOfMemoryError(f"out of memory with {lanes} lanes beside other models")
     lighter = "a smaller --dtype" if model.dtype == torch.float32 else "another device"
     return BadInputError(
         f"The {model.device.type} has too little memory for {lanes} lanes in {model.dtype}; "

@@ -14,12 +14,15 @@ from producer.recorded import (
     recorded_environment,
     recorded_flags,
     reference_of,
+    unlike,
     worker_options,
 )
 from producer.repairing import NO_WISHES
 from storage.errors import BadInputError
 from storage.models import ModelReference
+from storage.served import ServedModel
 from storage.settings import Settings
+from tests.records import worker_record
 
 NUMERICS: dict[str, Any] = {
     "model_revision": "a" * 40, "mode": "exact", "dtype": "float32", "vae_dtype": "float32", "lanes": 8,
@@ -101,3 +104,12 @@ def test_lanes_that_no_worker_can_be_started_with_are_not_asked_for() -> None:
     alone = NUMERICS | {"way": "alone", "lanes": 2}
     assert "lanes" not in recorded_flags(alone)
     assert worker_options(DEMO, NUMERICS | {"lanes": 1}, NO_WISHES).lanes is None
+
+
+def test_a_worker_of_several_models_is_compared_by_the_one_that_is_meant() -> None:
+    """Not by the one that has its turn; what was never loaded cannot be compared."""
+    other = ServedModel(name="other", revision="b", dtype="bfloat16", lanes=2)
+    worker = worker_record(revision="a", models=(ServedModel(name="demo"), other, ServedModel(name="new")))
+    recorded = {"mode": "exact", "model_revision": "b", "dtype": "bfloat16", "lanes": 8}
+    assert unlike(worker, "other", recorded) == ["lanes 2, not 8"]
+    assert unlike(worker, "new", {**recorded, "mode": "throughput"}) == ["mode exact, not throughput"]

@@ -365,3 +365,29 @@ def test_a_file_format_is_no_concern_of_a_pipeline(engine: PipelineEngine) -> No
     )
     first, second = finish(engine, plain, saved)
     assert np.array_equal(first.pixels, second.pixels)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_room_is_made_before_sharing_is_given_up(
+    others: int, forward: Callable[[Callable[[Forward], Forward]], None]
+) -> None:
+    """Two prompts at once do not fit beside another model: it leaves, and only without one jobs run alone."""
+    left = [*range(others)]
+    fits = 2
+
+    def make_room() -> bool:
+        nonlocal fits
+        fits = 8 if left else fits
+        return bool(left and not left.pop())
+
+    def small(original: Forward) -> Forward:
+        def run(sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+            if len(sample) > fits:
+                raise RuntimeError("not enough memory: you tried to allocate")
+            return original(sample, *arguments, **named)
+
+        return run
+
+    forward(small)
+    made = PipelineEngine(load_tiny("stable_diffusion"), lanes=8, make_room=make_room)
+    assert made.shared == bool(others)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from storage.worker_options import WorkerOptions
 from tests.chaos.tiny import make_tiny_model
 from tests.pipelines import tiny
 from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.engine import tuning
 from worker.engine.engine import Engine
 from worker.models import memory
 from worker.orders import ChildOrder
@@ -58,7 +60,9 @@ class Mill:
     def start(self, *names: str, max_loaded: int | None = None) -> WorkerProcess:
         """Start a process that serves these models."""
         first, *more = [f"{name}={self._models / name}" for name in names]
-        options = WorkerOptions(model=first, more_models=tuple(more), lanes=4, max_loaded=max_loaded)
+        options = WorkerOptions(
+            model=first, more_models=tuple(more), lanes=4, dtype="float32", max_loaded=max_loaded
+        )
         incarnation = f"w{len(self.started)}"
         order = ChildOrder(options=options, device="cpu", incarnation=incarnation, name="several@here")
         process = WorkerProcess(order)
@@ -140,6 +144,19 @@ def test_the_row_tells_of_each_model(mill: Mill) -> None:
     assert xl.defaults["num_inference_steps"] == 50
 
 
+def test_a_row_ahead_of_a_switch_tells_of_the_next_model(mill: Mill) -> None:
+    """Nothing of the model that still has its turn stands under the name of the one that follows."""
+    process = mill.start("sd", "xl")
+    process.introduce("xl")
+    (row,) = process.jobs.workers()
+    assert (row.model, row.revision, row.family, row.defaults, row.lanes) == ("xl", None, None, {}, 0)
+    turn_to(process, "xl")
+    process.introduce("sd")
+    (row,) = process.jobs.workers()
+    (sd, _) = served_by(row)
+    assert (row.model, row.family, row.revision) == ("sd", "sd", sd.revision)
+
+
 def test_the_least_recently_used_model_makes_room(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as fit stay; an engine that runs out of memory can have the others unloaded, not its own."""
     process = mill.start("sd", "xl")
@@ -154,6 +171,24 @@ def test_the_least_recently_used_model_makes_room(mill: Mill, monkeypatch: pytes
     monkeypatch.setattr(memory, "room", lambda _device: 1)
     turn_to(process, "xl")
     assert (shelf.has("sd"), shelf.has("xl")) == (False, True)
+
+
+def test_a_model_whose_lanes_do_not_fit_beside_another_gets_its_place(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not fewer lanes and no refusal, as long as another model can leave."""
+    process = mill.start("xl", "sd")
+    try_lanes = tuning.try_lanes
+
+    def crowded(*arguments: Any, **options: Any) -> Any:
+        if process.shelf.has("xl"):
+            raise torch.OutOfMemoryError("out of memory")
+        return try_lanes(*arguments, **options)
+
+    monkeypatch.setattr(tuning, "try_lanes", crowded)
+    monkeypatch.setattr(memory, "room", lambda _device: 10_000_000_000)
+    turn_to(process, "sd")
+    assert (process.shelf.has("xl"), process.engine.lanes) == (False, 4)
 
 
 def test_one_model_that_cannot_be_loaded_leaves_the_other(mill: Mill, models: Path) -> None:

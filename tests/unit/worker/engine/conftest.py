@@ -36,6 +36,10 @@ class FakeUnet:
     dtype: torch.dtype = torch.float32
     layout: torch.memory_format = torch.contiguous_format
 
+    def modules(self) -> list[torch.nn.Module]:
+        """Return its layers: there are none."""
+        return []
+
     def __deepcopy__(self, _: object) -> FakeUnet:
         """Copy, but go on counting in the same place."""
         return replace(self)

@@ -80,12 +80,57 @@ def test_requests_share_forward_passes(engine: Engine) -> None:
     assert engine.steps == 6
 
 
-def test_exact_mode_always_runs_all_lanes(engine: Engine, unet: Any) -> None:
+def _by_width(sample: torch.Tensor) -> torch.Tensor:
+    """Make every width of a forward pass show in its results."""
+    return sample * (1 + len(sample) / 1000)
+
+
+def test_exact_mode_runs_all_lanes_where_a_width_shows(model: LoadedModel, unet: Any) -> None:
     """One unguided request among idle lanes still runs the full shape."""
+    unet.before = _by_width
+    engine = Engine(model, lanes=4)
     unet.widths.clear()
     engine.submit(_job(guidance_scale=1.0))
     _run(engine)
     assert set(unet.widths) == {4}
+
+
+@pytest.mark.parametrize(("requests", "widths"), [(1, {4}), (2, {4}), (3, {8}), (5, {16})])
+def test_exact_mode_runs_no_more_lanes_than_make_a_difference(
+    requests: int, widths: set[int], model: LoadedModel, unet: Any
+) -> None:
+    """Here 2 and 12 lanes have bits of their own, and 4, 8 and 16 agree: the bytes are those of R anyway."""
+    unet.before = lambda sample: _by_width(sample) if len(sample) in (2, 12) else sample
+    engine = Engine(model, lanes=16)
+    wide = [engine.submit(_job(seed=seed), keep_latents=True) for seed in range(8)]
+    _run(engine)
+    unet.widths.clear()
+    narrow = [engine.submit(_job(seed=seed), keep_latents=True) for seed in range(requests)]
+    _run(engine)
+    assert set(unet.widths) == widths
+    for one, other in zip(narrow, wide, strict=False):
+        result, expected = one.future.result(timeout=0), other.future.result(timeout=0)
+        assert result.latents is not None
+        assert torch.equal(result.latents, expected.latents)
+        assert result.numerics == expected.numerics
+
+
+def test_a_narrow_width_has_to_be_exact_itself(model: LoadedModel, unet: Any) -> None:
+    """At 8 lanes the last position shows: that width is not taken, though the probe agrees elsewhere."""
+
+    def last_shows(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) == 8:
+            sample = sample.clone()
+            sample[-1] *= 1.01
+        return sample
+
+    unet.before = last_shows
+    engine = Engine(model, lanes=16)
+    unet.widths.clear()
+    for seed in range(3):
+        engine.submit(_job(seed=seed))
+    _run(engine)
+    assert set(unet.widths) == {12}
 
 
 @pytest.mark.parametrize(("guidance_scale", "width"), [(7.5, 2), (1.0, 1)])
@@ -276,6 +321,7 @@ def test_what_another_model_holds_costs_no_lanes(model: LoadedModel, unet: Any) 
         unet.fits, before = math.inf, unet.fits
         return before < math.inf
 
+    unet.before = _by_width
     engine = Engine(model, lanes=8, make_room=make_room)
     first = engine.submit(_job())
     engine.step()
@@ -328,6 +374,7 @@ def test_the_guidance_scale_goes_to_a_unet_that_takes_it(model: LoadedModel, une
     """A distilled model has one lane a picture, its embedded scale beside it."""
     seen: list[torch.Tensor] = []
     unet.config.time_cond_proj_dim = 6
+    unet.before = _by_width
     engine = Engine(model, lanes=4)
     unet.saw = lambda named: seen.append(named["timestep_cond"])
     engine.submit(_job(guidance_scale=3.0))
@@ -341,7 +388,7 @@ def test_the_guidance_scale_goes_to_a_unet_that_takes_it(model: LoadedModel, une
 
 def test_a_picture_that_is_done_keeps_its_lanes(model: LoadedModel, unet: Any) -> None:
     """Out of memory after its last step is none of its business."""
-    unet.fits = 8 * 64
+    unet.fits, unet.before = 8 * 64, _by_width
     engine = Engine(model, lanes=8)
     done = [engine.submit(_job(seed=seed, num_inference_steps=1)) for seed in range(2)]
     going = engine.submit(_job(num_inference_steps=3))

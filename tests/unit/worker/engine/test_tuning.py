@@ -202,6 +202,19 @@ def test_what_is_kept_and_does_not_fit_today_runs_with_fewer_lanes(
         Engine(model, lanes=8)
 
 
+@pytest.mark.parametrize("lanes", [None, 16])
+def test_beside_other_models_too_little_memory_is_told(
+    lanes: int | None, clock: Clock, model: LoadedModel, unet: Any
+) -> None:
+    """One of them can leave the device, which is better than fewer lanes, or a refusal."""
+    kept = Kept()
+    clock.cost = lambda _: 0.1
+    Engine(model, tunings=kept)
+    unet.fits = 4 * 64
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(model, tunings=kept, lanes=lanes, crowded=True)
+
+
 @pytest.mark.parametrize(
     "said", ["not implemented for 'BFloat16'", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"]
 )
