@@ -148,7 +148,7 @@ class WorkerProcess:
             self.gate.open(name, places=self.concurrency)
 
     def introduce(self, name: str) -> None:
-        """Say in the row which model this is for, ahead of a switch the next one, and what is known of all."""
+        """Say in the row which model it is for, ahead of a switch the next one, and what is known of all."""
         row = loaded_worker(
             self._order,
             self.engine,
