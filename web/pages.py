@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -33,6 +34,18 @@ _SHOWN_ELSEWHERE = {"job", "status", "prompt", "negative_prompt", *("error_type"
 Cursor = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """The next job that a filter means, or the one up to which none was.
+
+    Attributes:
+        is_meant: whether it is one that the filter means.
+    """
+
+    index: int
+    is_meant: bool = True
+
+
 def told(status: Status) -> tuple[Status, str, str | None]:
     """Return a status with its state and the reason why it waits, as people see them."""
     return status, derived_state(status), waiting_because(status)
@@ -48,7 +61,7 @@ def submissions(
     return page(
         request,
         "submissions.html",
-        rows=[told(status) for status in site.statuses(shown)],
+        rows=[told(status) for status in site.statuses([one.id for one in shown])],
         cursor=shown[-1].seq if len(found) > SUBMISSIONS else None,
         older_than=cursor,
     )
@@ -60,7 +73,7 @@ def submission(
 ) -> HTMLResponse:
     """Show a submission and its jobs; only the next jobs where a page that is open asks for more."""
     found = site.submission(reference)
-    jobs = site.jobs.page(found.id, statuses=wanted.statuses, meant=wanted.meant, cursor=cursor, limit=JOBS)
+    jobs = site.page(found.id, wanted, cursor=cursor, limit=JOBS)
     values: dict[str, Any] = {
         "found": jobs,
         "query": wanted.query,
@@ -118,12 +131,12 @@ def job(request: Request, site: SiteOf, reference: str, index: int, wanted: Want
     )
 
 
-def _beside(site: Site, job: Job, wanted: Wanted, *, backwards: bool) -> int | None:
-    one = site.jobs.page(
-        job.submission, statuses=wanted.statuses, meant=wanted.meant, cursor=job.index,
-        backwards=backwards, limit=1,
-    )  # fmt: skip
-    return one.jobs[0].index if one.jobs else None
+def _beside(site: Site, job: Job, wanted: Wanted, *, backwards: bool) -> Beside | None:
+    one = site.page(job.submission, wanted, cursor=job.index, backwards=backwards, limit=1)
+    if one.jobs:
+        return Beside(index=one.jobs[0].index)
+    # So many were looked at in vain: from where that ended, the next look goes on.
+    return None if one.complete or one.cursor is None else Beside(index=one.cursor, is_meant=False)
 
 
 def _picture(job: Job) -> str:
@@ -200,7 +213,7 @@ def _compared(site: Site, job: Job) -> dict[str, Any]:
 def grid(request: Request, site: SiteOf, reference: str) -> HTMLResponse:
     """Lay a sweep out as rows, columns and panels."""
     found = site.submission(reference)
-    return page(request, "grid.html", submission=found, **grid_of(site.jobs, found))
+    return page(request, "grid.html", submission=found, **grid_of(site, found))
 
 
 @router.get("/workers")
@@ -213,7 +226,7 @@ def worker_rows(site: Site, *, everyone: bool) -> list[dict[str, Any]]:
     """Return what is known of the workers: of those that live, or of all."""
     rates = site.jobs.rates(over=RATE_WINDOW)
     rows = []
-    for found in site.jobs.workers(alive_only=not everyone):
+    for found in site.workers(alive_only=not everyone):
         alive = is_alive(found, lease=site.settings.lease)
         if alive or everyone:
             rows.append(worker_fields(found, alive=alive, rate=rates.get(found.incarnation, 0.0)))
