@@ -1,8 +1,8 @@
 """How long the web pages take: a thousand submissions of a million jobs, a gallery of ten thousand pictures.
 
-Half of the jobs are finished: a page has to count both halves. Each figure is the time from request to answer,
-in this process, the median of five; thumbnails are counted one by one, as they are made and as they come from
-the cache. A first screen is the page and what is to be seen of it.
+Half of the jobs are finished: a page has to count both halves. Each figure is the time from request to
+answer, in this process, the median of five; thumbnails are counted one by one, as they are made and as they
+come from the cache. A first screen is the page and what is to be seen of it.
 """
 
 from __future__ import annotations

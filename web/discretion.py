@@ -1,7 +1,7 @@
 """What errors say, for whoever asks over HTTP: without tracebacks, passwords and where files are here.
 
-The command line shows it all: who uses that has the files. Of a path the last part stays, or what lies below the
-home.
+The command line shows it all: who uses that has the files. Of a path the last part stays, or what lies below
+the home.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def indices(text: str) -> list[int]:
 
 def text_of(page: str) -> str:
     """Return what can be read on a page."""
-    return html.unescape(re.sub(r"<[^>]*>", " ", page))
+    return re.sub(r" +", " ", html.unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
 def test_the_start_page_lists_submissions_with_their_progress(client: TestClient, otters: str) -> None:
