@@ -1,11 +1,12 @@
-"""The pages in a real browser, over a real server and a real worker: what people do, and what they see.
+"""The pages in a real browser and the API by a real client, over a real server and a real worker.
 
-Chromium is Debian's (`apt-get install chromium`), or what PROMPTMILL_CHROMIUM names; where there is none
-these tests are skipped. With PROMPTMILL_SCREENSHOTS=FOLDER every page is also photographed into that folder.
+Chromium is Debian's (`apt-get install chromium`), or what PROMPTMILL_CHROMIUM names; where there is none,
+what needs it is skipped. With PROMPTMILL_SCREENSHOTS=FOLDER every page is also photographed into that folder.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -13,10 +14,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from openai import OpenAI
 from PIL import Image as Picture
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -38,11 +42,6 @@ WIDTHS = {"desktop": (1280, 800), "phone": (390, 844)}
 LOOKED_AT = {("light", "desktop"), ("dark", "phone")}
 # What axe calls serious or worse; what it calls moderate or minor is advice.
 GRAVE = {"serious", "critical"}
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="there is no Chromium here; `apt-get install chromium`, or set PROMPTMILL_CHROMIUM",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +133,8 @@ def _address(farm: Farm, process: subprocess.Popen[str]) -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium, without a window."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here; `apt-get install chromium`, or set PROMPTMILL_CHROMIUM")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
@@ -339,3 +340,36 @@ def test_every_page_fits_its_reader(browser: Browser, mill: Mill) -> None:
                     page.screenshot(path=target, full_page=width == "desktop")
             context.close()
     assert faults == []
+
+
+def test_openais_client_gets_the_bytes_of_the_command_line(mill: Mill) -> None:
+    """For the same job: what it is told as base64 is the file that `export` writes."""
+    openai = OpenAI(base_url=f"{mill.url}/v1", api_key="any", timeout=PATIENCE)
+    answer = openai.images.generate(
+        model="tiny", prompt="An otter for two", n=2, size="64x64", extra_body={"seed": 9, "steps": 5}
+    )
+    told = [base64.b64decode(one.b64_json or "") for one in answer.data or []]
+    words = ("-p", "An otter for two", "--seed", "9", "--images", "2", "--steps", "5", "--again")
+    again = _submitted(mill.farm, *words)
+    mill.farm.wait_for(again, 2)
+    out = mill.farm.home.parent / "exported"
+    exported = mill.farm.run("export", again, "--to", str(out))
+    assert exported.returncode == 0, exported.stderr
+    assert [path.read_bytes() for path in sorted(out.glob("*.png"))] == told
+    assert len(told) == 2
+    assert (answer.model_extra or {}).get("submission") not in (None, again), "it was rendered only once"
+
+
+def test_the_server_answers_head_without_a_body(mill: Mill) -> None:
+    """On the wire, where a body would be taken for the next answer."""
+    address = urlsplit(mill.url)
+    connection = HTTPConnection(str(address.hostname), address.port, timeout=PATIENCE)
+    for path in ("/", f"/submissions/{mill.otters}/jobs/1/picture"):
+        connection.request("GET", path)
+        whole = connection.getresponse()
+        length = len(whole.read())
+        connection.request("HEAD", path)
+        head = connection.getresponse()
+        assert (head.status, head.read()) == (200, b"")
+        assert int(head.headers["content-length"]) == length
+    connection.close()
