@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.responses import HTMLResponse
 
 from producer.described import image_fields, job_fields, worker_fields
@@ -32,6 +33,7 @@ RATE_WINDOW = 30.0  # seconds over which a worker's images/s are counted
 _SHOWN_ELSEWHERE = {"job", "status", "prompt", "negative_prompt", *("error_type", "error_message")}
 
 Cursor = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
+Index = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,11 +104,12 @@ def _columns(jobs: list[Job]) -> list[str]:
 
 
 @router.get("/submissions/{reference}/cells")
-def cells(site: SiteOf, reference: str, index: Annotated[list[int], Query(max_length=CELLS)]) -> HTMLResponse:
+def cells(
+    site: SiteOf, reference: str, index: Annotated[list[Index], Query(max_length=CELLS)]
+) -> HTMLResponse:
     """Draw the cells of some jobs anew."""
     found = site.submission(reference)
-    jobs = [site.job(found.id, one) for one in sorted(set(index))]
-    drawn = JobPage(jobs=jobs, cursor=None)
+    drawn = JobPage(jobs=site.these(found, index), cursor=None)
     return HTMLResponse(render("_cells.html", found=drawn, query=""))
 
 

@@ -88,6 +88,10 @@ class Site:
         """Yield the jobs of a submission in the order of their index."""
         return map(self.discretion.job, self.jobs.jobs(submission.id, limit=limit))
 
+    def these(self, submission: Submission, indices: Sequence[int]) -> list[Job]:
+        """Return some jobs by their indices, in their order."""
+        return [self.discretion.job(job) for job in self.jobs.these(submission.id, indices)]
+
     def page(
         self,
         submission: str,

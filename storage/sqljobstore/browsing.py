@@ -68,6 +68,11 @@ class Browsing(SqlBase):
                 cursor, seen = rows[-1]["index"], seen + len(rows)
         return JobPage(jobs=found, cursor=cursor, complete=False)
 
+    def these(self, submission: str, indices: Sequence[int]) -> list[Job]:
+        """See `Browsing.these`."""
+        with self.database.read() as connection:
+            return _View(connection, submission, (), backwards=False).these(indices)
+
 
 class _View:
     """The jobs of a submission that have one of some statuses, in the order of their index.

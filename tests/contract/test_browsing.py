@@ -206,3 +206,12 @@ def test_a_whole_id_is_found_by_the_index_alone(job_store: JobStore, asked: list
     asked.clear()
     assert job_store.find_submission(made.id.upper()) == made
     assert len(asked) == 1
+
+
+def test_some_jobs_are_read_at_once(job_store: JobStore, submission: Submission, asked: list[str]) -> None:
+    """Whole, in the order of their index, each once; what is not there is left out."""
+    asked.clear()
+    found = job_store.these(submission.id, [7, 3, 999, 3])
+    assert len(asked) == 1
+    assert found == [job_store.find_job(f"{submission.id}:{index}") for index in (3, 7)]
+    assert job_store.these(submission.id, []) == []
