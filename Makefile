@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHROMIUM = $(or $(PROMPTMILL_CHROMIUM),$(shell command -v chromium || command -v chromium-browser))
+NO_BROWSER = There is no Chromium here, so the tests of the pages in a browser are skipped: apt-get install chromium.
 DEMO_OUT := out/demo
 AUDIT := .venv-audit
 RUNS ?= 50
@@ -33,9 +35,11 @@ demo: $(VENV)/.installed  ## render examples/prompts.txt end to end into out/dem
 
 # What starts workers of its own runs alone, the rest side by side: a process a core, at most 4.
 test: $(VENV)/.installed  ## run the whole test suite
+	@test -n "$(CHROMIUM)" || echo "$(NO_BROWSER)"
 	$(BIN)/python -m pytest --durations=15 tests/acceptance tests/chaos
 	$(BIN)/python -m pytest --durations=15 --ignore=tests/acceptance --ignore=tests/chaos \
 		-n auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
+	@test -n "$(CHROMIUM)" || echo "$(NO_BROWSER)"
 
 lint: $(VENV)/.installed  ## ruff, formatting and import rules
 	$(BIN)/ruff check .

@@ -9,20 +9,19 @@ from producer.fitting import fitting
 from producer.inputs import Inputs, check_takes
 from producer.jobchecks import check_seeds
 from producer.jobs import JobOptions, job_options
+from producer.limits import Most
 from producer.loras import origin_of_loras
 from producer.options import check_submission_flags
 from producer.output import remark
 from producer.prompts import PromptList, read_prompts
 from producer.rewriting import take_rewriting
 from producer.submitting import Order
-from storage.errors import BadInputError
 
 if TYPE_CHECKING:
     from producer.models import KnownModel
     from storage.imagestore import ImageStore
     from storage.settings import Settings
 
-MAX_JOBS = 10_000_000  # of a submission: a week's work of many GPUs, and 10 GB of rows
 # The flags of `producer.options.prompt_options` and `submission_flags`.
 PROMPT_FLAGS = ("files", "texts", "pictures", "input_format", "skip_bad")
 SUBMISSION_FLAGS = ("name", "priority", "weight", "max_running", "key", "again", "reuse")
@@ -45,16 +44,19 @@ class Asked:
     inputs: Inputs
 
 
-def read_asked(settings: Settings, flags: dict[str, Any], *, may_name_files: bool = True) -> Asked:
+def read_asked(
+    settings: Settings, flags: dict[str, Any], *, may_name_files: bool = True, most: Most | None = None
+) -> Asked:
     """Check the flags, then read and check the prompts.
 
     Args:
         settings: where things are.
         flags: of the command.
         may_name_files: whether prompts may name pictures by where they are on this machine.
+        most: that they may make.
 
     Raises:
-        BadInputError: about the first flag that cannot be used, or every place in the lists.
+        BadInputError: about the first flag that cannot be used, every place in the lists, or their length.
     """
     flags = dict(flags)
     share = {name: flags.pop(name) for name in SUBMISSION_FLAGS}
@@ -64,7 +66,9 @@ def read_asked(settings: Settings, flags: dict[str, Any], *, may_name_files: boo
     inputs = Inputs(lambda: _open_images(settings), may_name_files=may_name_files)
     options = inputs.sized(job_options(**inputs.of_flags(flags)))
     files, texts = reading.pop("files"), reading.pop("texts")
-    prompts = read_prompts(files, texts, options=options, rewriting=rewriting, inputs=inputs, **reading)
+    prompts = read_prompts(
+        files, texts, options=options, rewriting=rewriting, inputs=inputs, most=most, **reading
+    )
     check_seeds(options, prompts.count, prompts.wanted)
     return Asked(prompts=prompts, options=options, skip_bad=reading["skip_bad"], share=share, inputs=inputs)
 
@@ -105,10 +109,6 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
         origin=model.origin + origin_of_loras(asked.prompts, asked.options, model.loras),
         **asked.share | {"again": asked.share["again"] or again},
     )
-    if order.total > MAX_JOBS:
-        raise BadInputError(
-            f"This makes {order.total:,} jobs, and a submission has at most {MAX_JOBS:,}; split it."
-        )
     if order.reuse and order.draws_seeds:
         remark("Seeds that are drawn make new pictures, so --reuse finds none for them; give --seed.")
     return order

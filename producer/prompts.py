@@ -24,6 +24,7 @@ import click
 
 from producer.jobchecks import CLASHING, check_line, check_one_model
 from producer.jobs import JobOptions
+from producer.limits import Most, Tally, wanted_by
 from producer.lines import Line, Problem
 from producer.loras import with_tagged_loras
 from producer.output import remark
@@ -58,13 +59,15 @@ class PromptList:
         wanted: how many prompts say that they want so many seeds (0: they do not say) and images of each.
     """
 
-    def __init__(self, *, source: str) -> None:
+    def __init__(self, *, source: str, most: Most | None = None) -> None:
         self.count = 0
         self.source = source
         self.model: str | None = None
         self.draws = False
         self.combinations: set[str] | None = set()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
+        self._most = most or Most()
+        self._characters = 0
         self._digest = hashlib.sha256()
         self._pending: list[str] = []
         self._spool: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (lives as long as the list)
@@ -73,13 +76,20 @@ class PromptList:
         weakref.finalize(self, self._spool.close)
 
     def append(self, line: Line) -> None:
-        """Add a line at the end."""
-        self._pending.append(_spooled(line))
+        """Add a line at the end; BadInputError where they get too long together."""
+        text = _spooled(line)
+        self._characters += len(text)
+        if self._most.characters is not None and self._characters > self._most.characters:
+            raise BadInputError(
+                f"These prompts, with all that is kept of each, have more than {self._most.characters:,} "
+                f"characters; {self._most.instead}."
+            )
+        self._pending.append(text)
         if len(self._pending) >= PENDING:
             self._flush()
         self.count += 1
         self.model = self.model or line.model
-        self.wanted[1 if line.drawn else len(line.seeds), line.images] += 1
+        self.wanted[wanted_by(line)] += 1
         self.draws |= line.drawn
         if self.combinations is not None:
             self.combinations.add(clash_key(line))
@@ -155,6 +165,7 @@ def read_prompts(
     rewriting: Rewriting | None = None,
     pictures: Sequence[str] = (),
     inputs: Inputs | None = None,
+    most: Most | None = None,
 ) -> PromptList:
     """Read and check all prompts: the files in their order, the texts of `--prompt`, those of pictures.
 
@@ -168,15 +179,17 @@ def read_prompts(
         pictures: files of `--from-image`.
         rewriting: styles, presets and templates, if any are asked for.
         inputs: takes the pictures that lines name.
+        most: that they may make.
 
     Raises:
-        BadInputError: listing every line that cannot be used, or saying that there is none at all.
+        BadInputError: listing every line that cannot be used, or saying that there is none at all,
+            or more than may be.
     """
     if not files and not texts and not pictures:
         raise BadInputError("No prompts were given; name a prompt file, - for standard input, or -p TEXT.")
-    prompts = PromptList(source=_describe([*files, *pictures], texts))
-    problems = Problems()
-    options = options or JobOptions()
+    options, most = options or JobOptions(), most or Most()
+    prompts = PromptList(source=_describe([*files, *pictures], texts), most=most)
+    problems, tally = Problems(), Tally(most, options)
     if rewriting:
         rewriting.check(options)
     found_ones = itertools.chain(_remarked(_all(files, texts, input_format)), _of_pictures(pictures, options))
@@ -186,7 +199,9 @@ def read_prompts(
         checked = _checked(found, options, prompts)
         if isinstance(checked, Problem):
             problems.add(checked)
-        elif skip_bad or not problems.count:
+            continue
+        tally.add(checked)
+        if skip_bad or not problems.count:
             prompts.append(checked)
         else:
             prompts.model = prompts.model or checked.model

@@ -56,3 +56,7 @@ class Browsing(Protocol):
         What it reads is bounded, whatever a filter means and however many jobs there are.
         """
         ...
+
+    def these(self, submission: str, indices: Sequence[int]) -> list[Job]:
+        """Return the jobs with these indices, in their order; those that are not there are left out."""
+        ...

@@ -17,11 +17,12 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from storage.database_faults import translated
 from storage.errors import BadInputError, SchemaError, StoreFullError, UnreachableError
+from storage.safe_url import safe_database_url
 from storage.settings import Settings, ensure_home
 from storage.writer_lock import WRITER_PATIENCE, WriterLock
 
 HEAD = "0007"  # the schema that this code works with; a test compares it with migrations/
-CONNECTIONS = 3  # per process, whatever its concurrency
+CONNECTIONS = 3  # per process, whatever its concurrency; only the web server has more
 # libpq's own patience with a host that does not answer is minutes long, or endless.
 POSTGRES_OPTIONS = {
     "application_name": "promptmill",  # in pg_stat_activity
@@ -88,14 +89,19 @@ def database_exists(settings: Settings) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def open_database(settings: Settings, *, check: bool = True) -> Database:
+def open_database(settings: Settings, *, check: bool = True, connections: int = CONNECTIONS) -> Database:
     """Open the database of these settings; an embedded one is made from nothing on first use.
+
+    Args:
+        settings: where it is.
+        check: whether its schema has to be ours.
+        connections: the most that are open at a time; who wants one more waits.
 
     Raises:
         UnreachableError: it is down, or its folder cannot be used.
         SchemaError: its schema is not ours; `promptmill db upgrade` mends that.
     """
-    database = _connect(settings)
+    database = _connect(settings, connections)
     try:
         if check:
             _check_schema(database, settings)
@@ -114,7 +120,7 @@ def _check_schema(database: Database, settings: Settings) -> None:
 
 
 def _schema_sentence(database: Database, current: str | None) -> str:
-    where = database.db_engine.url.render_as_string(hide_password=True)
+    where = safe_database_url(database.db_engine.url)
     if current is None:
         return f"The database {where} has no promptmill tables yet; run `promptmill db upgrade`."
     if current < HEAD:
@@ -124,10 +130,10 @@ def _schema_sentence(database: Database, current: str | None) -> str:
     return f"The database {where} has schema {current}, {ours}."
 
 
-def _connect(settings: Settings) -> Database:
+def _connect(settings: Settings, connections: int) -> Database:
     if settings.database_url is None:
         ensure_home(settings)
-        return _sqlite(settings.database_path)
+        return _sqlite(settings.database_path, connections)
     try:
         url = make_url(settings.database_url)
         if url.get_backend_name() == "sqlite":
@@ -135,12 +141,12 @@ def _connect(settings: Settings) -> Database:
                 raise BadInputError(
                     "PROMPTMILL_DATABASE_URL names a database in memory; name a file, or PostgreSQL."
                 )
-            return _sqlite(Path(url.database).absolute())
+            return _sqlite(Path(url.database).absolute(), connections)
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
         given = {name: value for name, value in POSTGRES_OPTIONS.items() if name not in url.query}
         db_engine = create_engine(
-            url, pool_size=CONNECTIONS, max_overflow=0, pool_pre_ping=True, connect_args=given
+            url, pool_size=connections, max_overflow=0, pool_pre_ping=True, connect_args=given
         )
     except ModuleNotFoundError as error:
         raise BadInputError(
@@ -172,7 +178,7 @@ def _limit_idling(seconds: float) -> Callable[[Any, Any], None]:
     return configure
 
 
-def _sqlite(path: Path) -> Database:
+def _sqlite(path: Path, connections: int) -> Database:
     # A file that only its owner can read: prompts are private. Made before SQLite makes it.
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -183,7 +189,7 @@ def _sqlite(path: Path) -> Database:
         ) from error
     db_engine = create_engine(
         URL.create("sqlite", database=str(path)),  # not as text: a folder may be called `what?`
-        pool_size=CONNECTIONS,
+        pool_size=connections,
         max_overflow=0,
         connect_args={"timeout": WRITER_PATIENCE, "check_same_thread": False},
     )
@@ -241,7 +247,7 @@ def upgrade(settings: Settings) -> str:
     from alembic.util import CommandError  # noqa: PLC0415  (likewise)
 
     database = open_database(settings, check=False)
-    where = database.db_engine.url.render_as_string(hide_password=True)
+    where = safe_database_url(database.db_engine.url)
     lock = database.writer.held() if database.writer else _unlocked()
     try:
         with translated(database.db_engine), lock:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from storage.errors import SchemaError, StoreFullError, UnreachableError
 from storage.hints import hint
+from storage.safe_url import safe_database_url
 
 _FULL = re.compile(r"disk is full|No space left|disk I/O error")
 _NO_SCHEMA = re.compile(r'no such (table|column)|(relation|column) ".*" does not exist')
@@ -57,7 +58,7 @@ def _bare(db_engine: Engine, name: str) -> type[Exception]:
 
 
 def _sentence(db_engine: Engine, error: Exception) -> Exception:
-    where = db_engine.url.render_as_string(hide_password=True)
+    where = safe_database_url(db_engine.url)
     cause = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]
     if _FULL.search(cause):
         return StoreFullError(

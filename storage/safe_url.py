@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 
@@ -13,6 +17,12 @@ def safe_url(url: str) -> str:
     if rest.startswith("/"):
         return url  # a socket's path, where an `@` is only a letter
     return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}"
+
+
+def safe_database_url(url: URL) -> str:
+    """Return a database's URL without its password, which libpq also takes as `?password=…`."""
+    secret = [name for name in url.query if "pass" in name.lower()]
+    return url.difference_update_query(secret).render_as_string(hide_password=True)
 
 
 def safe_store_url(url: str) -> str:

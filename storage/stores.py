@@ -7,17 +7,21 @@ from storage.jobstore import JobStore
 from storage.settings import Settings, ensure_home
 
 
-def open_job_store(settings: Settings) -> JobStore:
+def open_job_store(settings: Settings, *, connections: int | None = None) -> JobStore:
     """Open the database; the embedded SQLite file is created from nothing on first use.
+
+    Args:
+        settings: where it is.
+        connections: the most that are open at a time; None for what suits a command or a worker.
 
     Raises:
         UnreachableError: when it is down, or its folder cannot be used.
         SchemaError: when its schema has another version; says `promptmill db upgrade`.
     """
-    from storage.database import open_database  # noqa: PLC0415  (SQLAlchemy takes 0.3 s to import)
+    from storage.database import CONNECTIONS, open_database  # noqa: PLC0415  (SQLAlchemy takes 0.3 s to import)
     from storage.sqljobstore import SqlJobStore  # noqa: PLC0415  (likewise)
 
-    return SqlJobStore(open_database(settings))
+    return SqlJobStore(open_database(settings, connections=connections or CONNECTIONS))
 
 
 def open_image_store(settings: Settings) -> ImageStore:

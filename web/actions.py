@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile as Uploaded
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -83,14 +82,14 @@ async def submit_prompts(request: Request, site: SiteOf) -> Response:
         sent = (
             named_upload(file.filename, file.file) if isinstance(file, Uploaded) and file.filename else None
         )
-        return await run_in_threadpool(_submit, request, site, given, sent)
+        return await site.threads.submit(lambda: _submit(request, site, given, sent))
 
 
 def _submit(request: Request, site: Site, given: dict[str, str], sent: Upload | None) -> Response:
     try:
         done = submit(site, _flags_of(given), _sources(given.get("prompts", ""), sent))
     except BadInputError as error:
-        return _form(request, site, given, str(error))
+        return _form(request, site, given, site.discretion.text(str(error)))
     return back_to(request, f"/submissions/{done.submission.id}", _told(done))
 
 

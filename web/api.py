@@ -12,6 +12,7 @@ from producer import steering
 from producer.described import image_fields, job_fields, submission_row
 from producer.follow import status_fields
 from producer.options import MAX_KEY_LENGTH
+from producer.readers.opening import Upload
 from storage.browsing import PAGE_LIMIT
 from storage.errors import BadInputError
 from storage.records import Job, Submission
@@ -19,7 +20,7 @@ from web import api_models as said
 from web.filters import WantedJobs
 from web.pages import worker_rows
 from web.site import Site, SiteOf
-from web.submitting import Flags, NewSubmission, Submitted, as_upload, named_upload, submit, with_key
+from web.submitting import Flags, NewSubmission, as_upload, named_upload, submit, with_key
 
 router = APIRouter(responses=said.PROBLEMS)
 
@@ -35,7 +36,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=MAX_KEY_L
     "/submissions", status_code=HTTPStatus.CREATED, tags=["submissions"], summary="Submit prompts",
     responses={200: {"model": said.NewSubmissionAnswer, "description": "It was there already."}},
 )  # fmt: skip
-def add_submission(
+async def add_submission(
     response: Response, site: SiteOf, new: NewSubmission, idempotency_key: Key = None
 ) -> said.NewSubmissionAnswer:
     """Submit prompts with the command line's own checks: all faults are told, and nothing is written.
@@ -43,14 +44,16 @@ def add_submission(
     Everything is safe in the database once this is answered; no worker has to run.
     """
     flags = with_key(new, idempotency_key).model_copy(update={"input_format": "json"})
-    return _added(response, site, submit(site, flags, [as_upload(new.prompts, name="prompts")]))
+    return await site.threads.submit(
+        lambda: _added(response, site, flags, as_upload(new.prompts, name="prompts"))
+    )
 
 
 @router.post(
     "/submissions/file", status_code=HTTPStatus.CREATED, tags=["submissions"], summary="Submit a prompt file",
     responses={200: {"model": said.NewSubmissionAnswer, "description": "It was there already."}},
 )  # fmt: skip
-def add_file(
+async def add_file(
     response: Response,
     site: SiteOf,
     file: UploadFile,
@@ -59,10 +62,13 @@ def add_file(
 ) -> said.NewSubmissionAnswer:
     """Submit a prompt file: text, CSV, TSV, JSON, JSON Lines or Parquet."""
     flags = with_key(_read_flags(settings), idempotency_key)
-    return _added(response, site, submit(site, flags, [named_upload(file.filename, file.file)]))
+    return await site.threads.submit(
+        lambda: _added(response, site, flags, named_upload(file.filename, file.file))
+    )
 
 
-def _added(response: Response, site: Site, done: Submitted) -> said.NewSubmissionAnswer:
+def _added(response: Response, site: Site, flags: Flags, sent: Upload) -> said.NewSubmissionAnswer:
+    done = submit(site, flags, [sent])
     if not done.new:
         response.status_code = HTTPStatus.OK
     response.headers["location"] = f"/api/v1/submissions/{done.submission.id}"
@@ -77,7 +83,10 @@ def list_submissions(
 ) -> said.SubmissionPage:
     """List submissions, the newest first."""
     found = site.jobs.newest(before=cursor, limit=limit + 1)
-    rows = [said.SubmissionRow.model_validate(submission_row(each)) for each in site.statuses(found[:limit])]
+    rows = [
+        said.SubmissionRow.model_validate(submission_row(each))
+        for each in site.statuses([one.id for one in found[:limit]])
+    ]
     return said.SubmissionPage(submissions=rows, cursor=found[limit - 1].seq if len(found) > limit else None)
 
 
@@ -115,7 +124,7 @@ def list_jobs(
 ) -> said.JobPageFields:
     """List jobs in the order of their index, those that a filter means."""
     found = site.submission(reference)
-    page = site.jobs.page(found.id, statuses=wanted.statuses, meant=wanted.meant, cursor=cursor, limit=limit)
+    page = site.page(found.id, wanted, cursor=cursor, limit=limit)
     return said.JobPageFields(
         jobs=[_job(job) for job in page.jobs], cursor=page.cursor, complete=page.complete
     )

@@ -134,7 +134,6 @@ class JobFields(BaseModel):
     warnings: list[str]
     error_type: str | None
     error_message: str | None
-    traceback: str | None
     image: ImageFields | None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,12 +17,11 @@ from storage.settings import Settings
 from storage.version import promptmill_version
 from web import actions, api, assets, events, openai_door, pages, pictures
 from web.guard import HEADERS, Guard, Rules
-from web.live import Live
-from web.problems import problem, problem_of, status_of
+from web.problems import RefusedError, problem, problem_of, status_of
 from web.rendering import error_page, wants_page
 from web.site import Site
+from web.threads import limit_reading
 from web.thumbnails import Thumbnails
-from web.tokens import FormKey
 
 API = "/api/v1"
 OPENAI = "/v1"
@@ -57,9 +55,7 @@ def create_app(settings: Settings, jobs: JobStore, images: ImageStore, *, rules:
         jobs=jobs,
         images=images,
         thumbnails=Thumbnails(settings.thumbnails_path, images),
-        live=Live(partial(jobs.statuses, lease=settings.lease)),
         rules=rules,
-        form_key=FormKey(),
     )
     app.include_router(api.router, prefix=API)
     app.include_router(events.api_router, prefix=API)
@@ -78,6 +74,7 @@ def create_app(settings: Settings, jobs: JobStore, images: ImageStore, *, rules:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     site: Site = app.state.site
+    limit_reading()
     yield
     await site.live.close()
 
@@ -93,7 +90,9 @@ def _answer(request: Request, status: int, detail: str, response: Response) -> R
 
 def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PromptmillError)  # noqa: S101  (what it is registered for)
-    return _answer(request, status_of(error), str(error), problem_of(error))
+    site: Site = request.app.state.site
+    detail = str(error) if isinstance(error, RefusedError) else site.discretion.text(str(error))
+    return _answer(request, status_of(error), detail, problem_of(error, detail))
 
 
 def _on_http_error(request: Request, error: Exception) -> Response:

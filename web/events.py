@@ -33,13 +33,13 @@ Ids = Annotated[list[str], Query(alias="id", min_length=1, max_length=MAX_WATCHE
 async def live(
     site: SiteOf, ids: Ids, part: Annotated[str, Query(pattern="^(row|head)$")] = "row"
 ) -> StreamingResponse:
-    """Send the part of a page that shows a submission whenever it changes."""
+    """Send the part of a page that shows a submission whenever it changes, and `end` once all are done."""
 
     def drawn(status: Status) -> str:
         shown, state, because = told(status)
         return render(PARTS[part], status=shown, state=state, because=because)
 
-    return await _stream(site, ids, drawn, ends=False)
+    return await _stream(site, ids, drawn, last=event("end", "", "done"))
 
 
 @api_router.get(
@@ -53,38 +53,35 @@ async def api_events(site: SiteOf, ids: Ids) -> StreamingResponse:
 
     Its data is what `GET /submissions/{reference}` answers as `submission`.
     """
-    return await _stream(site, ids, lambda status: json.dumps(status_fields(status)), ends=True)
+    return await _stream(site, ids, lambda status: json.dumps(status_fields(status)))
 
 
 async def _stream(
-    site: Site, references: list[str], drawn: Callable[[Status], str], *, ends: bool
+    site: Site, references: list[str], drawn: Callable[[Status], str], *, last: str = ""
 ) -> StreamingResponse:
-    if site.live.is_full:
+    if site.watchers.are_taken:
         raise RefusedError(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "Too many are watching; try again later.",
             headers={"retry-after": "60"},
         )
     found = await run_in_threadpool(lambda: {site.submission(one).id for one in references})
-    return StreamingResponse(
-        _events(site, found, drawn, ends=ends), media_type="text/event-stream", headers=HEADERS
-    )
+    events = _events(site, found, drawn, last)
+    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
 
 
 async def _events(
-    site: Site, watched: set[str], drawn: Callable[[Status], str], *, ends: bool
+    site: Site, watched: set[str], drawn: Callable[[Status], str], last: str
 ) -> AsyncIterator[str]:
-    left = set(watched)
-    async with aclosing(site.live.watch(watched)) as heard:
-        async for status in heard:
-            if status is None:
-                yield ": still here\n\n"
-                continue
-            yield event("status", status.submission.id, drawn(status))
-            if ends and status.done:
-                left.discard(status.submission.id)
-                if not left:
-                    return
+    with site.watchers.one():
+        async with aclosing(site.live.watch(watched)) as heard:
+            async for status in heard:
+                if status is None:
+                    yield ": still here\n\n"
+                else:
+                    yield event("status", status.submission.id, drawn(status))
+        if last:
+            yield last
 
 
 def event(kind: str, identity: str, data: str) -> str:

@@ -62,7 +62,7 @@ class Wanted:
         return JobFilter(match=self.q, where=where)
 
 
-def _wanted(
+async def _wanted(
     q: Annotated[str, Query(max_length=MAX_TEXT, description="A part of the prompt.")] = "",
     status: Annotated[str, Query(max_length=20, description="Of the job.")] = "",
     sampler: Annotated[str, Query(max_length=MAX_TEXT, description="By its name here.")] = "",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from producer.grid import Axis, Grid, lay_out
-from storage.jobstore import JobStore
 from storage.records import Job, Submission
+from web.site import Site
 
 MAX_LAID_OUT = 600  # jobs
 MAX_CELLS = 5_000  # of a list that is no sweep there would be a cell for each of all combinations
@@ -24,9 +24,9 @@ class Panel:
     rows: list[tuple[str, list[Job | None]]]
 
 
-def grid_of(jobs: JobStore, submission: Submission) -> dict[str, Any]:
+def grid_of(site: Site, submission: Submission) -> dict[str, Any]:
     """Lay out a submission's first jobs; return what the template `grid.html` shows."""
-    found = list(jobs.jobs(submission.id, limit=MAX_LAID_OUT))
+    found = list(site.jobs_of(submission, limit=MAX_LAID_OUT))
     if not found:
         return {"common": [], "panels": [], "columns": [], "left_out": False, "laid_out": 0, "cells": 0}
     grid = lay_out(found)

@@ -27,6 +27,7 @@ MAX_JSON = 8 * 2**20  # bytes of prompts in a JSON body, which is read at once
 MOST = {"/submit": MAX_UPLOAD, "/api/v1/submissions/file": MAX_UPLOAD, "/api/v1/submissions": MAX_JSON}
 OPEN = frozenset({"/login"})  # besides what lies below /static/
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+STREAMS = frozenset({"/live", "/api/v1/events"})  # no end, so nothing to say of them but that they begin
 HEADERS = {
     "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -80,6 +81,9 @@ class Guard:
         if _length(request) > most:
             await _too_long(most)(scope, receive, sent)
             return
+        if request.method == "HEAD" and request.url.path not in STREAMS:
+            # Every GET can be asked for without its body, and none has to say so.
+            scope, sent = {**scope, "method": "GET"}, _without_body(sent)
         await self._app(scope, body, sent)
 
     def _refusal(self, request: Request) -> Response | None:
@@ -179,6 +183,13 @@ def _too_many(wait: float) -> Response:
         f"Too many requests; the next one is answered in {wait:.1f} s.",
         headers={"retry-after": str(max(1, round(wait)))},
     )
+
+
+def _without_body(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return sent
 
 
 def _with_headers(send: Send) -> Send:

@@ -1,10 +1,11 @@
-"""How much one caller gets: a bucket of requests for each address, refilled by the second."""
+"""How much one caller gets, a bucket of requests for each address, and how many may be in at a time."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 MAX_CALLERS = 10_000  # addresses remembered; the one that was silent longest is forgotten
 
@@ -43,3 +44,28 @@ class RateLimit:
         if len(self._callers) > MAX_CALLERS:
             self._callers.popitem(last=False)
         return 0.0 if taken else (1 - left) / self._rate
+
+
+class Places:
+    """So many requests may stay at a time.
+
+    Args:
+        most: how many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    @property
+    def are_taken(self) -> bool:
+        """Whether nobody else may stay."""
+        return self._left <= 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place meanwhile."""
+        self._left -= 1
+        try:
+            yield
+        finally:
+            self._left += 1

@@ -18,7 +18,6 @@ log = structlog.get_logger()
 
 INTERVAL = 1.0  # seconds between two looks; heartbeats write once a second
 SILENCE = 15.0  # seconds after which a watcher hears that the connection still lives
-MAX_WATCHERS = 500
 MAX_WATCHED = 200  # submissions of one watcher
 
 Look = Callable[[Sequence[str]], list[Status]]
@@ -36,26 +35,25 @@ class Live:
         self._look = look
         self._interval = interval
         self._watched: Counter[str] = Counter()
-        self._watchers = 0
         self._latest: dict[str, Status] = {}
         self._news = asyncio.Condition()
         self._poller: asyncio.Task[None] | None = None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nobody else may watch."""
-        return self._watchers >= MAX_WATCHERS
-
     async def watch(self, submissions: Collection[str]) -> AsyncGenerator[Status | None]:
-        """Yield the status of each submission, then again whenever it changes; None when nothing did."""
+        """Yield the status of each submission, then again whenever it changes; None when nothing did.
+
+        A submission that is done is not looked at any more, and when all are it ends.
+        """
         told: dict[str, Status] = {}
-        async with self._watching(submissions):
-            while True:
-                changed = await self._changed(submissions, told)
+        async with self._watching(submissions) as left:
+            while left:
+                changed = await self._changed(left, told)
                 if not changed:
                     yield None
                 for status in changed:
                     told[status.submission.id] = status
+                    if status.done:
+                        self._leave(left, [status.submission.id])
                     yield status
 
     async def _changed(self, submissions: Collection[str], told: dict[str, Status]) -> list[Status]:
@@ -71,30 +69,36 @@ class Live:
         return news()
 
     @asynccontextmanager
-    async def _watching(self, submissions: Collection[str]) -> AsyncIterator[None]:
-        self._watchers += 1
-        self._watched.update(submissions)
+    async def _watching(self, submissions: Collection[str]) -> AsyncIterator[dict[str, None]]:
+        """Have submissions looked at meanwhile; yield those that still are, in their order."""
+        left = dict.fromkeys(submissions)
+        self._watched.update(list(left))
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
         try:
-            yield
+            yield left
         finally:
-            self._watchers -= 1
-            self._watched.subtract(submissions)
-            self._watched = +self._watched
-            for one in submissions:
-                if one not in self._watched:
-                    self._latest.pop(one, None)
+            self._leave(left, list(left))
+
+    def _leave(self, left: dict[str, None], submissions: Collection[str]) -> None:
+        self._watched.subtract(submissions)
+        self._watched = +self._watched
+        for one in submissions:
+            left.pop(one, None)
+            if one not in self._watched:
+                self._latest.pop(one, None)
 
     async def _poll(self) -> None:
-        """Look until nobody watches any more."""
+        """Look until nobody watches any more, whatever a look meets: watchers keep what they know then."""
         while self._watched:
             began = time.monotonic()
+            found: list[Status] = []
             try:
                 found = await asyncio.to_thread(self._look, list(self._watched))
-            except PromptmillError as error:  # the database is away; watchers keep what they know
+            except PromptmillError as error:  # the database is away
                 log.warning("cannot look", action="look", error=str(error))
-                found = []
+            except Exception:  # an error of ours would end the progress on every page, and say so nowhere
+                log.exception("cannot look", action="look")
             async with self._news:
                 self._latest |= {
                     each.submission.id: each for each in found if each.submission.id in self._watched

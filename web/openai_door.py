@@ -73,12 +73,12 @@ class Generations(BaseModel):
 @router.post("/images/generations", response_model_exclude_none=True, summary="Generate, as OpenAI has it")
 async def generate(request: Request, site: SiteOf, asked: Generation) -> Generations:
     """Submit a prompt, wait until its pictures are there, and return them in the order of their seeds."""
-    if site.live.is_full:
+    if site.generating.are_taken:
         raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "Too many are waiting; try again later.")
-    done = await run_in_threadpool(
-        submit, site, _flags(asked), [as_upload([{"prompt": asked.prompt}], name=NAME)]
-    )
-    await _wait(site, done.submission, asked.wait)
+    with site.generating.one():
+        prompts = [as_upload([{"prompt": asked.prompt}], name=NAME)]
+        done = await site.threads.submit(lambda: submit(site, _flags(asked), prompts))
+        await _wait(request, site, done.submission, asked.wait)
     base = None if asked.response_format != "url" else str(request.base_url).rstrip("/")
     data = await run_in_threadpool(_pictures, site, done.submission, base)
     return Generations(created=int(time.time()), data=data, submission=done.submission.id)
@@ -99,23 +99,44 @@ def _flags(asked: Generation) -> Flags:
     )
 
 
-async def _wait(site: Site, submission: Submission, seconds: float) -> None:
-    """Return once a submission is done; RefusedError when that takes longer than the caller waits."""
-    with anyio.move_on_after(seconds):
-        async with aclosing(site.live.watch([submission.id])) as heard:
-            async for status in heard:
-                if status is not None and status.done:
-                    return
+async def _wait(request: Request, site: Site, submission: Submission, seconds: float) -> None:
+    """Return once a submission is done; RefusedError when the caller waits no longer, or has gone."""
+    heard = anyio.CancelScope(deadline=anyio.current_time() + seconds)
+    is_done = has_gone = False
+
+    async def listen() -> None:
+        nonlocal has_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        has_gone = True
+        heard.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        with heard:
+            is_done = await _is_done(site, submission)
+        tasks.cancel_scope.cancel()
+    if is_done:
+        return
+    why = "its caller has gone" if has_gone else f"it is not done after {seconds:g} s"
     raise RefusedError(
         HTTPStatus.GATEWAY_TIMEOUT,
-        f"Submission {submission.id} is not done after {seconds:g} s and goes on; send the same request with "
-        f"a seed to get its pictures later, or see /api/v1/submissions/{submission.id}.",
+        f"Submission {submission.id} goes on, but {why}; send the same request with a seed to get its "
+        f"pictures later, or see /api/v1/submissions/{submission.id}.",
     )
+
+
+async def _is_done(site: Site, submission: Submission) -> bool:
+    async with aclosing(site.live.watch([submission.id])) as heard:
+        async for status in heard:
+            if status is not None and status.done:
+                return True
+    return False
 
 
 def _pictures(site: Site, submission: Submission, base: str | None) -> list[Generated]:
     found = []
-    for job in site.jobs.jobs(submission.id):
+    for job in site.jobs_of(submission):
         if job.status is not JobStatus.SUCCEEDED or job.image is None:
             reason = job.error_message or "it has no picture"
             raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, f"Job {job.label} is {job.status}: {reason}")

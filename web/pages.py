@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.responses import HTMLResponse
 
 from producer.described import image_fields, job_fields, worker_fields
@@ -31,6 +33,19 @@ RATE_WINDOW = 30.0  # seconds over which a worker's images/s are counted
 _SHOWN_ELSEWHERE = {"job", "status", "prompt", "negative_prompt", *("error_type", "error_message")}
 
 Cursor = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
+Index = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """The next job that a filter means, or the one up to which none was.
+
+    Attributes:
+        is_meant: whether it is one that the filter means.
+    """
+
+    index: int
+    is_meant: bool = True
 
 
 def told(status: Status) -> tuple[Status, str, str | None]:
@@ -48,7 +63,7 @@ def submissions(
     return page(
         request,
         "submissions.html",
-        rows=[told(status) for status in site.statuses(shown)],
+        rows=[told(status) for status in site.statuses([one.id for one in shown])],
         cursor=shown[-1].seq if len(found) > SUBMISSIONS else None,
         older_than=cursor,
     )
@@ -60,7 +75,7 @@ def submission(
 ) -> HTMLResponse:
     """Show a submission and its jobs; only the next jobs where a page that is open asks for more."""
     found = site.submission(reference)
-    jobs = site.jobs.page(found.id, statuses=wanted.statuses, meant=wanted.meant, cursor=cursor, limit=JOBS)
+    jobs = site.page(found.id, wanted, cursor=cursor, limit=JOBS)
     values: dict[str, Any] = {
         "found": jobs,
         "query": wanted.query,
@@ -89,11 +104,12 @@ def _columns(jobs: list[Job]) -> list[str]:
 
 
 @router.get("/submissions/{reference}/cells")
-def cells(site: SiteOf, reference: str, index: Annotated[list[int], Query(max_length=CELLS)]) -> HTMLResponse:
+def cells(
+    site: SiteOf, reference: str, index: Annotated[list[Index], Query(max_length=CELLS)]
+) -> HTMLResponse:
     """Draw the cells of some jobs anew."""
     found = site.submission(reference)
-    jobs = [site.job(found.id, one) for one in sorted(set(index))]
-    drawn = JobPage(jobs=jobs, cursor=None)
+    drawn = JobPage(jobs=site.these(found, index), cursor=None)
     return HTMLResponse(render("_cells.html", found=drawn, query=""))
 
 
@@ -118,12 +134,12 @@ def job(request: Request, site: SiteOf, reference: str, index: int, wanted: Want
     )
 
 
-def _beside(site: Site, job: Job, wanted: Wanted, *, backwards: bool) -> int | None:
-    one = site.jobs.page(
-        job.submission, statuses=wanted.statuses, meant=wanted.meant, cursor=job.index,
-        backwards=backwards, limit=1,
-    )  # fmt: skip
-    return one.jobs[0].index if one.jobs else None
+def _beside(site: Site, job: Job, wanted: Wanted, *, backwards: bool) -> Beside | None:
+    one = site.page(job.submission, wanted, cursor=job.index, backwards=backwards, limit=1)
+    if one.jobs:
+        return Beside(index=one.jobs[0].index)
+    # So many were looked at in vain: from where that ended, the next look goes on.
+    return None if one.complete or one.cursor is None else Beside(index=one.cursor, is_meant=False)
 
 
 def _picture(job: Job) -> str:
@@ -200,7 +216,7 @@ def _compared(site: Site, job: Job) -> dict[str, Any]:
 def grid(request: Request, site: SiteOf, reference: str) -> HTMLResponse:
     """Lay a sweep out as rows, columns and panels."""
     found = site.submission(reference)
-    return page(request, "grid.html", submission=found, **grid_of(site.jobs, found))
+    return page(request, "grid.html", submission=found, **grid_of(site, found))
 
 
 @router.get("/workers")
@@ -213,7 +229,7 @@ def worker_rows(site: Site, *, everyone: bool) -> list[dict[str, Any]]:
     """Return what is known of the workers: of those that live, or of all."""
     rates = site.jobs.rates(over=RATE_WINDOW)
     rows = []
-    for found in site.jobs.workers(alive_only=not everyone):
+    for found in site.workers(alive_only=not everyone):
         alive = is_alive(found, lease=site.settings.lease)
         if alive or everyone:
             rows.append(worker_fields(found, alive=alive, rate=rates.get(found.incarnation, 0.0)))

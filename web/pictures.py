@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from producer.pictures import read_picture, slug
@@ -46,15 +47,16 @@ def picture(
 
 
 @router.get("/submissions/{reference}/jobs/{index}/thumbnail")
-def thumbnail(
+async def thumbnail(
     request: Request, site: SiteOf, reference: str, index: int, v: Annotated[str, Query(max_length=64)] = ""
 ) -> Response:
     """Send a job's picture made small."""
-    job, image = _with_picture(site, reference, index)
+    job, image, data = await run_in_threadpool(_with_thumbnail, site, reference, index)
     tag, cache = thumbnail_tag(image), _cache(image, v)
     if is_known(request, tag):
         return not_modified(tag, cache=cache)
-    data = site.thumbnails.find(job, image)
+    if data is None:
+        data = await site.threads.shrink(lambda: site.thumbnails.find(job, image))
     return send_bytes(request, data, tag=tag, media_type=MEDIA_TYPE, cache=cache)
 
 
@@ -92,6 +94,11 @@ def _with_picture(site: Site, reference: str, index: int) -> tuple[Job, Image]:
     if job.image is None:
         raise NotThereError(f"Job {job.label} is {job.status} and has no picture.")
     return job, job.image
+
+
+def _with_thumbnail(site: Site, reference: str, index: int) -> tuple[Job, Image, bytes | None]:
+    job, image = _with_picture(site, reference, index)
+    return job, image, site.thumbnails.kept(job, image)
 
 
 def _cache(image: Image, v: str) -> str:

@@ -65,7 +65,7 @@ def problem(status: int, detail: str, *, headers: Mapping[str, str] | None = Non
     )
 
 
-def problem_of(error: PromptmillError) -> Response:
-    """Return the problem document of an error of ours."""
+def problem_of(error: PromptmillError, detail: str) -> Response:
+    """Return the problem document of an error of ours, in the words that others may read."""
     headers = error.headers if isinstance(error, RefusedError) else {}
-    return problem(status_of(error), str(error), headers=headers)
+    return problem(status_of(error), detail, headers=headers)

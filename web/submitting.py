@@ -10,6 +10,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
+from producer.limits import Most
 from producer.models import choose_model, named_model
 from producer.options import MAX_KEY_LENGTH
 from producer.ordering import order_of, read_asked
@@ -22,6 +23,8 @@ from web.site import Site
 
 MAX_PROMPTS = 100_000  # of a JSON body; a file may have more
 MAX_NAME = 200  # characters of a file's name that are kept
+# A short request can ask for very much: templates, sweeps and images multiply.
+MOST = Most(jobs=1_000_000, characters=256_000_000, instead="split it, or use `promptmill submit`")
 InputFormat = Literal["text", "kohya", "a1111", "csv", "tsv", "jsonl", "json", "parquet"]
 _Text = Annotated[str, StringConstraints(max_length=10_000)]
 _Texts = Annotated[list[_Text], Field(max_length=100)]
@@ -104,11 +107,12 @@ def submit(site: Site, flags: Flags, sources: Sequence[Source], texts: Sequence[
     """
     with hearing() as remarks:
         given = _as_flags(flags) | {"files": tuple(sources), "texts": tuple(texts)}
-        asked = read_asked(site.settings, given, may_name_files=False)
+        asked = read_asked(site.settings, given, may_name_files=False, most=MOST)
         model = choose_model(site.models(), named_model(asked.prompts.model, flags.model or None))
         order = order_of(asked, model)
         submission, new = submit_order(site.jobs, order, committed=lambda _: None)
-    return Submitted(submission=submission, new=new, remarks=remarks)
+    told = [site.discretion.text(one) for one in remarks]
+    return Submitted(submission=submission, new=new, remarks=told)
 
 
 def _as_flags(flags: Flags) -> dict[str, Any]:

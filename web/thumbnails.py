@@ -37,20 +37,31 @@ class Thumbnails:
         self._makers = threading.BoundedSemaphore(AT_ONCE)
 
     def find(self, job: Job, image: Image) -> bytes:
-        """Return a picture's thumbnail as WebP.
+        """Return a picture's thumbnail as WebP, made now if there is none.
 
         Raises:
             UnreachableError: when the picture cannot be read, or is not what it was.
         """
-        # Both names come from rows and are made of letters and digits; nothing of a request is in them.
-        path = self._folder / job.submission / f"{image.file_sha256}.webp"
-        with contextlib.suppress(OSError):
-            return path.read_bytes()
+        path = self._path(job, image)
+        # Whoever stood in line before this one may have made it.
+        if (kept := _kept(path)) is not None:
+            return kept
+        whole = read_picture(self._images, image)
         with self._makers:
-            data = _shrunk(read_picture(self._images, image), image.key)
-        with contextlib.suppress(OSError):  # a full disk costs time, not the page
-            _keep(path, data)
+            if (kept := _kept(path)) is not None:
+                return kept
+            data = _shrunk(whole, image.key)
+            with contextlib.suppress(OSError):  # a full disk costs time, not the page
+                _keep(path, data)
         return data
+
+    def kept(self, job: Job, image: Image) -> bytes | None:
+        """Return a picture's thumbnail if there is one already."""
+        return _kept(self._path(job, image))
+
+    def _path(self, job: Job, image: Image) -> Path:
+        # Both names come from rows and are made of letters and digits; nothing of a request is in them.
+        return self._folder / job.submission / f"{image.file_sha256}.webp"
 
 
 def thumbnail_tag(image: Image) -> str:
@@ -72,6 +83,13 @@ def _shrunk(data: bytes, key: str) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=QUALITY, lossless=is_small)
     return buffer.getvalue()
+
+
+def _kept(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _keep(path: Path, data: bytes) -> None:

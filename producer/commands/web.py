@@ -24,6 +24,7 @@ Examples:
   promptmill web --port 9000
   openssl rand -hex 24 > token && chmod 600 token
   promptmill web --host 0.0.0.0 --token-file token --allow-host gallery.example.org
+  promptmill web --token-file token --allow-host gallery.example.org --trust-proxy 127.0.0.1
 """
 )
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
@@ -49,9 +50,23 @@ Examples:
     metavar="NAME",
     help="A name that the server is called by, behind a proxy for one; repeatable.",
 )
+@click.option(
+    "--trust-proxy",
+    "proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A proxy, or a network of them, whose X-Forwarded-For and X-Forwarded-Proto are believed; "
+    "repeatable.",
+)
 @pass_session
 def web(
-    session: Session, *, host: str, port: int, token_file: Path | None, allowed_hosts: tuple[str, ...]
+    session: Session,
+    *,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    allowed_hosts: tuple[str, ...],
+    proxies: tuple[str, ...],
 ) -> None:
     """Look at submissions and pictures in a browser, submit and steer; the HTTP API is under /api/v1.
 
@@ -69,6 +84,7 @@ def web(
         "port": port,
         "token_file": None if token_file is None else str(token_file),
         "allowed_hosts": list(allowed_hosts),
+        "proxies": list(proxies),
     }
     session.close()
     sys.stdout.flush()

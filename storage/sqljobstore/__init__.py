@@ -34,4 +34,4 @@ class SqlJobStore(
     Keeping,
     Compacting,
 ):
-    """Implements `storage.jobstore.JobStore`; thread-safe, at most three connections."""
+    """Implements `storage.jobstore.JobStore`; thread-safe."""

@@ -11,7 +11,7 @@ from storage.browsing import LOOK_AT, JobPage
 from storage.filters import JobFilter
 from storage.records import Job, JobStatus, Status, Submission
 from storage.sqljobstore.base import JOBS, SUBMISSIONS, SqlBase, status_is, to_parameters, to_submission
-from storage.sqljobstore.progress import few_jobs, status_of
+from storage.sqljobstore.progress import few_jobs, statuses_of
 from storage.sqljobstore.selecting import FILTERED_BY, PAGE, job_of, with_images
 
 _ZERO: ColumnElement[int] = literal_column("0")
@@ -35,7 +35,7 @@ class Browsing(SqlBase):
         with self.database.read() as connection:
             found = {row["id"]: to_submission(row) for row in connection.execute(query).mappings()}
             wanted = [found[one] for one in submissions if one in found]
-            return [status_of(connection, one, lease, rate_when_done=False) for one in wanted]
+            return statuses_of(connection, wanted, lease, rate_when_done=False) if wanted else []
 
     def page(
         self,
@@ -67,6 +67,11 @@ class Browsing(SqlBase):
                     return JobPage(jobs=found, cursor=None)
                 cursor, seen = rows[-1]["index"], seen + len(rows)
         return JobPage(jobs=found, cursor=cursor, complete=False)
+
+    def these(self, submission: str, indices: Sequence[int]) -> list[Job]:
+        """See `Browsing.these`."""
+        with self.database.read() as connection:
+            return _View(connection, submission, (), backwards=False).these(indices)
 
 
 class _View:

@@ -173,13 +173,15 @@ def _find(connection: Connection, reference: str) -> RowMapping:
             "The name of a submission is empty; give an id, a prefix of one, a name, or @last."
         )
     reference = storable(reference)
+    # By whole columns first, which an index answers; the beginning of an id is looked for in all of them.
+    exactly = select(SUBMISSIONS).where(SUBMISSIONS.c.id == reference.lower())
     by_name = newest.where(SUBMISSIONS.c.name == reference).limit(1)
-    named = connection.execute(by_name).mappings().one_or_none()
+    for query in (exactly, by_name):
+        row = connection.execute(query).mappings().one_or_none()
+        if row is not None:
+            return row
     prefix = newest.where(SUBMISSIONS.c.id.startswith(reference.lower(), autoescape=True)).limit(3)
     found = connection.execute(prefix).mappings().all()
-    exact = [row for row in found if row["id"] == reference.lower()]
-    if exact or named is not None:
-        return exact[0] if exact else named  # type: ignore[return-value]  # one of the two is set
     if len(found) > 1:
         ids = ", ".join(row["id"] for row in found)
         raise BadInputError(f"{reference!r} could be {ids}; give more characters.")

@@ -133,6 +133,7 @@ ASKED: dict[str, Callable[[Crowd], object]] = {
     "rates": lambda crowd: crowd.store.rates(over=10.0),
     "newest submissions": lambda crowd: crowd.store.newest(before=10),
     "statuses of several": lambda crowd: crowd.store.statuses([crowd.waiting, crowd.done], lease=30.0),
+    "some jobs": lambda crowd: crowd.store.these(crowd.done, range(100, 160)),
     "a page of jobs": lambda crowd: crowd.store.page(crowd.done, cursor=MANY // 2),
     "a page of one status": lambda crowd: crowd.store.page(
         crowd.waiting, cursor=0, statuses=(JobStatus.FAILED,)

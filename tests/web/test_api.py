@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from producer.prompts import PromptList
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
 from tests.web.conftest import FAILED, JOBS
+from web import submitting
 
 SUBMISSIONS = "/api/v1/submissions"
 
@@ -88,6 +92,34 @@ def test_what_cannot_be_used_is_a_problem_document(
         422,
     )
     assert said in problem["detail"]
+    assert len(store.submissions()) == before
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompts": ["an otter"], "images": 100_000, "sweep": ["guidance=1..11"]},
+        {"prompts": ["{a|b|c|d|e|f|g|h|i|j} " * 6 + "x"], "templates": "all"},
+        {"prompts": ["{a|b} otter"], "templates": "random", "images": 100_000, "seed": "1..1000001:100000"},
+        {"prompts": ["{a|b} " * 13 + "x" * 9_000], "templates": "all", "images": 10},
+    ],
+    ids=["sweep", "all of a template", "draws of a template", "long prompts"],
+)
+def test_a_short_request_cannot_ask_for_too_much(
+    client: TestClient, store: JobStore, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted while it unfolds, and ends where it is too much, before a disk is full of it."""
+    most = replace(submitting.MOST, jobs=20_000, characters=10**7)
+    monkeypatch.setattr(submitting, "MOST", most)
+    spooled: list[int] = []
+    append = PromptList.append
+    monkeypatch.setattr(PromptList, "append", lambda self, line: (spooled.append(1), append(self, line)))
+    before = len(store.submissions())
+    answer = client.post(SUBMISSIONS, json={"model": "demo"} | asked)
+    assert answer.status_code == 422
+    assert re.search(r"more than (20,000 jobs|10,000,000 characters)", answer.json()["detail"])
+    assert "use `promptmill submit`" in answer.json()["detail"]
+    assert len(spooled) <= 20_000
     assert len(store.submissions()) == before
 
 

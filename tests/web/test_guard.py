@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
 from producer.cli import cli
 from producer.session import Session
-from storage.errors import BadInputError
+from storage.errors import BadInputError, UnreachableError
 from storage.jobstore import JobStore
-from storage.records import SubmissionState
-from tests.web.conftest import BASE, MakeClient, form_token, rules
+from storage.records import Claim, SubmissionState
+from storage.settings import Settings
+from tests.unit.producer.conftest import StandInWorker
+from tests.web.conftest import BASE, FAILED, MakeClient, form_token, rules
+from web.discretion import discreet
 from web.guard import MAX_BODY, MAX_UPLOAD
 from web.hosts import Hosts, is_loopback
 from web.limits import RateLimit
-from web.serving import Listening, parse_listening, rules_of
+from web.serving import Listening, config_of, parse_listening, rules_of
 from web.tokens import SESSION_COOKIE, Token, read_token
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105  (of these tests)
@@ -189,7 +193,7 @@ def test_a_huge_body_is_refused_before_it_is_read(client: TestClient) -> None:
 
 def test_too_many_requests_have_to_wait(make_client: MakeClient) -> None:
     """And are told how long."""
-    client = make_client(rules(reading=RateLimit(rate=0.5, burst=2)))
+    client = make_client(rules(reading=RateLimit(rate=0.5, burst=2, clock=lambda: 0.0)))
     answers = [client.get("/static/app.css") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert answers[2].headers["retry-after"] == "2"
@@ -266,6 +270,134 @@ def test_beyond_this_machine_a_token_is_needed() -> None:
         assert rules_of(Listening(host=host, port=0)).token is None
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cannot read /home/me/models/sd15/unet.safetensors: gone", "cannot read …/unet.safetensors: gone"),
+        ("'/srv/pm/images/a b/x.png' is full", "'…/a b/x.png' is full"),
+        ("database postgresql://me:secret@db:5432/jobs?password=hidden&x=1 is down",
+         "database postgresql://db:5432/jobs is down"),
+        ("database sqlite:////srv/pm/promptmill.db is full", "database sqlite://…/promptmill.db is full"),
+        ("connection failed: password=hidden host=db", "connection failed: password=… host=db"),
+        ("see https://me:pw@hub.example/a/b for more", "see https://hub.example/a/b for more"),
+        ("5000 steps; choose 1 to 1000, and/or 3/4.", "5000 steps; choose 1 to 1000, and/or 3/4."),
+        ("[Errno 13] Permission denied: '/var/lib/promptmill/x'", "[Errno 13] Permission denied: '…/x'"),
+    ],
+)  # fmt: skip
+def test_a_sentence_is_told_without_what_is_here(text: str, told: str) -> None:
+    """Passwords go, of paths the last part stays, and nothing else changes."""
+    assert discreet(text, [Path("/srv/pm/images")]) == told
+
+
+def test_errors_say_nothing_of_this_machine(
+    client: TestClient, otters: str, store: JobStore, settings: Settings, worker: StandInWorker
+) -> None:
+    """Neither a job's own nor the server's: tracebacks, paths and passwords are the command line's."""
+    store.retry(otters)
+    worker.start()
+    (one,) = store.take_for_dispatch("demo", window=1)
+    claim = store.claim(one, worker.incarnation, defaults=worker.defaults)
+    assert isinstance(claim, Claim)
+    told = f"Cannot read {settings.home}/models/x.safetensors; postgresql://me:sesame@db/jobs?password=tulip"
+    trace = 'Traceback (most recent call last):\n  File "/opt/promptmill/render.py", line 1'
+    store.fail(claim, error_type="RenderError", message=told, traceback=trace, permanent=True)
+    store.pause(otters, note=f"{settings.images_path} is full")
+    paths = ["/", f"/submissions/{otters}", f"/submissions/{otters}/jobs/{FAILED}"]
+    paths += [f"/submissions/{otters}/cells?index={FAILED}", f"/submissions/{otters}/grid"]
+    paths += [f"/api/v1/submissions/{otters}/jobs", f"/api/v1/submissions/{otters}/jobs/{FAILED}"]
+    paths += ["/api/v1/submissions", f"/api/v1/submissions/{otters}"]
+    for path in paths:
+        text = client.get(path).text
+        for hidden in ("sesame", "tulip", "Traceback", "/opt/", str(settings.home)):
+            assert hidden not in text, path
+    assert "…/models/x.safetensors" in client.get(paths[2]).text
+    kept = store.find_job(f"{otters}:{FAILED}")
+    assert (kept.error_message, kept.traceback) == (told, trace)
+
+
+def test_a_sentence_of_the_stores_is_told_without_what_is_here(
+    client: TestClient, store: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the API and on pages."""
+
+    def away(*_: object, **__: object) -> None:
+        raise UnreachableError(
+            f"The database {settings.database_path} cannot be used; see `promptmill doctor`."
+        )
+
+    monkeypatch.setattr(type(store), "newest", away)
+    for accept in ("text/html", "application/json"):
+        answer = client.get(
+            "/" if accept == "text/html" else "/api/v1/submissions", headers={"accept": accept}
+        )
+        assert answer.status_code == 503
+        assert "…/promptmill.db cannot be used" in answer.text
+        assert str(settings.home) not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/submissions/otters", "/submissions/otters/jobs/2/picture", "/static/app.css", "/nothing",
+        "/submissions/otters/jobs/2/thumbnail", "/api/v1/workers", "/api/v1/submissions/otters/jobs/2/image",
+    ],
+)  # fmt: skip
+def test_head_answers_as_get_does_without_the_body(client: TestClient, path: str) -> None:
+    """The same status and headers, for whoever asks only for these."""
+    whole, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    for name in ("content-length", "content-type", "etag", "cache-control"):
+        assert head.headers.get(name) == whole.headers.get(name)
+
+
+def test_the_head_of_what_has_no_end_is_not_sent(client: TestClient, otters: str) -> None:
+    """Or it would be followed for nobody."""
+    assert client.head(f"/live?id={otters}").status_code == 405
+    assert client.head(f"/api/v1/events?id={otters}").status_code == 405
+
+
+def test_cookies_are_for_tls_alone_where_there_is_tls(app: FastAPI) -> None:
+    """As a proxy says that is trusted; anybody else can say what he likes."""
+    listening = Listening(host="127.0.0.1", port=0, proxies=("10.0.0.0/8",))
+    config = config_of(app, listening)
+    config.load()
+    for proxy, scheme, secure in (
+        ("10.0.0.9", "https", True),
+        ("10.0.0.9", "http", False),
+        ("192.168.0.9", "https", False),
+    ):
+        browser = TestClient(config.loaded_app, base_url=BASE, client=(proxy, 1))
+        cookies = browser.get("/submit", headers={"x-forwarded-proto": scheme}).headers["set-cookie"]
+        assert ("Secure" in cookies) is secure
+    plain = config_of(app, Listening(host="127.0.0.1", port=0))
+    plain.load()
+    browser = TestClient(plain.loaded_app, base_url=BASE, client=("127.0.0.1", 1))
+    assert (
+        "Secure" not in browser.get("/submit", headers={"x-forwarded-proto": "https"}).headers["set-cookie"]
+    )
+
+
+def test_callers_behind_a_trusted_proxy_have_buckets_of_their_own(make_client: MakeClient) -> None:
+    """One that asks without end does not shut the others out."""
+    app = make_client(rules(reading=RateLimit(rate=1e-9, burst=1))).app
+    config = config_of(app, Listening(host="127.0.0.1", port=0, proxies=("10.0.0.9",)))  # type: ignore[arg-type]
+    config.load()
+    proxy = TestClient(config.loaded_app, base_url=BASE, client=("10.0.0.9", 1))
+    asked = [
+        proxy.get("/workers", headers={"x-forwarded-for": one}).status_code
+        for one in ("1.1.1.1", "1.1.1.1", "2.2.2.2")
+    ]
+    assert asked == [200, 429, 200]
+
+
+def test_a_proxy_is_an_address_and_wants_a_token() -> None:
+    """Whoever it lets in reaches everything."""
+    with pytest.raises(BadInputError, match=r"--trust-proxy nginx is no address"):
+        rules_of(Listening(host="127.0.0.1", port=0, proxies=("nginx",)))
+    with pytest.raises(BadInputError, match="--token-file"):
+        rules_of(Listening(host="127.0.0.1", port=0, proxies=("127.0.0.1",)))
+
+
 def test_a_token_file_holds_a_token_or_its_hash(tmp_path: Path) -> None:
     """Either way only the hash is kept."""
     file = tmp_path / "token"
@@ -307,10 +439,13 @@ def test_the_command_hands_over_to_the_server(monkeypatch: pytest.MonkeyPatch) -
     handed: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda _path, words: handed.append(words))
     said = ["web", "--port", "0", "--allow-host", "a.example", "--allow-host", "b.example"]
+    said += ["--trust-proxy", "127.0.0.1"]
     assert CliRunner().invoke(cli, said).exit_code == 0
     assert handed[0][1:5] == ["-P", "-m", "web", "serve"]
     listening = parse_listening(handed[0][5])
-    assert listening == Listening(host="127.0.0.1", port=0, allowed_hosts=("a.example", "b.example"))
+    assert listening == Listening(
+        host="127.0.0.1", port=0, allowed_hosts=("a.example", "b.example"), proxies=("127.0.0.1",)
+    )
     assert json.loads(handed[0][5])["token_file"] is None
 
 

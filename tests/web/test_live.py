@@ -21,15 +21,20 @@ class Database:
 
     def __init__(self, status: Status, *names: str) -> None:
         self.looks = 0
-        self.fails = False
+        self.fails: Exception | None = None
         self.found = {name: replace(status, submission=replace(status.submission, id=name)) for name in names}
 
     def __call__(self, names: Sequence[str]) -> list[Status]:
         """Answer as `JobStore.statuses` does."""
         self.looks += 1
         if self.fails:
-            raise UnreachableError("The database is down; start it.")
+            raise self.fails
         return [self.found[name] for name in names if name in self.found]
+
+    def end(self, name: str) -> None:
+        """Let a submission be done."""
+        status = self.found[name]
+        self.found[name] = replace(status, counts=status.counts | {JobStatus.WAITING: 0})
 
     def finish(self, name: str) -> None:
         """Let one more job of a submission succeed."""
@@ -40,8 +45,9 @@ class Database:
 
 @pytest.fixture
 def database(store: JobStore, otters: str) -> Database:
-    """Two submissions."""
-    return Database(store.status(otters, lease=30.0), "a", "b")
+    """Two submissions that are not done."""
+    status = store.status(otters, lease=30.0)
+    return Database(replace(status, counts=status.counts | {JobStatus.WAITING: 5}), "a", "b")
 
 
 def test_many_watchers_cost_as_many_looks_as_one(database: Database) -> None:
@@ -84,18 +90,19 @@ def test_nobody_looks_when_nobody_watches(database: Database) -> None:
     asyncio.run(come_and_go())
 
 
-def test_a_database_that_is_away_for_a_while_is_asked_again(database: Database) -> None:
-    """Watchers keep their connection and hear of what has changed since."""
+@pytest.mark.parametrize("error", [UnreachableError("The database is down; start it."), ValueError("a slip")])
+def test_a_look_that_fails_is_tried_again(database: Database, error: Exception) -> None:
+    """Whatever it meets: watchers keep their connection and hear of what has changed since."""
 
     async def watch() -> None:
         live = Live(database, interval=0.001)
         watcher = live.watch(["a"])
         await anext(watcher)
-        database.fails = True
+        database.fails = error
         waiting = asyncio.ensure_future(anext(watcher))
         await asyncio.sleep(0.02)
         database.finish("a")
-        database.fails = False
+        database.fails = None
         assert await waiting == database.found["a"]
         await watcher.aclose()
         await live.close()
@@ -118,6 +125,56 @@ def test_a_watcher_hears_that_the_connection_lives(
         await live.close()
 
     asyncio.run(watch())
+
+
+def test_what_is_done_is_looked_at_no_more(database: Database) -> None:
+    """And when all is done, watching ends by itself."""
+
+    async def watch() -> None:
+        asked: list[list[str]] = []
+
+        def look(names: Sequence[str]) -> list[Status]:
+            asked.append(sorted(names))
+            return database(names)
+
+        live = Live(look, interval=0.001)
+        database.end("a")
+        watcher = live.watch(["a", "b"])
+        assert {
+            status.submission.id for status in [await anext(watcher), await anext(watcher)] if status
+        } == {
+            "a",
+            "b",
+        }
+        waiting = asyncio.ensure_future(anext(watcher))
+        await asyncio.sleep(0.02)
+        database.end("b")
+        assert await waiting == database.found["b"]
+        with pytest.raises(StopAsyncIteration):
+            await anext(watcher)
+        await live.close()
+        assert asked[0] == ["a", "b"]
+        assert asked[-1] == ["b"]
+
+    asyncio.run(watch())
+
+
+def test_a_page_hears_that_all_is_done(client: TestClient, otters: str) -> None:
+    """And does not come again; a page that shows only such submissions does not ask at all."""
+    answer = client.get(f"/live?id={otters}&part=head")
+    assert [line for line in answer.text.splitlines() if line.startswith("event:")] == [
+        "event: status",
+        "event: end",
+    ]
+    assert "data-live" not in client.get("/").text
+    assert "data-live" not in client.get(f"/submissions/{otters}").text
+
+
+def test_what_is_not_done_is_followed(client: TestClient, otters: str, store: JobStore) -> None:
+    """By the list and by its own page."""
+    store.retry(otters)
+    assert f'data-live="{otters}"' in client.get("/").text
+    assert f'data-live="{otters}"' in client.get(f"/submissions/{otters}").text
 
 
 def test_the_api_streams_until_all_is_done(client: TestClient, otters: str) -> None:

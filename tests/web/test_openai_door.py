@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from openai import OpenAI, OpenAIError
 from starlette.testclient import TestClient
 
@@ -15,8 +19,10 @@ from storage.jobstore import JobStore
 from storage.settings import Settings
 from tests.unit.producer.conftest import StandInWorker
 from tests.web.conftest import BASE
+from web.site import MAX_GENERATING, MAX_WATCHERS
 
 PATH = "/v1/images/generations"
+PATIENCE = 60.0  # seconds: only how long a broken test may hang
 
 
 @pytest.fixture
@@ -100,6 +106,48 @@ def test_who_waits_too_long_is_told_where_the_pictures_will_be(client: TestClien
     assert answer.headers["x-should-retry"] == "false"
     assert store.find_submission("@last").id in answer.json()["error"]["message"]
     assert store.find_submission("@last").state == "open"
+
+
+def test_who_goes_is_waited_for_no_longer(app: FastAPI, store: JobStore) -> None:
+    """His place is free again, and the submission goes on."""
+    body = json.dumps({"prompt": "an otter", "model": "demo", "wait": 3600}).encode()
+    heard = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+    said: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return heard.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": PATH,
+        "raw_path": PATH.encode(), "query_string": b"", "root_path": "", "scheme": "http",
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8344),
+        "headers": [(b"host", b"127.0.0.1:8344"), (b"content-type", b"application/json")],
+    }  # fmt: skip
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), PATIENCE))
+    assert said[0]["status"] == 504
+    assert b"its caller has gone" in said[1]["body"]
+    assert store.find_submission("@last").state == "open"
+    assert not app.state.site.generating.are_taken
+
+
+def test_those_who_wait_have_places_of_their_own(client: TestClient, app: FastAPI, otters: str) -> None:
+    """When these are taken, progress can be followed all the same; and the other way round."""
+    site = app.state.site
+    with ExitStack() as taken:
+        for _ in range(MAX_GENERATING):
+            taken.enter_context(site.generating.one())
+        answer = client.post(PATH, json={"prompt": "an otter", "model": "demo"})
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "true")
+        assert client.get(f"/api/v1/events?id={otters}").status_code == 200
+    with ExitStack() as taken:
+        for _ in range(MAX_WATCHERS):
+            taken.enter_context(site.watchers.one())
+        assert client.get(f"/api/v1/events?id={otters}").status_code == 503
+        waited = client.post(PATH, json={"prompt": "an otter", "model": "demo", "wait": 0.05})
+        assert waited.status_code == 504
 
 
 @pytest.mark.parametrize(

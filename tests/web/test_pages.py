@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from storage.settings import Settings
 from storage.stores import open_image_store, open_job_store
 from tests.unit.producer.conftest import StandInWorker
 from tests.web.conftest import BASE, FAILED, JOBS, MARKUP, form_token, post, rules
-from web import pages
+from web import pages, thumbnails
 from web.app import create_app
 from web.rendering import FORM_COOKIE, SAID_COOKIE
 
@@ -41,7 +43,7 @@ def indices(text: str) -> list[int]:
 
 def text_of(page: str) -> str:
     """Return what can be read on a page."""
-    return html.unescape(re.sub(r"<[^>]*>", " ", page))
+    return re.sub(r" +", " ", html.unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
 def test_the_start_page_lists_submissions_with_their_progress(client: TestClient, otters: str) -> None:
@@ -152,6 +154,30 @@ def test_a_job_leads_to_those_beside_it(client: TestClient, otters: str) -> None
     assert 'rel="next"' not in client.get(f"/submissions/{otters}/jobs/{JOBS - 1}").text
 
 
+def test_a_job_leads_on_where_the_filter_has_not_looked_at_all(
+    client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and behind it: a page looks at so many jobs, and says up to where it did."""
+    monkeypatch.setattr("storage.sqljobstore.browsing.LOOK_AT", 1_000)
+    jobs = (JobParameters(prompt="rare" if n % 3_000 == 0 else "common", seed=n) for n in range(6_001))
+    submission, _ = store.add_submission(model="demo", source="test")
+    store.add_jobs(submission.id, jobs)
+    store.open_submission(submission.id)
+
+    def beside(index: int) -> dict[str, int]:
+        page = client.get(f"/submissions/{submission.id}/jobs/{index}?q=rare").text
+        found = re.findall(r'rel="(prev|next)" href="[^"]*/jobs/(\d+)\?', page)
+        return {kind: int(number) for kind, number in found}
+
+    at, steps = 0, []
+    while "next" in beside(at):
+        at = beside(at)["next"]
+        steps.append(at)
+    assert steps == [1_000, 2_000, 3_000, 4_000, 5_000, 6_000]
+    assert beside(3_000)["prev"] == 2_000
+    assert beside(1_000) == {"prev": 0, "next": 2_000}
+
+
 def test_markup_in_a_prompt_is_shown_and_not_run(client: TestClient, otters: str) -> None:
     """On every page that shows prompts."""
     paths = ["", "/jobs/0", "/grid", "/cells?index=0"]
@@ -215,6 +241,27 @@ def test_a_thumbnail_is_made_once(
     monkeypatch.setattr("web.thumbnails.read_picture", None)
     assert client.get(path).content == first.content
     assert client.get(path, headers={"if-none-match": first.headers["etag"]}).status_code == 304
+
+
+def test_a_thumbnail_that_many_ask_for_is_made_once(
+    client: TestClient, otters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for somebody else's looks again before he makes his own."""
+    shrunk = thumbnails._shrunk
+    made: list[str] = []
+
+    def slowly(data: bytes, key: str) -> bytes:
+        made.append(key)
+        time.sleep(0.2)
+        return shrunk(data, key)
+
+    monkeypatch.setattr(thumbnails, "_shrunk", slowly)
+    path = f"/submissions/{otters}/jobs/2/thumbnail"
+    with ThreadPoolExecutor(12) as callers:
+        answers = list(callers.map(lambda _: client.get(path), range(12)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert len(made) <= thumbnails.AT_ONCE
 
 
 def test_a_thumbnail_goes_out_also_where_it_cannot_be_kept(

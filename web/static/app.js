@@ -13,44 +13,65 @@ function follow() {
   const query = new URLSearchParams({ part: holder.dataset.part });
   watched.forEach((id) => query.append("id", id));
   source = new EventSource(`/live?${query}`);
-  source.addEventListener("status", (event) => replace(event.lastEventId, event.data));
+  source.addEventListener("status", (event) => redraw(event.lastEventId, event.data));
+  // Or it would come again by itself, only to hear the same.
+  source.addEventListener("end", () => source.close());
 }
 
-function replace(id, html) {
+function redraw(id, html) {
   const old = document.getElementById(`submission-${id}`);
-  const fresh = element(html);
+  const fresh = elements(html)[0];
   if (!old || !fresh) return;
   const moved = old.dataset.finished !== fresh.dataset.finished;
-  old.replaceWith(fresh);
-  if (moved) refreshCells(id);
+  const ended = !fresh.dataset.live;
+  replace(old, fresh);
+  if (moved || ended) refreshCells(id, ended);
+  if (ended) refreshActions();
 }
 
-function element(html) {
+function elements(html) {
   const template = document.createElement("template");
   template.innerHTML = html;
-  return template.content.firstElementChild;
+  return [...template.content.children];
 }
 
-// Jobs that were not finished when their cell was drawn are asked for again, those on the screen first.
-async function refreshCells(id) {
+// Who stands on a link with the keyboard still stands on it in what replaces it.
+function replace(old, fresh) {
+  const at = old.contains(document.activeElement) ? document.activeElement : null;
+  old.replaceWith(fresh);
+  if (!at) return;
+  const links = [...fresh.querySelectorAll("a[href]")];
+  const same = links.find((link) => link.href === at.href) || links[0];
+  if (same) same.focus({ preventScroll: true });
+}
+
+// Jobs that were not finished when their cell was drawn are asked for again, those on the screen first; all of
+// them at the end, when nothing more is said.
+async function refreshCells(id, all) {
   const cells = [...document.querySelectorAll("#gallery [data-unfinished]")];
-  if (!cells.length) return;
   const seen = (cell) => Math.abs(cell.getBoundingClientRect().top);
   cells.sort((one, other) => seen(one) - seen(other));
-  const query = new URLSearchParams();
-  cells.slice(0, CELLS_AT_ONCE).forEach((cell) => query.append("index", cell.dataset.unfinished));
-  const answer = await fetch(`/submissions/${id}/cells?${query}`);
-  if (!answer.ok) return;
-  const template = document.createElement("template");
-  template.innerHTML = await answer.text();
-  for (const fresh of [...template.content.children]) {
-    const old = document.getElementById(fresh.id);
-    if (old && old.className !== fresh.className) {
-      const focused = old.contains(document.activeElement);
-      old.replaceWith(fresh);
-      if (focused) fresh.querySelector("a").focus();
+  const wanted = all ? cells : cells.slice(0, CELLS_AT_ONCE);
+  for (let at = 0; at < wanted.length; at += CELLS_AT_ONCE) {
+    const query = new URLSearchParams();
+    wanted.slice(at, at + CELLS_AT_ONCE).forEach((cell) => query.append("index", cell.dataset.unfinished));
+    const answer = await fetch(`/submissions/${id}/cells?${query}`);
+    if (!answer.ok) return;
+    for (const fresh of elements(await answer.text())) {
+      const old = document.getElementById(fresh.id);
+      if (old && old.className !== fresh.className) replace(old, fresh);
     }
   }
+}
+
+// What can be done with a submission is something else once it is done.
+async function refreshActions() {
+  const old = document.getElementById("actions");
+  if (!old) return;
+  const answer = await fetch(location.href);
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("actions");
+  if (fresh) old.replaceWith(document.adoptNode(fresh));
 }
 
 function moveAmongCells(key) {

@@ -65,11 +65,12 @@ def test_a_fresh_home_is_private(settings: Settings, invoke: Invoke) -> None:
 
 
 def test_a_submission_has_a_limit(invoke: Invoke, store: JobStore) -> None:
-    """Ten million jobs: more are a slip, and would fill the database's disk; nothing is written."""
-    prompts = "".join(f"otter {number}\n" for number in range(101)).encode()
+    """Ten million jobs: more are a slip, and would fill a disk; reading ends where they are too many."""
+    prompts = "".join(f"otter {number}\n" for number in range(101)).encode() + b"x --no-such-option 1\n"
     refused = invoke("submit", "-", "--images", "100000", "--model", "demo", stdin=prompts)
     assert refused.exit_code == 2
-    assert "10,100,000 jobs" in refused.stderr
+    assert "more than 10,000,000 jobs" in refused.stderr
+    assert "--no-such-option" not in refused.stderr, "it went on reading"
     assert store.submissions() == []
 
 

@@ -265,10 +265,11 @@ def test_a_mistake_in_our_own_code_stays_what_it_is(settings: Settings) -> None:
     opened.db_engine.dispose()
 
 
-def test_a_password_is_never_shown(tmp_path: Path) -> None:
-    """The sentence about a server that is down hides the password in its URL."""
+@pytest.mark.parametrize("url", ["me:secret@127.0.0.1:1/jobs", "me@127.0.0.1:1/jobs?password=secret"])
+def test_a_password_is_never_shown(tmp_path: Path, url: str) -> None:
+    """The sentence about a server that is down hides the password in its URL, wherever it stands there."""
     pytest.importorskip("psycopg", reason="psycopg is an extra")
-    settings = Settings(home=tmp_path, database_url="postgresql://me:secret@127.0.0.1:1/jobs")
+    settings = Settings(home=tmp_path, database_url=f"postgresql://{url}")
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:1") as caught:
         open_database(settings)
     assert "secret" not in str(caught.value)

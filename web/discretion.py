@@ -1,0 +1,80 @@
+"""What errors say, for whoever asks over HTTP: without tracebacks, passwords and where files are here.
+
+The command line shows it all: who uses that has the files. Of a path the last part stays, or what lies below
+the home.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from storage.browsing import JobPage
+from storage.records import Job, Status, Worker
+
+_FILE_URL = re.compile(r"\b(file|sqlite)://[^\s'\"]*?([^\s'\"/?#]*)(?:[?#][^\s'\"]*)?(?=['\"\s]|$)")
+_URL = re.compile(r"\b([A-Za-z][\w+.-]*)://(?:[^\s/?#'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
+_SECRET = re.compile(r"(?i)\b(\w*(?:password|passwd|secret|token))\s*=\s*[^\s,;]+")
+_PATH = re.compile(r"(?<![\w/:.…-])~?/(?:[^\s/'\"`:;,()<>]+/)+([^\s/'\"`:;,()<>]*)")
+
+
+def discreet(text: str, folders: Iterable[Path] = ()) -> str:
+    """Return a sentence without what concerns this machine alone.
+
+    Args:
+        text: the sentence.
+        folders: that it may name, whatever characters they have.
+    """
+    for folder in folders:
+        text = text.replace(f"{folder}/", "…/")
+    text = _FILE_URL.sub(r"\1://…/\2", text)
+    text = _URL.sub(r"\1://\2", text)
+    text = _SECRET.sub(r"\1=…", text)
+    return _PATH.sub(r"…/\1", text)
+
+
+class Discretion:
+    """Keeps what a record tells of this machine to itself.
+
+    Args:
+        folders: whose names are not told.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._folders = tuple(folders)
+
+    def text(self, text: str) -> str:
+        """Return a sentence as others may read it."""
+        return discreet(text, self._folders)
+
+    def note(self, text: str | None) -> str | None:
+        """Return a sentence, if there is one."""
+        return None if text is None else self.text(text)
+
+    def job(self, job: Job) -> Job:
+        """Return a job with its error in words, and no more."""
+        if not (job.error_message or job.traceback or job.warnings):
+            return job
+        return replace(
+            job,
+            error_message=self.note(job.error_message),
+            traceback=None,
+            warnings=[self.text(one) for one in job.warnings],
+        )
+
+    def page(self, page: JobPage) -> JobPage:
+        """Return a page of such jobs."""
+        return replace(page, jobs=[self.job(one) for one in page.jobs])
+
+    def status(self, status: Status) -> Status:
+        """Return how far a submission is."""
+        if not (status.waiting_because or status.submission.note):
+            return status
+        submission = replace(status.submission, note=self.note(status.submission.note))
+        return replace(status, submission=submission, waiting_because=self.note(status.waiting_because))
+
+    def worker(self, worker: Worker) -> Worker:
+        """Return a worker."""
+        return replace(worker, note=self.note(worker.note)) if worker.note else worker
