@@ -138,6 +138,7 @@ ASKED: dict[str, Callable[[Crowd], object]] = {
         crowd.waiting, cursor=0, statuses=(JobStatus.FAILED,)
     ),
     "a filtered page": lambda crowd: crowd.store.page(crowd.done, cursor=0, meant=JobFilter(match="otter")),
+    "the whole farm": lambda crowd: crowd.store.survey(),
     "may it be pruned": lambda crowd: crowd.store.check_prunable(crowd.done),
 }
 
