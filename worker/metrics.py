@@ -18,6 +18,9 @@ STAGES = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
 CALLS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 # What becomes of a job's error; the classes of others' libraries are all one.
 ERRORS = ("RenderError", "OutOfMemoryError", "DeadlineError", "BadInputError")
+OTHER = "other"
+OUTCOMES = ("waiting", "failed", "lost")  # of `storage.records.Failure`
+PATIENCE = ("claim", "look up", "reuse", "save", "finish", "fail", "release")  # what is done again and again
 
 STEP_SECONDS = Histogram(
     "promptmill_step_seconds",
@@ -61,6 +64,8 @@ SUSPECTS = Counter("promptmill_suspects", "Suspects that were rendered alone.", 
 BACKOFFS = Counter(
     "promptmill_backoffs", "Tries that failed by a fault of database or store.", ["what"], registry=PROCESS
 )
+for _what in PATIENCE:
+    BACKOFFS.labels(_what)
 EMBEDDINGS = Counter(
     "promptmill_embeddings",
     "Texts that were looked up in the cache: hit or miss.",
@@ -92,7 +97,13 @@ class StepMeter:
     def __init__(self, model: str) -> None:
         self._seconds = STEP_SECONDS.labels(model)
         self._run, self._offered = LANES_RUN.labels(model), LANES_OFFERED.labels(model)
-        PICTURES.labels(model, "rendered")  # a share of failures needs what they are a share of
+        # Prometheus sees a counter grow only from its second look on: what is rare has to be there at 0.
+        PICTURES.labels(model, "rendered")
+        LOST.labels(model)
+        SUSPECTS.labels(model)
+        for error in (*ERRORS, OTHER):
+            for outcome in OUTCOMES:
+                FAILURES.labels(model, error, outcome)
 
     def note(self, *, lanes: int, room: int, seconds: float) -> None:
         """Count one forward pass: the lanes of jobs in it, those that it had room for, what it took."""
@@ -110,4 +121,4 @@ def note_stages(model: str, seconds: dict[str, float]) -> None:
 def note_failure(model: str, error: Exception, outcome: str) -> None:
     """Count an error that was charged to a job."""
     kind = type(error).__name__
-    FAILURES.labels(model, kind if kind in ERRORS else "other", outcome).inc()
+    FAILURES.labels(model, kind if kind in ERRORS else OTHER, outcome).inc()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 from unittest.mock import create_autospec
 
@@ -20,6 +22,7 @@ from storage.errors import BadInputError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
 from storage.queue import JobQueue
+from storage.records import Failure
 from storage.worker_options import WorkerOptions
 from tests.clock import FakeClock
 from tests.records import worker_record
@@ -27,7 +30,7 @@ from worker import exposition, heartbeat
 from worker.engine.errors import RenderError
 from worker.exposition import Counted, Exposition, Families, snapshot
 from worker.heartbeat import Heartbeat
-from worker.metrics import PROCESS, SUPERVISOR, StepMeter, note_failure
+from worker.metrics import OUTCOMES, PATIENCE, PROCESS, SUPERVISOR, StepMeter, note_failure
 from worker.nursery import Nursery
 from worker.orders import METRICS, STOP, ChildOrder, read_event
 from worker.ticking import Ticker, dispatch
@@ -51,7 +54,8 @@ for line in sys.stdin:
     if line.strip() == 'stop':
         sys.exit(0)
 """
-PATIENCE = 20.0
+WAIT = 20.0
+ROOT = Path(__file__).parents[3] / "worker"
 DISPATCHING = ("promptmill_dispatched_total", "promptmill_republished_total")
 
 
@@ -83,7 +87,7 @@ def nursery(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
 
 def until(condition: Any) -> None:
     """Wait until something is so."""
-    for _ in range(int(PATIENCE * 50)):
+    for _ in range(int(WAIT * 50)):
         if condition():
             return
         time.sleep(0.02)
@@ -188,7 +192,7 @@ def test_an_answer_wakes_who_waits() -> None:
     counted.ask(lambda: None)
     answer: Families = [["a", "b", "gauge", []]]
     threading.Timer(0.05, counted.hear, [answer]).start()
-    assert counted.wait(time.monotonic() + PATIENCE) == answer
+    assert counted.wait(time.monotonic() + WAIT) == answer
     counted.ask(lambda: None)
     assert counted.wait(time.monotonic()) == answer
     counted.forget()
@@ -238,3 +242,19 @@ def test_messages_that_are_sent_again_are_counted(clock: FakeClock) -> None:
     after = {name: value(name, SUPERVISOR, model="demo") for name in DISPATCHING}
     assert {name: after[name] - before[name] for name in DISPATCHING} == dict.fromkeys(DISPATCHING, 2.0)
     assert value("promptmill_dispatch_window", SUPERVISOR, model="demo") == 3
+
+
+def test_what_is_rare_is_there_before_it_happens() -> None:
+    """Prometheus does not see a counter grow that begins at 1."""
+    StepMeter("new")
+    assert set(OUTCOMES) == {outcome.value for outcome in Failure}
+    there = {
+        (sample.name, *sample.labels.values()) for family in PROCESS.collect() for sample in family.samples
+    }
+    assert {("promptmill_failures_total", "new", "other", outcome) for outcome in OUTCOMES} <= there
+    assert {("promptmill_suspects_total", "new"), ("promptmill_backoffs_total", "save")} <= there
+    said = re.findall(
+        r"what=\"([\w ]+)\"",
+        "".join((ROOT / name).read_text() for name in ("tasks.py", "process.py", "reuse.py")),
+    )
+    assert set(said) == set(PATIENCE)
