@@ -117,6 +117,11 @@ observing_flags = stacked(
         type=click.Choice(LOG_FORMATS),
         help="Of the log on standard error. Default: PROMPTMILL_LOG_FORMAT, else console.",
     ),
+    click.option(
+        "--hooks/--no-hooks",
+        default=True,
+        help="Tell the URLs of `submit --on-done` from this host. Default: yes.",
+    ),
 )
 
 

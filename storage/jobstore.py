@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from storage.browsing import Browsing
 from storage.filters import JobFilter
+from storage.hooks import Telling
 from storage.keeping import Keeping
 from storage.parameters import JobParameters
 from storage.records import (
@@ -36,7 +37,7 @@ ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writ
 MAX_FAILURES = 3
 
 
-class JobStore(Keeping, Browsing, Surveying, TakingTurns, Protocol):
+class JobStore(Keeping, Browsing, Surveying, TakingTurns, Telling, Protocol):
     """Submissions, jobs, images and workers.
 
     All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and

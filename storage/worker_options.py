@@ -44,6 +44,7 @@ class WorkerOptions:
         max_loaded: how many are on the device at once; None for as many as its memory allows.
         metrics_host, metrics_port: where Prometheus may ask the supervisor; nowhere without a port.
         log_format: `console` or `json`; None for what PROMPTMILL_LOG_FORMAT says.
+        hooks: whether its supervisor tells URLs of submissions that are done.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
             on standard output.
     """
@@ -64,6 +65,7 @@ class WorkerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     log_format: str | None = None
+    hooks: bool = True
     parent_pipe: bool = False
 
     @property

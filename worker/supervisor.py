@@ -24,6 +24,7 @@ from storage.worker_options import WorkerOptions
 from worker.exposition import Exposition
 from worker.nursery import Nursery
 from worker.orders import DRAIN, STOP, report
+from worker.telling import Teller
 from worker.ticking import Ticker
 
 log = structlog.get_logger()
@@ -74,7 +75,10 @@ class Supervisor:
         nursery.start()
         models = ", ".join(self._options.models)
         log.info("supervisor started", action="start", model=models, name=name, pid=os.getpid())
+        teller = Teller(jobs, lease=self._settings.lease) if self._options.hooks else None
         ticker.start()
+        if teller is not None:
+            teller.start()
         deadline: float | None = None
         while not nursery.over:
             self._heed_signals()
@@ -86,6 +90,8 @@ class Supervisor:
             nursery.look()
             time.sleep(LOOK)
         ticker.stop()
+        if teller is not None:
+            teller.stop()
         for queue in queues:
             queue.close()
         return self._farewell(nursery)

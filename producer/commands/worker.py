@@ -96,6 +96,7 @@ def start(
     metrics_host: str,
     metrics_port: int | None,
     log_format: str | None,
+    hooks: bool,
     **flags: Any,
 ) -> None:
     """Start a worker in the foreground, with one process for each device.
@@ -119,7 +120,13 @@ def start(
         model_patience=model_patience,
         max_loaded=max_loaded,
     )
-    options = replace(options, metrics_host=metrics_host, metrics_port=metrics_port, log_format=log_format)
+    options = replace(
+        options,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
+        log_format=log_format,
+        hooks=hooks,
+    )
     check_worker_extra()
     session.close()
     sys.stdout.flush()

@@ -17,6 +17,7 @@ from storage.sqljobstore.selecting import Selecting
 from storage.sqljobstore.steering import Steering
 from storage.sqljobstore.submitting import Submitting
 from storage.sqljobstore.surveying import Surveying
+from storage.sqljobstore.telling import Telling
 from storage.sqljobstore.tuning import Tuning
 
 __all__ = ["SqlJobStore"]
@@ -33,6 +34,7 @@ class SqlJobStore(
     Claiming,
     Liveness,
     Tuning,
+    Telling,
     Keeping,
     Compacting,
 ):

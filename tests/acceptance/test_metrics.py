@@ -119,7 +119,7 @@ def test_every_metric_of_panels_and_alerts_is_there_and_moves(farm: Farm) -> Non
 
     wanted = all_names()
     assert wanted - scraper.there == set()
-    assert wanted - scraper.moved == set(ELSEWHERE)
+    assert wanted - scraper.moved <= set(ELSEWHERE)  # a slow machine moves more
     missing = [name for file, name in ELSEWHERE.values() if f"def {name}(" not in (ROOT / file).read_text()]
     assert missing == []
     check_log(farm.output(worker), {rendered: 3, failing: 1})
