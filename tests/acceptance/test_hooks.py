@@ -36,7 +36,7 @@ def told() -> Iterator[tuple[str, list[Any]]]:
 
 
 def test_a_url_is_told_by_a_supervisor_that_may(farm: Farm, told: tuple[str, list[Any]]) -> None:
-    """Not by one with --no-hooks; another one does later, again after a 503, with the status as it is shown."""
+    """Not by one with --no-hooks; another one does later, again after a 503, as `status` shows it."""
     url, heard = told
     silent = farm.start_worker("--no-hooks")
     submission = farm.submit(2, "--steps", "4", "--on-done", url)
