@@ -82,7 +82,8 @@ def broken(farm: Farm) -> str:
 
 def test_every_metric_of_panels_and_alerts_is_there_and_moves(farm: Farm) -> None:
     """Pictures, a copy, a failure, a full store, a kill: each shows, in the worker and in the whole farm."""
-    worker = farm.start_worker("--metrics-port", "0", "--log-format", "json")
+    # Of 4 lanes: it holds six of the jobs of `kill_one`, and the others wait.
+    worker = farm.start_worker("--lanes", "4", "--metrics-port", "0", "--log-format", "json")
     watcher = farm.start("metrics", "--port", "0")
     scraper = Scraper(url_in(farm, worker), url_in(farm, watcher))
     scraper.look()
