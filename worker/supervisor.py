@@ -15,13 +15,16 @@ import structlog
 from storage.devices import list_devices
 from storage.embedded_redis import EmbeddedRedis
 from storage.jobstore import JobStore
+from storage.metrics_server import metrics_url, serve_metrics
 from storage.models import parse_model
 from storage.queue import JobQueue, broker_url
 from storage.settings import Settings, load_settings
 from storage.stores import open_job_store
 from storage.worker_options import WorkerOptions
+from worker.exposition import Exposition
 from worker.nursery import Nursery
 from worker.orders import DRAIN, STOP, report
+from worker.telling import Teller
 from worker.ticking import Ticker
 
 log = structlog.get_logger()
@@ -67,10 +70,15 @@ class Supervisor:
         ticker = Ticker(
             jobs, queues, redis, lease=self._settings.lease, dispatches=lambda: not self._drain.is_set()
         )
+        if self._options.metrics_port is not None:
+            self._serve_metrics(Exposition(name, nursery.metrics))
         nursery.start()
         models = ", ".join(self._options.models)
         log.info("supervisor started", action="start", model=models, name=name, pid=os.getpid())
+        teller = Teller(jobs, lease=self._settings.lease) if self._options.hooks else None
         ticker.start()
+        if teller is not None:
+            teller.start()
         deadline: float | None = None
         while not nursery.over:
             self._heed_signals()
@@ -82,9 +90,16 @@ class Supervisor:
             nursery.look()
             time.sleep(LOOK)
         ticker.stop()
+        if teller is not None:
+            teller.stop()
         for queue in queues:
             queue.close()
         return self._farewell(nursery)
+
+    def _serve_metrics(self, exposition: Exposition) -> None:
+        host, port = self._options.metrics_host, self._options.metrics_port or 0
+        server = serve_metrics(exposition, host=host, port=port)
+        log.info("metrics are served", action="metrics", url=metrics_url(server))
 
     def _farewell(self, nursery: Nursery) -> int:
         if nursery.failure is None:
