@@ -80,6 +80,7 @@ class HandStarted:
             self._redis,
             lease=self._settings.lease,
             dispatches=lambda: not process.stopping.is_set(),
+            too_old=lambda error: process.give_up(str(error)),
         )
         self._ticker.start()
         threading.Thread(target=self._stop_when_told, args=(process,), name="stopper", daemon=True).start()

@@ -12,8 +12,10 @@ from types import FrameType
 
 import structlog
 
+from storage.beats import SupervisorBeat
 from storage.devices import list_devices
 from storage.embedded_redis import EmbeddedRedis
+from storage.errors import SchemaError
 from storage.jobstore import JobStore
 from storage.models import parse_model
 from storage.queue import JobQueue, broker_url
@@ -43,6 +45,7 @@ class Supervisor:
         self._drain = threading.Event()
         self._stop = threading.Event()
         self._signals = 0
+        self._too_old: SchemaError | None = None
 
     def run(self) -> int:
         """Work until told to stop or until nothing can be done; return the exit code."""
@@ -65,12 +68,18 @@ class Supervisor:
         )
         queues = [JobQueue(broker_url(self._settings), model) for model in self._models]
         ticker = Ticker(
-            jobs, queues, redis, lease=self._settings.lease, dispatches=lambda: not self._drain.is_set()
+            jobs,
+            queues,
+            redis,
+            lease=self._settings.lease,
+            dispatches=lambda: not self._drain.is_set(),
+            too_old=self._retire,
         )
         nursery.start()
         models = ", ".join(self._options.models)
         log.info("supervisor started", action="start", model=models, name=name, pid=os.getpid())
         ticker.start()
+        beat = SupervisorBeat(self._settings)
         deadline: float | None = None
         while not nursery.over:
             self._heed_signals()
@@ -80,13 +89,24 @@ class Supervisor:
             if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
                 nursery.tell(STOP)
             nursery.look()
+            beat.beat(devices=nursery.devices, ready=nursery.ready, draining=self._drain.is_set())
             time.sleep(LOOK)
+        beat.close()
         ticker.stop()
         for queue in queues:
             queue.close()
         return self._farewell(nursery)
 
+    def _retire(self, error: SchemaError) -> None:
+        """Finish what runs, since the database was upgraded past this version."""
+        if self._too_old is None:
+            log.error("too old for the database", action="retire", reason=str(error))
+            self._too_old = error
+            self._drain.set()
+
     def _farewell(self, nursery: Nursery) -> int:
+        if nursery.failure is None and self._too_old is not None:
+            nursery.failure = (str(self._too_old), self._too_old.exit_code)
         if nursery.failure is None:
             log.info("supervisor stopped", action="stop", model="+".join(self._models))
             return 0
