@@ -382,6 +382,14 @@ def test_a_supervisor_that_is_silent_hangs(invoke: Invoke, settings: Settings) -
     assert f"process id {os.getpid()} has been silent" in silent.stderr
 
 
+def test_a_home_that_cannot_be_written_ends_no_supervisor(tmp_path: Path) -> None:
+    """Probes find nothing then, and that is all."""
+    (tmp_path / "file").write_text("")
+    beat = SupervisorBeat(Settings(home=tmp_path / "file"))
+    beat.beat(devices=1, ready=1, draining=False)
+    beat.close()
+
+
 def test_a_probe_loads_nothing_that_is_slow(settings: Settings) -> None:
     """It is asked every few seconds, of every pod."""
     beat = SupervisorBeat(settings)
