@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +99,7 @@ def open_database(settings: Settings, *, check: bool = True, connections: int = 
 
     Raises:
         UnreachableError: it is down, or its folder cannot be used.
-        SchemaError: its schema is not ours; `promptmill db upgrade` mends that.
+        SchemaError: its schema is older (`promptmill db upgrade` mends that), or asks for a newer promptmill.
     """
     database = _connect(settings, connections)
     try:
@@ -115,8 +115,17 @@ def _check_schema(database: Database, settings: Settings) -> None:
     current = current_revision(database)
     if current is None and database.is_sqlite:
         upgrade(settings)
-    elif current != HEAD:
+    elif current != HEAD and not (current is not None and current > HEAD and _is_allowed(database)):
         raise SchemaError(_schema_sentence(database, current))
+
+
+def _is_allowed(database: Database) -> bool:
+    """Whether a newer schema lets us go on; one whose tables older code would harm raises `oldest_worker`."""
+    from storage.version import is_older_than  # noqa: PLC0415  (slow to import, and rarely asked)
+
+    with database.read() as connection:
+        oldest = connection.execute(text("SELECT value FROM meta WHERE key = 'oldest_worker'")).scalar()
+    return oldest is not None and not is_older_than(str(oldest))
 
 
 def _schema_sentence(database: Database, current: str | None) -> str:
@@ -248,7 +257,7 @@ def upgrade(settings: Settings) -> str:
 
     database = open_database(settings, check=False)
     where = safe_database_url(database.db_engine.url)
-    lock = database.writer.held() if database.writer else _unlocked()
+    lock = database.writer.held() if database.writer else nullcontext()
     try:
         with translated(database.db_engine), lock:
             before = current_revision(database)
@@ -281,11 +290,6 @@ def migrations_path() -> Path:
     import migrations  # noqa: PLC0415  (only upgrades need it)
 
     return Path(str(migrations.__file__)).parent
-
-
-@contextmanager
-def _unlocked() -> Iterator[None]:
-    yield
 
 
 def _back_up(database: Database) -> Path:

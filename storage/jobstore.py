@@ -15,6 +15,7 @@ from storage.browsing import Browsing
 from storage.filters import JobFilter
 from storage.hooks import Telling
 from storage.keeping import Keeping
+from storage.measured import Measurements
 from storage.parameters import JobParameters
 from storage.records import (
     Claim,
@@ -37,7 +38,7 @@ ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writ
 MAX_FAILURES = 3
 
 
-class JobStore(Keeping, Browsing, Surveying, TakingTurns, Telling, Protocol):
+class JobStore(Keeping, Browsing, Measurements, Surveying, TakingTurns, Telling, Protocol):
     """Submissions, jobs, images and workers.
 
     All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and
@@ -202,18 +203,6 @@ class JobStore(Keeping, Browsing, Surveying, TakingTurns, Telling, Protocol):
 
     def oldest_worker_version(self) -> str:
         """Return the oldest promptmill version whose workers this schema allows."""
-        ...
-
-    def tuning(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the tuning that is kept for workers of exactly these facts, None without one."""
-        ...
-
-    def keep_tuning(self, facts: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep what was measured unless another worker was first; return the tuning that is kept."""
-        ...
-
-    def forget_tunings(self) -> int:
-        """Forget them all: the next worker of each kind measures anew; say how many there were."""
         ...
 
     def heartbeat(self, incarnation: str, progress: Mapping[int, float], *, lanes_used: int = 0) -> Heard:

@@ -13,3 +13,13 @@ def promptmill_version() -> str:
         return version("promptmill")
     except PackageNotFoundError:
         return "0+unknown"
+
+
+def is_older_than(oldest: str) -> bool:
+    """Tell whether this promptmill is older than the oldest one that a database allows."""
+    return _numbers(promptmill_version()) < _numbers(oldest)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    release = version.split("+", maxsplit=1)[0].split(".")
+    return tuple(int(part) for part in release if part.isdecimal())

@@ -82,6 +82,7 @@ class HandStarted:
             self._redis,
             lease=self._settings.lease,
             dispatches=lambda: not process.stopping.is_set(),
+            too_old=lambda error: process.give_up(str(error)),
         )
         self._ticker.start()
         self._teller = Teller(process.jobs, lease=self._settings.lease)

@@ -12,8 +12,10 @@ from types import FrameType
 
 import structlog
 
+from storage.beats import SupervisorBeat
 from storage.devices import list_devices
 from storage.embedded_redis import EmbeddedRedis
+from storage.errors import SchemaError
 from storage.jobstore import JobStore
 from storage.metrics_server import metrics_url, serve_metrics
 from storage.models import parse_model
@@ -46,6 +48,7 @@ class Supervisor:
         self._drain = threading.Event()
         self._stop = threading.Event()
         self._signals = 0
+        self._too_old: SchemaError | None = None
 
     def run(self) -> int:
         """Work until told to stop or until nothing can be done; return the exit code."""
@@ -68,7 +71,12 @@ class Supervisor:
         )
         queues = [JobQueue(broker_url(self._settings), model) for model in self._models]
         ticker = Ticker(
-            jobs, queues, redis, lease=self._settings.lease, dispatches=lambda: not self._drain.is_set()
+            jobs,
+            queues,
+            redis,
+            lease=self._settings.lease,
+            dispatches=lambda: not self._drain.is_set(),
+            too_old=self._retire,
         )
         if self._options.metrics_port is not None:
             self._serve_metrics(Exposition(name, nursery.metrics))
@@ -79,6 +87,7 @@ class Supervisor:
         ticker.start()
         if teller is not None:
             teller.start()
+        beat = SupervisorBeat(self._settings)
         deadline: float | None = None
         while not nursery.over:
             self._heed_signals()
@@ -88,7 +97,9 @@ class Supervisor:
             if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
                 nursery.tell(STOP)
             nursery.look()
+            beat.beat(devices=nursery.devices, ready=nursery.ready, draining=self._drain.is_set())
             time.sleep(LOOK)
+        beat.close()
         ticker.stop()
         if teller is not None:
             teller.stop()
@@ -101,7 +112,16 @@ class Supervisor:
         server = serve_metrics(exposition, host=host, port=port)
         log.info("metrics are served", action="metrics", url=metrics_url(server))
 
+    def _retire(self, error: SchemaError) -> None:
+        """Finish what runs, since the database was upgraded past this version."""
+        if self._too_old is None:
+            log.error("too old for the database", action="retire", reason=str(error))
+            self._too_old = error
+            self._drain.set()
+
     def _farewell(self, nursery: Nursery) -> int:
+        if nursery.failure is None and self._too_old is not None:
+            nursery.failure = (str(self._too_old), self._too_old.exit_code)
         if nursery.failure is None:
             log.info("supervisor stopped", action="stop", model="+".join(self._models))
             return 0

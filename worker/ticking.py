@@ -10,11 +10,12 @@ import structlog
 
 from storage.dispatch import TICK, Dispatcher
 from storage.embedded_redis import EmbeddedRedis
-from storage.errors import BadInputError, UnreachableError
+from storage.errors import BadInputError, SchemaError, UnreachableError
 from storage.jobstore import JobStore
 from storage.queue import JobQueue
 from storage.reaper import Reaper
 from worker.metrics import DISPATCHED, REPUBLISHED, TAKEOVERS, TICK_FAILURES, TICK_SECONDS, WINDOW
+from worker.version import check_version
 
 log = structlog.get_logger()
 
@@ -33,6 +34,7 @@ class Ticker:
         redis: the embedded one, or None.
         lease: seconds without a beat until an incarnation is expired.
         dispatches: whether jobs are still wanted here.
+        too_old: told when the database was upgraded and asks for newer workers.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class Ticker:
         *,
         lease: float,
         dispatches: Callable[[], bool],
+        too_old: Callable[[SchemaError], None],
     ) -> None:
-        self._jobs, self._redis, self._dispatches = jobs, redis, dispatches
+        self._jobs, self._redis, self._dispatches, self._too_old = jobs, redis, dispatches, too_old
         self._dispatchers = [Dispatcher(jobs, queue, queue.model) for queue in queues]
         self._reaper = Reaper(jobs, lease=lease)
         self._stopped = threading.Event()
@@ -97,12 +100,21 @@ class Ticker:
         looks = self._ticks % SWEEP_EVERY == 0
         if looks or self._swept:
             self._swept = self._jobs.sweep_cancelled(seconds=SWEEP_FOR)
+        if looks:
+            self._check_version()
         if looks and (orphans := self._jobs.release_orphans()):
             log.warning("released jobs that nobody held", action="orphans", jobs=orphans)
         if time.monotonic() >= self._forget_at:
             if gone := self._jobs.forget_workers():
                 log.info("forgot ended workers", action="forget", workers=len(gone))
             self._forget_at = time.monotonic() + FORGET_EVERY
+
+    def _check_version(self) -> None:
+        """See whether an upgrade of the database, while this process runs, has left its version behind."""
+        try:
+            check_version(self._jobs)
+        except SchemaError as error:
+            self._too_old(error)
 
 
 def dispatch(dispatcher: Dispatcher) -> bool:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from storage.errors import SchemaError
 from storage.jobstore import JobStore
-from storage.version import promptmill_version
+from storage.version import is_older_than, promptmill_version
 
 
 def check_version(jobs: JobStore) -> None:
     """Refuse to work on a schema that wants a newer worker, with SchemaError."""
-    ours, oldest = promptmill_version(), jobs.oldest_worker_version()
-    if _numbers(ours) < _numbers(oldest):
+    oldest = jobs.oldest_worker_version()
+    if is_older_than(oldest):
         raise SchemaError(
-            f"This worker is promptmill {ours}; the database asks for {oldest} or newer: upgrade it."
+            f"This worker is promptmill {promptmill_version()}; the database asks for {oldest} or newer: "
+            f"upgrade it."
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    release = version.split("+", maxsplit=1)[0].split(".")
-    return tuple(int(part) for part in release if part.isdecimal())

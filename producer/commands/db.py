@@ -29,7 +29,8 @@ Examples:
 def upgrade(session: Session) -> None:
     """Bring the database to this version's schema.
 
-    A SQLite file is copied first. Stop workers of older versions before; they refuse the new schema.
+    A SQLite file is copied first. Workers of older versions go on, unless the new schema asks for newer ones:
+    those finish what they render, and end.
     """
     from storage.database import upgrade as upgrade_schema  # noqa: PLC0415  (SQLAlchemy takes 0.3 s to import)
 

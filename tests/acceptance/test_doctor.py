@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.farm import Farm
+from tests.acceptance.farm import Farm, wait_until
 from tests.servers import S3, Postgres, RedisServer, running_redis
 
 
@@ -161,3 +162,33 @@ def test_a_disk_without_space_is_named(farm: Farm, tmp_path: Path) -> None:
     assert state == "broken"
     assert "no space left" in detail
     assert "free some" in detail
+
+
+def test_a_self_test_has_the_same_bytes_again_and_probes_follow_the_worker(farm: Farm) -> None:
+    """By a worker that is started for it, by one that runs; a hash that was tampered with is found."""
+    kept = farm.run("doctor", "--render")
+    assert kept.returncode == 0, kept.stderr
+    assert "kept, and later self-tests are held against it" in kept.stderr
+    assert farm.run("doctor", "--probe", "liveness").returncode == 1
+    worker = farm.start_worker()
+    assert farm.run("doctor", "--probe", "liveness").returncode == 0
+    # A row says ready a moment before Celery takes messages, which is what a probe means.
+    wait_until(lambda: not farm.run("doctor", "--probe", "readiness").returncode, what="it takes jobs")
+    again = farm.run("doctor", "--render", "--json")
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)["self_test"]
+    assert told["same"] is True
+    assert "exact, float32" in told["detail"]
+    with farm.store().database.write() as connection:  # type: ignore[attr-defined]  # of the SQL store
+        connection.exec_driver_sql(
+            "UPDATE tunings SET tuning = jsonb_set(tuning::jsonb, '{file_sha256}', '\"0\"')::json "
+            "WHERE facts::jsonb ? 'self_test'"
+        )
+    wrong = farm.run("doctor", "--render")
+    assert wrong.returncode == 1
+    assert "the same pixels in other bytes" in wrong.stderr
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    dead = farm.run("doctor", "--probe", "liveness")
+    assert dead.returncode == 1
+    assert "No supervisor" in dead.stderr

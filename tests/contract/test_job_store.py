@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from storage.errors import BadInputError, StaleWorkerError
 from storage.filters import JobFilter
 from storage.jobstore import ADD_CHUNK, MAX_FAILURES, JobStore
+from storage.measured import SELF_TEST
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, estimate_cost
 from storage.records import (
@@ -1645,6 +1646,21 @@ class TestTunings:
         assert job_store.forget_tunings() == 1
         assert job_store.forget_tunings() == 0
         assert job_store.keep_tuning(self.FACTS, {"lanes": 8}) == {"lanes": 8}
+
+    def test_all_that_was_measured_can_be_read(self, job_store: JobStore) -> None:
+        """The newest first, self-tests too; these are not forgotten with the tunings."""
+        job_store.keep_tuning(self.FACTS, {"lanes": 4})
+        job_store.keep_tuning({SELF_TEST: {}, **self.FACTS}, {"file_sha256": "0"})
+        found = job_store.measured()
+        assert [one.found for one in found] == [{"file_sha256": "0"}, {"lanes": 4}]
+        assert found[1].facts == self.FACTS
+        assert found[0].created_at >= found[1].created_at
+        assert job_store.forget_tunings() == 1
+        assert [one.found for one in job_store.measured()] == [{"file_sha256": "0"}]
+
+    def test_the_database_says_what_time_it_is(self, job_store: JobStore) -> None:
+        """On the same machine the same; aware of its zone."""
+        assert abs(job_store.clock() - datetime.now(UTC)) < timedelta(minutes=5)
 
     def test_several_at_once_agree(self, job_store: JobStore) -> None:
         """Eight workers that start together end up with one tuning."""

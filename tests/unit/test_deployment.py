@@ -46,19 +46,21 @@ def test_the_dockerfile_passes_a_linter() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_no_password_has_a_default() -> None:
+def test_no_password_has_a_default(services: dict[str, Any]) -> None:
     """Whoever sets none gets a sentence instead of a farm that everybody can use."""
     text = COMPOSE.read_text()
     named = re.findall(r"\$\{(\w*PASSWORD)[^}]*\}", text)
     assert set(named) == {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
     assert not re.search(r"\$\{\w*PASSWORD:?-", text)
-    assert "ports" not in text, "a published port would open a server to the network"
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published), "that opens a server to the network"
 
 
 def test_every_setting_is_one_that_there_is(services: dict[str, Any]) -> None:
     """A name that is misspelt would be refused when the container starts, which nobody here can see."""
     known = {f"PROMPTMILL_{name.upper()}" for name in SETTINGS}
-    for service in ("migrate", "worker", "worker-cpu", "producer"):
+    for service in ("migrate", "worker", "worker-cpu", "producer", "metrics"):
         assert set(services[service]["environment"]) <= known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -91,6 +93,26 @@ def invoke() -> Invoke:
         return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin)
 
     return call
+
+
+TORCH = {
+    "torch": "2.13.0", "build": "CPU only", "auto": "float32 on cpu",
+    "devices": [
+        {
+            "type": "cpu", "name": "A CPU", "kind": "AVX2", "memory": None, "fast": [],
+            "dtypes": {"float32": {"works": True}, "float16": {"works": True}},
+        }
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def torch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What torch says of itself to `doctor`, whose trials of disks are short here."""
+    told = copy.deepcopy(TORCH)
+    monkeypatch.setattr("producer.checks.machine.ask_torch", lambda: told)
+    monkeypatch.setattr("producer.checks.speed.ENOUGH", 0.01)
+    return told
 
 
 class StandInWorker:

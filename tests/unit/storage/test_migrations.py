@@ -169,12 +169,22 @@ def test_a_migration_that_fails_changes_nothing(
     assert schema_state(settings)[0] == HEAD
 
 
-def test_a_newer_schema_is_refused(settings: Settings) -> None:
-    """A database that a newer promptmill has upgraded is neither opened nor changed."""
+def test_a_newer_schema_that_asks_for_newer_workers_is_refused(settings: Settings) -> None:
+    """A database that a newer promptmill has upgraded past this one is neither opened nor changed."""
     stamp(settings, "9999")
+    with closing(sqlite3.connect(settings.database_path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = '99.0' WHERE key = 'oldest_worker'")
     for act in (open_database, upgrade):
         with pytest.raises(SchemaError, match="upgrade promptmill here"):
             act(settings)
+
+
+def test_a_newer_schema_that_allows_this_version_is_opened(settings: Settings) -> None:
+    """So that workers can be replaced one after another, and old ones start again meanwhile; no upgrade."""
+    stamp(settings, "9999")
+    open_database(settings).db_engine.dispose()
+    with pytest.raises(SchemaError, match="upgrade promptmill here"):
+        upgrade(settings)
 
 
 def test_an_unknown_older_schema_is_one_sentence(settings: Settings) -> None:
