@@ -26,6 +26,14 @@ class Most:
     characters: int | None = None
     instead: str = "split it"
 
+    def check_characters(self, characters: int) -> None:
+        """Raise BadInputError where these are too many."""
+        if self.characters is not None and characters > self.characters:
+            raise BadInputError(
+                f"These prompts, with all that is kept of each, have more than {self.characters:,} "
+                f"characters; {self.instead}."
+            )
+
 
 class Tally:
     """Counts the jobs that lines make."""

@@ -16,7 +16,8 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -66,8 +67,7 @@ class PromptList:
         self.draws = False
         self.combinations: set[str] | None = set()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
-        self._most = most or Most()
-        self._characters = 0
+        self._most, self._characters = most or Most(), 0
         self._digest = hashlib.sha256()
         self._pending: list[str] = []
         self._spool: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (lives as long as the list)
@@ -79,11 +79,7 @@ class PromptList:
         """Add a line at the end; BadInputError where they get too long together."""
         text = _spooled(line)
         self._characters += len(text)
-        if self._most.characters is not None and self._characters > self._most.characters:
-            raise BadInputError(
-                f"These prompts, with all that is kept of each, have more than {self._most.characters:,} "
-                f"characters; {self._most.instead}."
-            )
+        self._most.check_characters(self._characters)
         self._pending.append(text)
         if len(self._pending) >= PENDING:
             self._flush()
@@ -192,20 +188,24 @@ def read_prompts(
     problems, tally = Problems(), Tally(most, options)
     if rewriting:
         rewriting.check(options)
-    found_ones = itertools.chain(_remarked(_all(files, texts, input_format)), _of_pictures(pictures, options))
+    read_ones = _all(files, texts, input_format)
+    found_ones = itertools.chain(_remarked(read_ones), _of_pictures(pictures, options))
     named = inputs.of_lines(found_ones) if inputs else found_ones
     lines = _rewritten(iter(named), rewriting, options) if rewriting else iter(named)
-    for found in inputs.sized_lines(lines) if inputs else lines:
-        checked = _checked(found, options, prompts)
-        if isinstance(checked, Problem):
-            problems.add(checked)
-            continue
-        tally.add(checked)
-        if skip_bad or not problems.count:
-            prompts.append(checked)
-        else:
-            prompts.model = prompts.model or checked.model
-    problems.settle(skip_bad=skip_bad, left=prompts.count)
+    with closing(read_ones):  # a reader that is stopped half-way holds its file
+        for found in inputs.sized_lines(lines) if inputs else lines:
+            checked = _checked(found, options, prompts)
+            if isinstance(checked, Problem):
+                problems.add(checked)
+                if problems.count > most.jobs:  # one line can unfold into millions: these will do
+                    break
+                continue
+            tally.add(checked)
+            if skip_bad or not problems.count:
+                prompts.append(checked)
+            else:
+                prompts.model = prompts.model or checked.model
+    problems.settle(skip_bad=skip_bad and problems.count <= most.jobs, left=prompts.count)
     if not prompts.count:
         raise BadInputError(
             f"There is no prompt in {prompts.source}, only blank lines and comments; add some."
@@ -232,7 +232,9 @@ def _rewritten(
             number += 1
 
 
-def _all(files: Sequence[Source], texts: Sequence[str], input_format: str | None) -> Iterator[Line | Problem]:
+def _all(
+    files: Sequence[Source], texts: Sequence[str], input_format: str | None
+) -> Generator[Line | Problem]:
     for at, name in enumerate(files):
         if isinstance(name, Upload):
             yield from name.lines(input_format)
@@ -294,5 +296,5 @@ def _checked(found: Line | Problem, options: JobOptions, before: PromptList) -> 
 
 def _describe(files: Sequence[Source], texts: Sequence[str]) -> str:
     names = ["stdin" if name == STDIN else Path(str(name)).name for name in files]
-    text = ", ".join([*names, *(["the command line"] if texts else [])])
-    return re.sub(r"^(.{197}).{4,}$", r"\1…", text, flags=re.DOTALL)
+    names += ["the command line"] if texts else []
+    return re.sub(r"^(.{197}).{4,}$", r"\1…", ", ".join(names), flags=re.DOTALL)

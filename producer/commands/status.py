@@ -13,6 +13,7 @@ from producer.on_done import told_words
 from producer.options import LAST, SubmissionReference
 from producer.output import listing, minute, print_fields, print_json, record
 from producer.session import Session, pass_session
+from storage.browsing import PAGE_LIMIT
 from storage.errors import BadInputError
 from storage.safe_url import safe_store_url
 from storage.status_object import status_fields
@@ -82,8 +83,10 @@ Examples:
 @pass_session
 def list_submissions(session: Session, *, limit: int) -> Iterator[dict[str, Any]]:
     """List the newest submissions, newest first."""
-    for submission in session.jobs.submissions(limit=limit):
-        yield submission_row(session.jobs.status(submission.id, lease=session.settings.lease))
+    found = [submission.id for submission in session.jobs.submissions(limit=limit)]
+    for at in range(0, len(found), PAGE_LIMIT):
+        for status in session.jobs.statuses(found[at : at + PAGE_LIMIT], lease=session.settings.lease):
+            yield submission_row(status)
 
 
 @click.command(

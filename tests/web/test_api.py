@@ -123,6 +123,19 @@ def test_a_short_request_cannot_ask_for_too_much(
     assert len(store.submissions()) == before
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_short_request_cannot_have_too_many_faults(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, *, skip_bad: bool
+) -> None:
+    """A line that cannot be used unfolds no further than one that can."""
+    monkeypatch.setattr(submitting, "MOST", replace(submitting.MOST, jobs=500))
+    bad = {"prompt": "{a|b|c|d|e|f|g|h|i|j} " * 6 + "x", "steps": 5_000}
+    asked = {"model": "demo", "prompts": [bad, "an otter"], "templates": "all", "skip_bad": skip_bad}
+    answer = client.post(SUBMISSIONS, json=asked)
+    assert answer.status_code == 422
+    assert "501 places cannot be used" in answer.json()["detail"]
+
+
 def test_submissions_come_in_pages(client: TestClient, store: JobStore, otters: str) -> None:
     """Newest first; the cursor leads to exactly the rest."""
     ids = [store.add_submission(model="demo", source="test")[0].id for _ in range(4)]
