@@ -3,7 +3,7 @@
 Each worker is a process with all that a real one has but an engine: a Celery consumer, its threads, claims,
 finishes, a heartbeat; every eighth has a supervisor's tick, as a host of eight GPUs has. Its engine has
 `--slots` places in which a job sleeps, `--job-seconds` on average. PostgreSQL (durable) and Redis are real.
-First there is nothing to do, then more than can be done; both are measured for `--seconds`. `--ghosts` adds the
+First nothing is to be done, then more than can be; both are measured for `--seconds`. `--ghosts` adds the
 rows of workers that are not there, each with jobs in the queue: what every tick of a large farm has to read.
 
 Read the figures per worker and per job: with more workers than cores, processes wait for each other.

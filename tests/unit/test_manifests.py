@@ -86,6 +86,24 @@ def test_the_kustomizations_build(folder: str) -> None:
             assert {("PersistentVolumeClaim", claim) for claim in claims if claim} <= names
 
 
+def test_the_example_changes_what_it_says() -> None:
+    """Patches name places by number: another argument or volume ahead of them would be replaced instead."""
+    objects = {(each["kind"], each["metadata"]["name"]): each for each in kustomize("overlays/example")}
+    spec = objects["Deployment", "promptmill-worker"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["args"][:4] == ["--model", "sd15", "--devices", "all"]
+    assert container["image"] == "registry.example/promptmill-worker:0.1.0"
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "promptmill-models"}
+    assert volumes["home"] == {"name": "home", "emptyDir": {}}
+    (ours,) = (each for each in manifests() if each["kind"] == "ScaledObject")
+    (query, example) = (
+        each["spec"]["triggers"][0]["metadata"]["query"]
+        for each in (ours, objects["ScaledObject", "promptmill-worker"])
+    )
+    assert example == query.replace("'demo'", "'sd15'")
+
+
 @pytest.mark.parametrize(
     "manifest", manifests(), ids=lambda each: f"{each['kind']}-{each['metadata']['name']}"
 )

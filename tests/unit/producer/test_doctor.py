@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,7 +82,11 @@ def test_packages_that_are_not_as_tested_are_named(
             raise metadata.PackageNotFoundError(name)
         return pin + ("+cpu" if name == "torch" else "")
 
-    monkeypatch.setattr(versions.metadata, "version", told)
+    # Not the module's own attribute: who imports it meanwhile would keep what is said here.
+    stand_in = SimpleNamespace(
+        version=told, requires=metadata.requires, PackageNotFoundError=metadata.PackageNotFoundError
+    )
+    monkeypatch.setattr(versions, "metadata", stand_in)
     found = examined("versions")
     assert found[0] == state
     assert said in found[1]
@@ -428,6 +435,23 @@ def test_a_probe_goes_with_nothing_else(invoke: Invoke) -> None:
     """Nor does --model with anything but --render."""
     assert invoke("doctor", "--probe", "liveness", "--json").exit_code == 2
     assert invoke("doctor", "--model", "demo").exit_code == 2
+
+
+def test_a_newer_schema_that_allows_this_version_is_a_warning(
+    examined: Any, store: JobStore, settings: Settings
+) -> None:
+    """Somebody is upgrading; one that asks for a newer promptmill is broken."""
+    del store
+    with closing(sqlite3.connect(settings.database_path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    state, detail = examined("database")
+    assert state == "warning", detail
+    assert "has schema 9999, which still allows this version" in detail
+    with closing(sqlite3.connect(settings.database_path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = '99.0' WHERE key = 'oldest_worker'")
+    state, detail = examined("database")
+    assert state == "broken"
+    assert "upgrade promptmill here" in detail
 
 
 def test_a_broken_part_ends_no_other_check(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
