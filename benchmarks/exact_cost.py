@@ -1,7 +1,7 @@
 """What the promise of equal bytes costs: exact against throughput mode, full and with a single job.
 
-Exact mode always runs R lanes. Full, that is what throughput mode does as well; alone, a job pays for idle
-lanes, which is why a worker takes the fewest that are nearly as fast. Both modes are timed in turns.
+Exact mode runs R lanes, or fewer that agree with R bit for bit. Full, throughput mode runs as many; alone, a
+job pays for idle lanes where nothing narrower agrees. Both modes are timed in turns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Promise 2 at full length: many random jobs, rendered again and again in other company, the same each time.
 
 Jobs of any sampler, step count, guidance and seed are rendered three times in one process, each time in
-another order of arrival, and once more divided between two processes; for each number of threads and each
-dtype that exact mode accepts. Not a measurement of speed: the table says whether all pictures and latents are
-equal, how full the lanes were, and whether every lane was in use.
+another order of arrival, then one after the other, and once more divided between two processes; for each
+number of threads and each dtype that exact mode accepts. Not a measurement of speed: the table says whether
+all pictures and latents are equal, how full the lanes were in company, whether every lane was in use, and
+how wide the passes were.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -38,13 +40,15 @@ class Company:
 
     Attributes:
         digests: of PNG and latents, by seed.
-        occupancy: share of the lanes that were in use, over all steps.
+        occupancy: share of the lanes that were in use, over all passes, which can be narrower than R.
         positions: how many of the lanes were in use at least once.
+        widths: of the passes.
     """
 
     digests: dict[int, str]
     occupancy: float
     positions: int
+    widths: set[int]
 
 
 class Watched:
@@ -52,7 +56,7 @@ class Watched:
 
     def __init__(self, unet: Any) -> None:
         self.unet, self.used = unet, torch.zeros(LANES)
-        self.passes = 0
+        self.widths: Counter[int] = Counter()  # passes of each
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the UNet."""
@@ -60,8 +64,8 @@ class Watched:
 
     def __call__(self, sample: torch.Tensor, *rest: Any, **named: Any) -> Any:
         """Count, then run."""
-        self.used += sample.flatten(1).any(dim=1).float()
-        self.passes += 1
+        self.used[: len(sample)] += sample.flatten(1).any(dim=1).float()
+        self.widths[len(sample)] += 1
         return self.unet(sample, *rest, **named)
 
 
@@ -82,15 +86,15 @@ def random_jobs(count: int) -> list[JobParameters]:
     ]
 
 
-def render(jobs: list[JobParameters], dtype: str, threads: int) -> Company:
-    """Render jobs in the order given, in an engine that holds as many as a worker does."""
+def render(jobs: list[JobParameters], dtype: str, threads: int, most: int = HELD) -> Company:
+    """Render jobs in the order given, in an engine that holds at most so many at once."""
     torch.set_num_threads(threads)
     engine = Engine(demo_model(dtype), lanes=LANES)
     watched = Watched(engine.model.unet)
     engine.model = replace(engine.model, unet=watched)
     waiting, held, digests = list(reversed(jobs)), {}, {}
     while waiting or held:
-        while waiting and len(held) < HELD:
+        while waiting and len(held) < most:
             job = waiting.pop()
             held[job.seed] = engine.submit(job, keep_latents=True)
         engine.step()
@@ -98,8 +102,9 @@ def render(jobs: list[JobParameters], dtype: str, threads: int) -> Company:
             digests[seed] = _digest(held.pop(seed).future.result(timeout=0))
     return Company(
         digests=digests,
-        occupancy=float(watched.used.sum()) / (watched.passes * LANES),
+        occupancy=float(watched.used.sum()) / sum(width * passes for width, passes in watched.widths.items()),
         positions=int((watched.used > 0).sum()),
+        widths=set(watched.widths),
     )
 
 
@@ -109,14 +114,14 @@ def _digest(result: RenderResult) -> str:
     return hashlib.sha256(content + latents).hexdigest()
 
 
-def _in_one_process(work: list[tuple[list[JobParameters], str, int]]) -> list[Company]:
+def _in_one_process(work: list[tuple[Any, ...]]) -> list[Company]:
     """Do all in a new process, one after the other."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return [pool.submit(render, *each).result() for each in work]
 
 
 def row(jobs: list[JobParameters], dtype: str, threads: int) -> dict[str, Any]:
-    """Compare four renderings of the same jobs."""
+    """Compare five renderings of the same jobs."""
     head = {"dtype": dtype, "threads": threads, "jobs": len(jobs)}
     draw = random.Random(threads)  # noqa: S311 - test data
     orders = [jobs, jobs[::-1], draw.sample(jobs, len(jobs))]
@@ -127,15 +132,19 @@ def row(jobs: list[JobParameters], dtype: str, threads: int) -> dict[str, Any]:
             raise
         return head | {"equal": "not eligible", "occupancy": 0.0, "positions": 0}
     shuffled = draw.sample(jobs, len(jobs))
+    (lonely,) = _in_one_process([(shuffled, dtype, threads, 1)])
     both: dict[int, str] = {}
     for half in (shuffled[::2], shuffled[1::2]):
         both |= _in_one_process([(half, dtype, threads)])[0].digests
-    all_digests = [company.digests for company in companies] + [both]
+    all_digests = [company.digests for company in companies] + [lonely.digests, both]
     equal = sum(len({digests[job.seed] for digests in all_digests}) == 1 for job in jobs)
     return head | {
         "equal": f"{equal} of {len(jobs)}",
         "occupancy": min(company.occupancy for company in companies),
         "positions": min(company.positions for company in companies),
+        "widths": ", ".join(
+            map(str, sorted(set().union(lonely.widths, *(each.widths for each in companies))))
+        ),
     }
 
 

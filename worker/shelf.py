@@ -147,12 +147,14 @@ class Shelf:
         while self._loaded and not self._has_room_for(name):
             self._unload_oldest()
         while True:
+            crowded = bool(self._loaded)  # until now: measuring may clear the device meanwhile
             try:
                 return self._open(name)
             except Exception as error:
-                if not _is_too_large(error) or not self._loaded:
+                if not _is_too_large(error) or not crowded:
                     raise
-            self._unload_oldest()  # outside of the except, where the failed one would still hold its memory
+            if self._loaded:  # outside of the except, where the failed one would still hold its memory
+                self._unload_oldest()
 
     def _open(self, name: str) -> Loaded:
         _use_threads(self._threads)  # what another model chose is not for this one

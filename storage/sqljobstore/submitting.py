@@ -218,7 +218,6 @@ def _json(value: dict[str, Any]) -> str:
 @lru_cache(maxsize=2)
 def _insert_many(count: int) -> str:
     """Return the statement that inserts so many rows of a chunk; what is the same in all is given once."""
-    same = ", ".join(f"?{number}" for number in range(1, _INDEX + 1))
-    first = range(_INDEX + 1, _INDEX + 1 + count * len(_OWN), len(_OWN))
-    own = (", ".join(f"?{number}" for number in range(at, at + len(_OWN))) for at in first)
-    return f"INSERT INTO jobs ({_NAMES}) VALUES {', '.join(f'({same}, {one})' for one in own)}"  # noqa: S608 - our own names
+    same, own = (", ".join("?" * len(names)) for names in (_SAME, _OWN))
+    rows = ", ".join([f"({own})"] * count)
+    return f"INSERT INTO jobs ({_NAMES}) SELECT {same}, * FROM (VALUES {rows})"  # noqa: S608 - our own names

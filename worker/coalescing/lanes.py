@@ -15,7 +15,8 @@ from storage.worker_options import FEWEST_LANES, check_together
 from worker.coalescing.passes import widest_call
 from worker.coalescing.proof import Sharing, try_width
 from worker.engine.faults import is_out_of_memory
-from worker.engine.tuning import CANDIDATES, ENOUGH, TRIAL_SECONDS, Tunings
+from worker.engine.trial import TRIAL_SECONDS
+from worker.engine.tuning import CANDIDATES, ENOUGH, Tunings
 from worker.models.device import dtype_name
 from worker.models.pipeline import LoadedPipeline
 

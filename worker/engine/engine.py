@@ -94,7 +94,7 @@ class Engine:
             launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`.
             tunings: where the choice is looked up and kept; None measures anew.
             tables: where samplers' tables are kept; None keeps them for this engine only.
-            turns: of the device, where other engines use it, too.
+            turns: of the device, where other engines use it, too; those of one model must share it.
             on_death: called once, from the engine's or the watchdog's thread, after all futures were failed.
             make_room: called when memory runs out, before anything is given up: whether something else has
                 left the device, so that it is worth another try.
@@ -288,7 +288,8 @@ class Engine:
     def _plan(self, group: Group) -> None:
         self._turn_on(group)
         self._in_room(self._plans.add, group)
-        while self._plans.lanes(group) < self.lanes and self._make_room():
+        # One that is alone is so because R is not exact for it, not for want of memory.
+        while self._plans.lanes(group) < self.lanes and not self._plans[group].alone and self._make_room():
             self._plans.add(group)
 
     def _turn_on(self, group: Group) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from storage.worker_options import FEWEST_LANES
 from worker.engine.admission import Group, LanePlan
+from worker.engine.faults import is_out_of_memory
 from worker.engine.trial import Beat, native_group
 from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory, plan_group
 from worker.models.load import LoadedModel
@@ -23,7 +24,11 @@ class Plans:
         self._model, self._mode, self._lanes, self._beat = model, mode, lanes, beat
         native, plan = native_group(model), LanePlan(lanes=lanes, alone=mode == "reference")
         if mode == "exact" and model.launch == "eager" and lanes > FEWEST_LANES:
-            plan = in_passing_thread(lambda: plan_group(model, native, lanes, exact=True))
+            try:
+                plan = in_passing_thread(lambda: plan_group(model, native, lanes, exact=True))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise  # else a step will find what is to be done, as it would have
         self._plans = {native: plan}
 
     def __contains__(self, group: Group) -> bool:

@@ -22,6 +22,7 @@ from worker.stages.condition import Condition
 
 Beat = Callable[[], None]
 NARROWER = (2, 4, 8, 12, 16, 24, 32, 48)  # lanes that may do for R
+TRIAL_SECONDS = 60.0  # once trials have taken this long, no larger candidate is tried
 
 
 def nothing() -> None:
@@ -56,7 +57,13 @@ def native_group(model: LoadedModel) -> Group:
 
 @torch.no_grad()
 def try_lanes(
-    model: LoadedModel, lanes: int, *, group: Group | None = None, rows: int = 0, beat: Beat = nothing
+    model: LoadedModel,
+    lanes: int,
+    *,
+    group: Group | None = None,
+    rows: int = 0,
+    like: torch.Tensor | None = None,
+    beat: Beat = nothing,
 ) -> Trial:
     """Run four forward passes of R lanes that show whether R is exact.
 
@@ -68,6 +75,7 @@ def try_lanes(
         lanes: R.
         group: its latent shape and prompt length; None for the native ones.
         rows: see `predict_noise`.
+        like: what the probe has to result in: where it does not, one pass is enough to see that.
         beat: called ahead of every forward pass.
 
     Raises:
@@ -86,6 +94,9 @@ def try_lanes(
             noise_pred = predict(model, mixed, width=lanes, rows=rows).cpu()  # waits for the device
             seconds.append(perf_counter() - began)
             results += noise_pred[offset::2]
+            if like is not None and not torch.equal(results[0], like):
+                speed = lanes / min(seconds)
+                return Trial(lanes=lanes, exact=False, lanes_per_second=speed, noise_pred=results[0])
     return Trial(
         lanes=lanes,
         exact=all(torch.equal(results[0], result) for result in results),
@@ -105,11 +116,14 @@ def agreeing(
         group: see `try_lanes`.
         beat: likewise.
     """
-    most = trial.lanes
-    fewer = (try_lanes(model, lanes, group=group, rows=most, beat=beat) for lanes in NARROWER if lanes < most)
-    return tuple(
-        each.lanes for each in fewer if each.exact and torch.equal(each.noise_pred, trial.noise_pred)
-    )
+    began = perf_counter()
+    found: list[int] = []
+    for lanes in NARROWER:
+        if lanes >= trial.lanes or perf_counter() > began + TRIAL_SECONDS:
+            break
+        if try_lanes(model, lanes, group=group, rows=trial.lanes, like=trial.noise_pred, beat=beat).exact:
+            found.append(lanes)
+    return tuple(found)
 
 
 def _idle(lane: Lanes) -> Lanes:

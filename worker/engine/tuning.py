@@ -20,7 +20,7 @@ from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
 from worker.engine.admission import Group, LanePlan
 from worker.engine.faults import is_device_fault, is_out_of_memory
-from worker.engine.trial import Beat, Trial, agreeing, native_group, nothing, try_lanes
+from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, agreeing, native_group, nothing, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as, variants
 
@@ -28,7 +28,6 @@ log = structlog.get_logger()
 
 CANDIDATES = (FEWEST_LANES, 4, 8, 16)
 ENOUGH = 0.9  # of the best lanes/s: fewer lanes cost a job that is alone less
-TRIAL_SECONDS = 60.0  # once trials have taken this long, no larger candidate is tried
 # How much faster another variant has to be: fewer bits cost quality, and noise must not decide on a layout.
 WORTH = {"dtype": 1.2, "layout": 1.1}
 NEAR = 0.05  # relative error at which a variant computes something else than the model as loaded
