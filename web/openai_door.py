@@ -10,7 +10,7 @@ import base64
 import time
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import anyio
 from fastapi import APIRouter, Request
@@ -21,11 +21,10 @@ from starlette.responses import JSONResponse
 from producer.pictures import read_picture
 from storage.parameters import MAX_PROMPT_LENGTH, MAX_SEED
 from storage.records import JobStatus, Submission
+from web.api_models import PROBLEMS
 from web.problems import RefusedError
 from web.site import Site, SiteOf
 from web.submitting import Flags, as_upload, submit
-
-router = APIRouter(tags=["openai"])
 
 MAX_IMAGES = 10
 WAIT = 300.0  # seconds, where the caller says nothing
@@ -68,6 +67,31 @@ class Generations(BaseModel):
     created: int
     data: list[Generated]
     submission: str
+
+
+class Fault(BaseModel):
+    """What went wrong, in OpenAI's shape."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: None
+    code: None
+
+
+class FaultAnswer(BaseModel):
+    """An error, as OpenAI's clients read it."""
+
+    error: Fault
+
+
+# What is refused before it comes here is a problem document, as everywhere.
+_FAULTS: dict[int | str, dict[str, Any]] = {
+    **{status: PROBLEMS[status] for status in (401, 403, 421, 429, 500)},
+    **{status: {"model": FaultAnswer} for status in (400, 422, 503, 504, 507)},
+    413: PROBLEMS[413] | {"model": FaultAnswer},
+}
+
+router = APIRouter(tags=["openai"], responses=_FAULTS)
 
 
 @router.post("/images/generations", response_model_exclude_none=True, summary="Generate, as OpenAI has it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from http import HTTPStatus
 
 import pytest
 import schemathesis
@@ -35,9 +36,9 @@ CHECKS = (
 
 @pytest.fixture
 def description(app: FastAPI) -> schemathesis.BaseSchema:
-    """The description that the site itself gives, but for what waits for workers."""
+    """The description that the site itself gives, but for what follows progress without end."""
     found = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app, headers=HOST)
-    return found.exclude(path_regex="/events$|/generations$")
+    return found.exclude(path_regex="/events$")
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
@@ -51,7 +52,14 @@ def test_every_answer_is_as_described(description: schemathesis.BaseSchema, mode
         def check(case: Case) -> None:
             nonlocal cases
             cases += 1
-            case.validate_response(case.call(headers=HOST), checks=CHECKS)
+            if case.path.endswith("/generations") and isinstance(case.body, dict):
+                case.body["wait"] = 0.01  # nobody renders
+            answer = case.call(headers=HOST)
+            # Pictures that are not there in time are no fault of the server, though HTTP counts it so.
+            late = answer.status_code == HTTPStatus.GATEWAY_TIMEOUT and case.path.endswith("/generations")
+            case.validate_response(
+                answer, checks=[one for one in CHECKS if not (late and one is not_a_server_error)]
+            )
 
         with contextlib.suppress(Unsatisfiable):  # nothing can be wrong with a request that says nothing
             check()
