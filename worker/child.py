@@ -9,7 +9,6 @@ import threading
 from types import FrameType
 
 import structlog
-from celery import signals
 from celery.worker import WorkController, state
 
 from storage.errors import PromptmillError, StaleWorkerError
@@ -79,12 +78,13 @@ def _consume(process: WorkerProcess) -> None:
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=False,
+        # Not the signal worker_ready: only Celery's own command line sends it.
+        ready_callback=lambda _consumer: report("ready", incarnation=process.incarnation),
     )
     if consumption is not None:
         rota = Rota(process.models, patience=process.model_patience)
         Switcher(process, consumption, rota).start(process.model.name)
     threading.Thread(target=_stop_when_told, args=(process,), name="stopper", daemon=True).start()
-    signals.worker_ready.connect(lambda **_: report("ready", incarnation=process.incarnation), weak=False)
     celery.start()
 
 

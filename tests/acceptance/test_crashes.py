@@ -7,6 +7,7 @@ import signal
 
 from storage.records import JobStatus, WorkerState
 from tests.acceptance.farm import Farm, wait_until
+from worker.nursery import STILLBORN
 
 JOBS = 100
 
@@ -58,3 +59,17 @@ def test_a_killed_supervisor_takes_its_process_along_and_loses_nothing(farm: Far
     farm.wait_for(submission, 12)
     farm.audit(submission, 12)
     assert farm.stop(again) == 0
+
+
+def test_a_supervisor_outlives_more_crashes_than_one_that_never_got_ready(farm: Farm) -> None:
+    """It gives up on a process that dies three times before it was ever ready, and on no other."""
+    submission = farm.submit(20, "--steps", "8")
+    supervisor = farm.start_worker()
+    killed: set[str] = set()
+    for _ in range(STILLBORN + 2):
+        farm.wait_until_ready(supervisor, killed)
+        wait_until(lambda: not farm.run("doctor", "--probe", "readiness").returncode, what="it takes jobs")
+        killed.add(farm.kill_worker_process())
+    farm.wait_for(submission, 20)
+    farm.audit(submission, 20)
+    assert farm.stop(supervisor) == 0
