@@ -7,7 +7,9 @@ First nothing is to be done, then more than can be; both are measured for `--sec
 rows of workers that are not there, each with jobs in the queue: what every tick of a large farm has to read.
 
 Read the figures per worker and per job: with more workers than cores, processes wait for each other.
-docs/scale.md goes on from here to a thousand GPUs. Past 300 lines because the script starts itself as each worker.
+docs/scale.md goes on from here to a thousand GPUs.
+
+Past 300 lines because the script starts itself as each worker.
 """
 
 from __future__ import annotations
