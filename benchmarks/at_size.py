@@ -118,7 +118,7 @@ def retried(farm: Farm) -> None:
 
 def looked_at(farm: Farm, when: str) -> None:
     """Time what people type to see how far it is."""
-    for words in (("list",), ("status", farm.id), ("show", f"{farm.id}:{farm.jobs - 1}")):
+    for words in (("list",), ("status", farm.id), ("show", f"{farm.id}:{farm.jobs - 1}"), ("metrics",)):
         farm.measures[f"{words[0]} {when} s"] = min(farm.run(*words) for _ in range(3))
     command = [PROMPTMILL, "watch", farm.id, "--jsonl"]
     began = time.perf_counter()

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from producer.follow import unlucky, waiting_because
+from producer.follow import unlucky
 from producer.output import duration, printable
 from storage.records import Status
+from storage.status_object import waiting_because
 
 
 class Bar:

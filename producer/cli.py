@@ -173,6 +173,7 @@ _COMMANDS = {
     "export": ("producer.commands.export:export", "Write a submission's pictures in many formats."),
     "inspect": ("producer.commands.inspect:inspect_pictures", "Show what pictures say of themselves."),
     "web": ("producer.commands.web:web", "Serve the gallery and the HTTP API."),
+    "metrics": ("producer.commands.metrics:metrics", "Show the farm's numbers to Prometheus."),
     "samplers": ("producer.commands.tables:samplers", "List the samplers and their schedules."),
     "models": ("producer.commands.tables:models", "List the models that can be asked for."),
     "worker": ("producer.commands.worker:worker", "Start and list workers."),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from producer.follow import derived_state
 from producer.jobs import settings_of
 from producer.models import models_of
 from producer.output import duration, timestamp
@@ -16,6 +15,7 @@ from storage.loras import published_loras, told_options
 from storage.model_families import way_of
 from storage.records import Job, Status, Worker
 from storage.served import ServedModel, served_by
+from storage.status_object import derived_state
 
 
 def submission_row(status: Status) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any, Protocol, Self
 from producer.output import count_of, duration, printable, remark, shorten, timestamp
 from storage.errors import PromptmillError, WaitTimeoutError
 from storage.jobstore import JobStore
-from storage.records import JobStatus, Status, SubmissionState
+from storage.records import JobStatus, Status
+from storage.status_object import waiting_because
 
 POLL_INTERVAL = 0.5  # seconds; heartbeats write once a second
 PLAIN_INTERVAL = 5.0  # seconds between two lines where no terminal shows a bar
@@ -77,36 +78,6 @@ def follow(
                 )
             rest = min(rest, deadline - now)
         time.sleep(rest)
-
-
-def derived_state(status: Status) -> str:
-    """Return the submission's state as users see it: `done` once every job has reached its end."""
-    state = status.submission.state
-    ended = (SubmissionState.CANCELLED, SubmissionState.PRUNING)
-    return "done" if status.done and state not in ended else str(state)
-
-
-def status_fields(status: Status) -> dict[str, Any]:
-    """Return what `status --json` prints of a submission."""
-    submission = status.submission
-    return {
-        "id": submission.id,
-        "name": submission.name,
-        "model": submission.model,
-        "state": derived_state(status),
-        "total": submission.total,
-        "counts": {str(name): status.counts.get(name, 0) for name in JobStatus},
-        "images_per_second": round(status.images_per_second, 4),
-        "eta_seconds": None if status.eta_seconds is None else round(status.eta_seconds, 1),
-        "waiting_because": waiting_because(status),
-    }
-
-
-def waiting_because(status: Status) -> str | None:
-    """Say why nothing moves; None when something does, or nothing has to."""
-    if status.submission.state is SubmissionState.LOADING:
-        return "its prompts are not all submitted"
-    return status.waiting_because
 
 
 def unlucky(status: Status) -> list[str]:

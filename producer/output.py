@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-JSON_VERSION = 1
+from storage.status_object import JSON_VERSION
+
 NEVER_FOLDED = 9  # characters: wider columns of a table give way on a narrow terminal
 Row = Mapping[str, Any]
 _HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)

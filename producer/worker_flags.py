@@ -17,6 +17,7 @@ from storage.models import parse_model
 from storage.worker_options import (
     DEVICES,
     DTYPES,
+    LOG_FORMATS,
     MODEL_PATIENCE,
     MODES,
     WorkerOptions,
@@ -93,6 +94,33 @@ several_models_flags = stacked(
         type=click.IntRange(1),
         metavar="N",
         help="How many of several models are loaded at once. Default: as many as memory allows.",
+    ),
+)
+
+
+observing_flags = stacked(
+    click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        metavar="N",
+        help="Serve metrics for Prometheus there, under /metrics; 0 takes a free port. Default: none.",
+    ),
+    click.option(
+        "--metrics-host",
+        default="127.0.0.1",
+        show_default=True,
+        metavar="ADDRESS",
+        help="Where they are served; there is no password.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(LOG_FORMATS),
+        help="Of the log on standard error. Default: PROMPTMILL_LOG_FORMAT, else console.",
+    ),
+    click.option(
+        "--hooks/--no-hooks",
+        default=True,
+        help="Tell the URLs of `submit --on-done` from this host. Default: yes.",
     ),
 )
 

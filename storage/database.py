@@ -20,7 +20,7 @@ from storage.errors import BadInputError, SchemaError, StoreFullError, Unreachab
 from storage.settings import Settings, ensure_home
 from storage.writer_lock import WRITER_PATIENCE, WriterLock
 
-HEAD = "0007"  # the schema that this code works with; a test compares it with migrations/
+HEAD = "0008"  # the schema that this code works with; a test compares it with migrations/
 CONNECTIONS = 3  # per process, whatever its concurrency
 # libpq's own patience with a host that does not answer is minutes long, or endless.
 POSTGRES_OPTIONS = {

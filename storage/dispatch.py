@@ -40,6 +40,11 @@ class Dispatcher:
         queue: the model's queue.
         model: its name.
         clock: seconds, monotonic; a wall clock may jump.
+
+    Attributes:
+        model: see above.
+        window: jobs that were to be queued at the last tick.
+        queued, republished: jobs that were, by the last tick, for the first time and once more.
     """
 
     def __init__(
@@ -47,9 +52,9 @@ class Dispatcher:
     ) -> None:
         self._jobs = jobs
         self._queue = queue
-        self._model = model
         self._clock = clock
         self._missing_since: dict[int, float] = {}
+        self.model, self.window, self.queued, self.republished = model, 0, 0, 0
 
     def tick(self) -> bool:
         """Top up the queue and mend what Redis forgot; say whether the window was more than half empty.
@@ -57,10 +62,11 @@ class Dispatcher:
         Raises:
             UnreachableError: database or Redis are down; the next tick mends what this one left half done.
         """
-        window = self._window()
-        taken = self._jobs.take_for_dispatch(self._model, window=window) if window else []
+        self.window = window = self._window()
+        taken = self._jobs.take_for_dispatch(self.model, window=window) if window else []
+        self.queued, self.republished = len(taken), 0
         if taken:
-            log.debug("dispatch", action="dispatch", model=self._model, jobs=len(taken), window=window)
+            log.debug("dispatch", action="dispatch", model=self.model, job_ids=taken, window=window)
             self._queue.publish(taken)
         self._reconcile()
         return len(taken) * 2 > window
@@ -68,11 +74,11 @@ class Dispatcher:
     def _window(self) -> int:
         """How many jobs are to be queued: half of what workers hold, or what they render in two ticks."""
         workers = self._jobs.workers(alive_only=True)
-        serving = [model for worker in workers if (model := served_model(worker, self._model))]
+        serving = [model for worker in workers if (model := served_model(worker, self.model))]
         if not serving:
             return 0
         since = datetime.now(UTC) - timedelta(seconds=RATE_OVER)
-        rate = self._jobs.rendered_since(self._model, since) / RATE_OVER
+        rate = self._jobs.rendered_since(self.model, since) / RATE_OVER
         # A small submission waits behind the window; half of the workers' places are enough for jobs that end
         # together, and an emptied window is filled again at once (`make bench NAME=fairness`).
         # What is queued for a model whose turn has not come is no more than that either.
@@ -81,13 +87,14 @@ class Dispatcher:
 
     def _reconcile(self) -> None:
         """Publish again what has been queued without a message for ten seconds: Redis may be flushed."""
-        queued = self._jobs.queued(self._model)
+        queued = self._jobs.queued(self.model)
         missing = set(queued) - self._queue.pending() if queued else set()
         now = self._clock()
         self._missing_since = {job: self._missing_since.get(job, now) for job in missing}
         lost = sorted(job for job, since in self._missing_since.items() if now - since >= REPUBLISH_AFTER)
         if lost:
-            log.warning("published again", action="republish", model=self._model, jobs=len(lost))
+            log.warning("published again", action="republish", model=self.model, jobs=len(lost))
+            self.republished = len(lost)
             self._queue.publish(lost)
             for job in lost:
                 del self._missing_since[job]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from storage.browsing import Browsing
 from storage.filters import JobFilter
+from storage.hooks import Telling
 from storage.keeping import Keeping
 from storage.measured import Measurements
 from storage.parameters import JobParameters
@@ -31,12 +32,13 @@ from storage.records import (
     WorkerState,
 )
 from storage.served import TakingTurns
+from storage.surveying import Surveying
 
 ADD_CHUNK = 5_000  # rows a commit; commits of this size never make another writer wait 0.2 s
 MAX_FAILURES = 3
 
 
-class JobStore(Keeping, Browsing, Measurements, TakingTurns, Protocol):
+class JobStore(Keeping, Browsing, Surveying, Measurements, TakingTurns, Telling, Protocol):
     """Submissions, jobs, images and workers.
 
     All methods are thread-safe. They raise `UnreachableError` when the database is down or full, and
@@ -176,7 +178,7 @@ class JobStore(Keeping, Browsing, Measurements, TakingTurns, Protocol):
         """How many pictures of this model were finished since then, for the dispatch window."""
         ...
 
-    # -- worker ---------------------------------------------------------------------------------------
+    # -- worker and reaper ---------------------------------------------------------------------------
 
     def add_worker(self, worker: Worker) -> None:
         """Insert the row of a new incarnation, or replace what it inserted before.
@@ -248,8 +250,6 @@ class JobStore(Keeping, Browsing, Measurements, TakingTurns, Protocol):
     def set_worker_state(self, incarnation: str, state: WorkerState, *, note: str | None = None) -> None:
         """Record what the incarnation does now; never brings an expired one back."""
         ...
-
-    # -- reaper ---------------------------------------------------------------------------------------
 
     def workers(self, *, alive_only: bool = False) -> list[Worker]:
         """All incarnations, newest first; `alive_only` leaves out stopped and expired ones."""

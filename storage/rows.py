@@ -197,3 +197,17 @@ TUNINGS = Table(
     Column("tuning", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
+
+# A URL that is told when a submission is done. No foreign key: an older `prune` knows nothing of this table.
+HOOKS = Table(
+    "hooks",
+    METADATA,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("submission", String(8), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, index=True),
+    Column("error", Text),
+    UniqueConstraint("submission", "url"),
+)

@@ -19,6 +19,7 @@ DEVICES = ("auto", "cpu", "mps", "all")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MODES = ("exact", "throughput", "reference")
 LAUNCHES = ("eager", "compiled", "cuda_graphs")
+LOG_FORMATS = ("console", "json")
 FEWEST_LANES, MAX_LANES = 2, 256
 MODEL_PATIENCE = 60.0  # seconds
 
@@ -41,6 +42,9 @@ class WorkerOptions:
         more_models: others that the worker serves too, written as `model` is; they take turns.
         model_patience: seconds that one of them may have to wait for its turn while others have work.
         max_loaded: how many are on the device at once; None for as many as its memory allows.
+        metrics_host, metrics_port: where Prometheus may ask the supervisor; nowhere without a port.
+        log_format: `console` or `json`; None for what PROMPTMILL_LOG_FORMAT says.
+        hooks: whether its supervisor tells URLs of submissions that are done.
         parent_pipe: stop at once when standard input closes (started by `render`), and report as JSON lines
             on standard output.
     """
@@ -58,6 +62,10 @@ class WorkerOptions:
     more_models: tuple[str, ...] = ()
     model_patience: float = MODEL_PATIENCE
     max_loaded: int | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    log_format: str | None = None
+    hooks: bool = True
     parent_pipe: bool = False
 
     @property

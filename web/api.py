@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from producer import steering
 from producer.described import image_fields, job_fields, submission_row
-from producer.follow import status_fields
 from producer.options import MAX_KEY_LENGTH
 from storage.browsing import PAGE_LIMIT
 from storage.errors import BadInputError
 from storage.records import Job, Submission
+from storage.status_object import status_fields
 from web import api_models as said
 from web.filters import WantedJobs
 from web.pages import worker_rows

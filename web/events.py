@@ -12,8 +12,8 @@ from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from producer.follow import status_fields
 from storage.records import Status
+from storage.status_object import status_fields
 from web.api_models import PROBLEMS
 from web.live import MAX_WATCHED
 from web.pages import told

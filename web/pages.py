@@ -9,13 +9,13 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse
 
 from producer.described import image_fields, job_fields, worker_fields
-from producer.follow import derived_state, waiting_because
 from producer.jobs import settings_of
 from producer.models import is_alive
 from producer.retyped import render_command, reproduce_command
 from storage.browsing import LOOK_AT, JobPage
 from storage.records import Job, Status, Submission
 from storage.samplers import SAMPLERS
+from storage.status_object import derived_state, waiting_because
 from web.filters import Wanted, WantedJobs
 from web.grids import grid_of
 from web.problems import NotThereError

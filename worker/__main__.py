@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from storage.errors import PromptmillError
 from storage.worker_options import parse_options
-from worker.logs import configure_logs
+from worker.logs import LOG_FORMAT, configure_logs
 from worker.orders import report
 from worker.supervisor import Supervisor
 
@@ -17,6 +18,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("Error: this is promptmill's own entry point; use `promptmill worker start`.\n")
         return 2
     options = parse_options(arguments[1])
+    if options.log_format is not None:
+        os.environ[LOG_FORMAT] = options.log_format  # worker processes take it over
     configure_logs()
     try:
         return Supervisor(options).run()

@@ -33,6 +33,7 @@ from worker.logs import configure_logs
 from worker.nursery import ENVIRONMENT
 from worker.orders import ChildOrder
 from worker.retirement import Retirement
+from worker.telling import Teller
 from worker.ticking import Ticker
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class HandStarted:
         self._redis = None if settings.redis_url else EmbeddedRedis(settings)
         self._queue = JobQueue(broker_url(settings), model.name)
         self._ticker: Ticker | None = None
+        self._teller: Teller | None = None
         self._closing = threading.Lock()
         self.process: WorkerProcess | None = None
 
@@ -83,6 +85,8 @@ class HandStarted:
             too_old=lambda error: process.give_up(str(error)),
         )
         self._ticker.start()
+        self._teller = Teller(process.jobs, lease=self._settings.lease)
+        self._teller.start()
         threading.Thread(target=self._stop_when_told, args=(process,), name="stopper", daemon=True).start()
         return process
 
@@ -97,6 +101,8 @@ class HandStarted:
             return
         if self._ticker is not None:
             self._ticker.stop()
+        if self._teller is not None:
+            self._teller.stop()
         if self.process is not None:
             self.process.close()
         if self._redis is not None:

@@ -17,9 +17,12 @@ from storage.worker_options import MAX_LANES
 from worker import celery_end
 from worker.consuming import Consumption
 from worker.exits import Exit
+from worker.exposition import snapshot
 from worker.introduction import LOOK_AHEAD, SAVING
+from worker.live import Live
 from worker.logs import configure_logs
-from worker.orders import DRAIN, STOP, parse_order, report
+from worker.metrics import PROCESS
+from worker.orders import DRAIN, METRICS, STOP, parse_order, report
 from worker.process import WorkerProcess
 from worker.retirement import Retirement
 from worker.rota import Rota
@@ -101,6 +104,7 @@ def _obey(process: WorkerProcess) -> None:
         report("retiring")  # now: if it crashes on the way, it is not to be started again either
         _drain(process)
 
+    PROCESS.register(Live(process))
     process.retirement = Retirement(on_drain, late=lambda: process.leave(Exit.DONE))
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -111,10 +115,19 @@ def _listen(process: WorkerProcess) -> None:
     for line in sys.stdin:
         if line.strip() == DRAIN:
             _drain(process)
+        elif line.strip() == METRICS:
+            _tell_metrics()
         elif line.strip() == STOP:
             process.leave(Exit.DONE)
     log.warning("the supervisor is gone", action="orphan", pid=os.getpid())
     process.leave(Exit.ORPHAN)
+
+
+def _tell_metrics() -> None:
+    try:
+        report("metrics", families=snapshot(PROCESS))
+    except Exception:  # a device that cannot say how full it is must not keep orders from being heard
+        log.exception("metrics failed", action="metrics")
 
 
 def _drain(process: WorkerProcess) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import structlog
 
 from storage.errors import StaleWorkerError, UnreachableError
 from storage.jobstore import JobStore
+from worker.metrics import BEAT_FAILURES
 
 log = structlog.get_logger()
 
@@ -53,10 +55,16 @@ class Heartbeat:
         self._drain = drain
         self._drain_timeout: float | None = None
         self._stale = stale
+        self._beaten = time.monotonic()
         self._stopped = threading.Event()
         self._ailing = False
         self._unheld: dict[int, int] = {}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last beat that the database has heard, or since there is this heart."""
+        return time.monotonic() - self._beaten
 
     def start(self) -> None:
         """Begin to beat."""
@@ -76,6 +84,7 @@ class Heartbeat:
                 self._stale(error)
                 return
             except UnreachableError as error:
+                BEAT_FAILURES.inc()
                 # The lease runs on the reaper's side, which forgets its observations in an outage.
                 if not self._ailing:
                     log.warning("heartbeat failed, trying again", action="heartbeat", reason=str(error))
@@ -89,6 +98,7 @@ class Heartbeat:
         held = dict(self._progress())
         heard = self._jobs.heartbeat(self._incarnation, held, lanes_used=self._lanes_used())
         self._ailing = False
+        self._beaten = time.monotonic()
         if heard.drain_timeout is not None and heard.drain_timeout != self._drain_timeout:
             self._drain_timeout = heard.drain_timeout
             self._drain(heard.drain_timeout)

@@ -1,4 +1,7 @@
-"""Logging of worker processes: `action=… job=… submission=…` lines on standard error."""
+"""Logging of worker processes: `action=… job=… submission=…` lines on standard error, for people or as JSON.
+
+Our own lines come from structlog, those of Celery and other libraries from `logging`; both come out alike.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import Processor
+
+LOG_FORMAT, LOG_LEVEL = "PROMPTMILL_LOG_FORMAT", "PROMPTMILL_LOG_LEVEL"
 
 
 class Lossy:
@@ -44,25 +51,34 @@ def in_one_line(record: logging.LogRecord) -> bool:
 
 
 def configure_logs() -> None:
-    """Send structlog's and the libraries' lines to standard error; PROMPTMILL_LOG_LEVEL sets the level."""
-    level = logging.getLevelNamesMapping().get(
-        os.environ.get("PROMPTMILL_LOG_LEVEL", "INFO").upper(), logging.INFO
+    """Send all lines to standard error, as PROMPTMILL_LOG_FORMAT (console, json) and _LEVEL say."""
+    level = logging.getLevelNamesMapping().get(os.environ.get(LOG_LEVEL, "INFO").upper(), logging.INFO)
+    stream = cast("TextIO", Lossy(sys.stderr))
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    render = _renderer()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *before],
+            processors=[ProcessorFormatter.remove_processors_meta, render],
+        )
     )
-    logging.basicConfig(
-        level=max(level, logging.WARNING),
-        stream=sys.stderr,
-        format="%(asctime)s [%(levelname)s] %(name)s: %(message)s",
-    )
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])
     logging.getLogger("celery.worker.request").addFilter(in_one_line)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR")),
-        ],
+        processors=[*before, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Lossy(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
+
+
+def _renderer() -> Any:
+    if os.environ.get(LOG_FORMAT, "").lower() == "json":
+        return structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -19,7 +18,9 @@ from storage.errors import UnreachableError
 from storage.jobstore import JobStore
 from storage.worker_options import WorkerOptions
 from worker.exits import FINAL, ORDERLY
-from worker.orders import STOP, ChildOrder
+from worker.exposition import ANSWER_TIMEOUT, Counted, Families
+from worker.metrics import RESTARTS, TAKEOVERS
+from worker.orders import METRICS, STOP, ChildOrder, read_event
 
 log = structlog.get_logger()
 
@@ -46,17 +47,20 @@ class Child:
         killed: whether this incarnation did not stop when told, and was killed.
         retiring: whether `worker drain` has asked this process to end for good.
         message: what this incarnation said about its end.
+        counted: what this incarnation has counted, for Prometheus.
     """
 
     def __init__(self, options: WorkerOptions, device: Device, name: str) -> None:
         self._options = options
         self._device = device
-        self._name = name
+        self.name = name
         self._process: subprocess.Popen[str] | None = None
         self._born = 0.0
         self._told: str | None = None
         self._told_at = 0.0
         self._hearing: threading.Thread | None = None
+        self._sending = threading.Lock()
+        self.counted = Counted()
         self.incarnation = ""
         self.crashes = 0
         self.not_before = 0.0
@@ -71,7 +75,7 @@ class Child:
         """Start another incarnation."""
         self.incarnation = uuid.uuid4().hex
         order = ChildOrder(
-            options=self._options, device=self._device.kind, incarnation=self.incarnation, name=self._name
+            options=self._options, device=self._device.kind, incarnation=self.incarnation, name=self.name
         )
         environment = {**ENVIRONMENT, **os.environ, **self._device.environment}
         self._process = subprocess.Popen(  # noqa: S603  (our own command line)
@@ -89,6 +93,7 @@ class Child:
         self.ready = False
         self.killed = False
         self.message = ""
+        self.counted.forget()
         assert self._process.stdout is not None  # noqa: S101  (we asked for the pipe)
         self._hearing = threading.Thread(
             target=self._hear, args=(self._process.stdout, on_event), daemon=True
@@ -98,7 +103,7 @@ class Child:
     def _hear(self, lines: IO[str], on_event: Callable[[dict[str, Any]], None]) -> None:
         with lines:
             for line in lines:
-                event = _event(line)
+                event = read_event(line)
                 if event is None:
                     log.warning("unexpected output", action="hear", line=line.strip()[:200])
                     continue
@@ -108,19 +113,33 @@ class Child:
                 if event["event"] == "retiring":
                     self.retiring = True
                     continue
-                if event["event"] == "failed":
+                if event["event"] == "metrics":
+                    self.counted.hear(event["families"])
+                elif event["event"] == "failed":
                     self.message = str(event.get("message"))
                 else:
                     on_event(event)
 
     def tell(self, order: str) -> None:
         """Send `drain` or `stop`; a repeated order is sent once."""
-        if self._process is None or self._process.stdin is None or self._told in (order, STOP):
+        if self._process is None or self._told in (order, STOP):
             return
         self._told, self._told_at = order, time.monotonic()
+        self._send(order)
+
+    def ask(self) -> None:
+        """Ask what it has counted; from any thread."""
+        if self.listening:
+            self.counted.ask(lambda: self._send(METRICS))
+
+    def _send(self, line: str) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            return
         try:
-            self._process.stdin.write(order + "\n")
-            self._process.stdin.flush()
+            with self._sending:
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
         except (BrokenPipeError, ValueError):
             pass  # it is going already
 
@@ -147,6 +166,7 @@ class Child:
         if self._hearing is not None:
             self._hearing.join(timeout=HEARING_TIMEOUT)  # its last words say why it ended
         self._process = None
+        self.counted.forget()
         if self.ready and time.monotonic() - self._born > STEADY_AFTER:
             self.crashes = 0  # only a life that rendered: a large model may take longer than that to fail
         return code
@@ -157,15 +177,6 @@ class Child:
         self.crashes += 1
         self.not_before = time.monotonic() + pause
         return pause
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    """Read an event line; None for whatever else a library printed."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None
 
 
 class Nursery:
@@ -211,13 +222,8 @@ class Nursery:
         return (self._leaving or retiring) and not any(child.alive for child in self._children)
 
     @property
-    def devices(self) -> int:
-        """How many worker processes there are to look after."""
-        return len(self._children)
-
-    @property
     def ready(self) -> int:
-        """How many of them have loaded their model."""
+        """How many worker processes have loaded their model."""
         return sum(child.alive and child.ready for child in self._children)
 
     def tell(self, order: str) -> None:
@@ -225,6 +231,13 @@ class Nursery:
         self._leaving = True
         for child in self._children:
             child.tell(order)
+
+    def metrics(self) -> dict[str, Families]:
+        """Return what each worker process has counted, by its worker's name."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        for child in self._children:
+            child.ask()
+        return {child.name: child.counted.wait(deadline) for child in self._children}
 
     def look(self) -> None:
         """See who has ended, free their jobs at once, and start again whose time has come."""
@@ -256,6 +269,7 @@ class Nursery:
             self.failure = (f"The worker process died {times}, last with exit code {code}; see its log.", 3)
             self.tell(STOP)
             return
+        RESTARTS.inc()
         pause = child.back_off()
         log.error("worker process died", action="restart", code=code, reason=child.message, seconds=pause)
         self._on_event({"event": "restarting", "exit_code": code, "seconds": pause})
@@ -281,5 +295,6 @@ class Nursery:
                 )
                 return
             del self._unreleased[incarnation]
+            TAKEOVERS.inc(freed if crashed else 0)
             if freed:
                 log.info("released jobs", action="release", incarnation=incarnation, jobs=freed)

@@ -1,8 +1,8 @@
 """What a supervisor and its worker process say to each other.
 
-Down the child's standard input: `drain`, `stop`, one a line; its end means that the supervisor is gone.
-Up the child's standard output: one JSON object a line, `{"event": …}`: `listening`, `ready`, `retiring` or
-`failed`.
+Down the child's standard input: `drain`, `stop` or `metrics`, one a line; its end means that the supervisor
+is gone. Up the child's standard output: one JSON object a line, `{"event": …}`: `listening`, `ready`,
+`retiring`, `metrics` or `failed`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 from storage.worker_options import WorkerOptions, read_options
 
-DRAIN, STOP = "drain", "stop"
+DRAIN, STOP, METRICS = "drain", "stop", "metrics"
+_reporting = threading.Lock()  # lines of several threads must not be mixed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +50,19 @@ def parse_order(text: str) -> ChildOrder:
 
 def report(event: str, **facts: Any) -> None:
     """Write one event line to whoever started this process; nothing happens if nobody reads any more."""
+    line = json.dumps({"event": event, **facts}) + "\n"
     try:
-        sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
-        sys.stdout.flush()
+        with _reporting:
+            sys.stdout.write(line)
+            sys.stdout.flush()
     except (BrokenPipeError, ValueError):
         pass
+
+
+def read_event(line: str) -> dict[str, Any] | None:
+    """Read what `report` has written; None for whatever else a library printed."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

@@ -32,12 +32,14 @@ from worker.heartbeat import Heartbeat
 from worker.held import Held
 from worker.inputs import read_pictures
 from worker.introduction import concurrency_of, loaded_worker, log_ready, ordered_worker
+from worker.metrics import SUSPECTS
 from worker.models.load import LoadedModel
 from worker.models.pipeline import LoadedPipeline
 from worker.orders import ChildOrder
 from worker.retirement import Retirement
 from worker.shelf import Shelf
 from worker.surroundings import Surroundings
+from worker.timed import timed_images, timed_jobs
 from worker.version import check_version
 
 log = structlog.get_logger()
@@ -55,6 +57,7 @@ class WorkerProcess:
         gate: lets jobs of the model in that has its turn.
         company: lets suspects render alone.
         retirement: what happens when `worker drain` asks; set by who started this process, ahead of `load`.
+        heartbeat: says that it lives.
         surroundings: patience with stores.
         incarnation: id of this life.
     """
@@ -68,8 +71,8 @@ class WorkerProcess:
         self.models = tuple(parse_model(text).name for text in order.options.models)
         self._settings: Settings = load_settings()
         self.incarnation = order.incarnation
-        self.jobs: JobStore = open_job_store(self._settings)
-        self.images: ImageStore = open_image_store(self._settings)
+        self.jobs: JobStore = timed_jobs(open_job_store(self._settings))
+        self.images: ImageStore = timed_images(open_image_store(self._settings))
         self.shelf = Shelf(order, self._settings, tunings=self.jobs, on_death=self.engine_died)
         self.gate = Gate(self.models[0])
         self.company = Company()
@@ -79,7 +82,7 @@ class WorkerProcess:
         self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
         self._state = WorkerState.STARTING
         self.held = Held()
-        self._heartbeat = Heartbeat(
+        self.heartbeat = Heartbeat(
             self.jobs,
             self.incarnation,
             progress=self.held.progress,
@@ -124,7 +127,7 @@ class WorkerProcess:
         if self._redis is not None:
             self._redis.acquire()
         self.jobs.add_worker(ordered_worker(self._order))
-        self._heartbeat.start()
+        self.heartbeat.start()
         self.render_with(self.shelf.first())
         log_ready(self.engine, mode=self._order.options.mode)
 
@@ -184,7 +187,7 @@ class WorkerProcess:
         """End in order: every job is given back, the row says stopped, Redis loses a user."""
         self.stopping.set()
         self.gate.close()
-        self._heartbeat.stop()
+        self.heartbeat.stop()
         try:
             self.jobs.release_incarnation(self.incarnation, crashed=False)
         except UnreachableError as error:
@@ -215,7 +218,7 @@ class WorkerProcess:
         """
         model = self._model_of(job)
         if model not in self.models:
-            log.error("message rejected", action="reject", job=job, model=model)
+            log.error("message rejected", action="reject", model=model)
             yield None
             return
         with self.gate.passing(model) as let_in:
@@ -247,6 +250,7 @@ class WorkerProcess:
             if not isinstance(claim, Claim):
                 yield None
                 return
+            SUSPECTS.labels(claim.model).inc()
             with self.held.holding(claim):
                 yield claim
 
@@ -277,7 +281,7 @@ class WorkerProcess:
 
     def _give_back_stray(self, job: int) -> None:
         if self.jobs.release_stray(job, self.incarnation):
-            log.warning("gave back a job that nobody held", action="stray", job=job)
+            log.warning("gave back a job that nobody held", action="stray", job_id=job)
 
     def stale(self, error: StaleWorkerError) -> None:
         """End at once: what this process still holds is rendered elsewhere."""

@@ -17,13 +17,16 @@ from storage.devices import list_devices
 from storage.embedded_redis import EmbeddedRedis
 from storage.errors import SchemaError
 from storage.jobstore import JobStore
+from storage.metrics_server import metrics_url, serve_metrics
 from storage.models import parse_model
 from storage.queue import JobQueue, broker_url
 from storage.settings import Settings, load_settings
 from storage.stores import open_job_store
 from storage.worker_options import WorkerOptions
+from worker.exposition import Exposition
 from worker.nursery import Nursery
 from worker.orders import DRAIN, STOP, report
+from worker.telling import Teller
 from worker.ticking import Ticker
 
 log = structlog.get_logger()
@@ -63,9 +66,8 @@ class Supervisor:
 
     def _supervise(self, jobs: JobStore, redis: EmbeddedRedis | None) -> int:
         name = self._options.name or f"{'+'.join(self._models)}@{socket.gethostname()}"
-        nursery = Nursery(
-            self._options, list_devices(self._options.devices), jobs, name=name, on_event=self._tell
-        )
+        devices = list_devices(self._options.devices)
+        nursery = Nursery(self._options, devices, jobs, name=name, on_event=self._tell)
         queues = [JobQueue(broker_url(self._settings), model) for model in self._models]
         ticker = Ticker(
             jobs,
@@ -75,11 +77,16 @@ class Supervisor:
             dispatches=lambda: not self._drain.is_set(),
             too_old=self._retire,
         )
+        if self._options.metrics_port is not None:
+            self._serve_metrics(Exposition(name, nursery.metrics))
         nursery.start()
         models = ", ".join(self._options.models)
         log.info("supervisor started", action="start", model=models, name=name, pid=os.getpid())
+        teller = Teller(jobs, lease=self._settings.lease) if self._options.hooks else None
         ticker.start()
         beat = SupervisorBeat(self._settings)
+        if teller is not None:
+            teller.start()
         deadline: float | None = None
         while not nursery.over:
             self._heed_signals()
@@ -89,10 +96,12 @@ class Supervisor:
             if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
                 nursery.tell(STOP)
             nursery.look()
-            beat.beat(devices=nursery.devices, ready=nursery.ready, draining=self._drain.is_set())
+            beat.beat(devices=len(devices), ready=nursery.ready, draining=self._drain.is_set())
             time.sleep(LOOK)
         beat.close()
         ticker.stop()
+        if teller is not None:
+            teller.stop()
         for queue in queues:
             queue.close()
         return self._farewell(nursery)
@@ -103,6 +112,11 @@ class Supervisor:
             log.error("too old for the database", action="retire", reason=str(error))
             self._too_old = error
             self._drain.set()
+
+    def _serve_metrics(self, exposition: Exposition) -> None:
+        host, port = self._options.metrics_host, self._options.metrics_port or 0
+        server = serve_metrics(exposition, host=host, port=port)
+        log.info("metrics are served", action="metrics", url=metrics_url(server))
 
     def _farewell(self, nursery: Nursery) -> int:
         if nursery.failure is None and self._too_old is not None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import structlog
 
 from storage.errors import StoreFullError, UnreachableError
+from worker.metrics import BACKOFFS
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -40,6 +41,11 @@ class Surroundings:
         self._ailing = 0
         self._well = threading.Event()
         self._well.set()
+
+    @property
+    def ailing(self) -> int:
+        """How many threads struggle now."""
+        return self._ailing
 
     def wait_until_well(self) -> None:
         """Wait while somebody struggles: no new job is claimed meanwhile."""
@@ -76,6 +82,7 @@ class Surroundings:
                 self._end()
 
     def _begin(self, tries: int, what: str, error: Exception) -> None:
+        BACKOFFS.labels(what).inc()
         log.warning("surroundings failed", action=what, tries=tries, reason=str(error))
         if tries == 1:
             with self._lock:

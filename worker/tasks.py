@@ -19,6 +19,7 @@ from storage.version import MESSAGE_VERSION
 from worker.engine.errors import Cancelled, EngineDeadError, Released, RenderError
 from worker.engine.request import RenderResult
 from worker.metadata import file_numerics, fingerprint, image_format_of, texts_of
+from worker.metrics import LOST, PICTURES, note_failure, note_stages
 from worker.process import WorkerProcess
 from worker.reuse import Earlier, find_earlier
 from worker.stages.picture import encode_picture, pixel_sha256
@@ -34,7 +35,7 @@ def add_render_task(app: Celery, process: WorkerProcess) -> None:
     def render(job: int, *, version: int = MESSAGE_VERSION) -> None:
         """Render one job; a message that is not ours is logged and dropped, the rows stay true."""
         if version != MESSAGE_VERSION or not isinstance(job, int):
-            log.error("message rejected", action="reject", version=version, job=str(job)[:80])
+            log.error("message rejected", action="reject", version=version, job_id=str(job)[:80])
             return
         render_job(process, job)
 
@@ -42,10 +43,12 @@ def add_render_task(app: Celery, process: WorkerProcess) -> None:
 def render_job(process: WorkerProcess, job: int) -> None:
     """Render one job from claim to image row; whatever happens, the row says it."""
     try:
-        with process.claimed(job) as claim:
+        with structlog.contextvars.bound_contextvars(job_id=job), process.claimed(job) as claim:
             if claim is None:
                 return
-            with structlog.contextvars.bound_contextvars(job=claim.label, attempt=claim.attempt):
+            about = {"job": claim.label, "submission": claim.submission, "attempt": claim.attempt}
+            with structlog.contextvars.bound_contextvars(**about):
+                log.debug("claimed", action="claim", incarnation=claim.incarnation)
                 try:
                     render_claim(process, claim)
                 except GaveUpError as error:
@@ -122,12 +125,15 @@ def finish(process: WorkerProcess, claim: Claim, image: Image, warnings: list[st
         lambda: process.jobs.finish(claim, image, warnings=warnings), what="finish", forever=True
     )
     if outcome is Finish.LOST:
+        LOST.labels(claim.model).inc()
         log.info("lost to another attempt", action="lost", key=image.key)
         try:
             process.images.delete(image.key)
         except UnreachableError as error:
             log.warning("a lost picture stays", action="lost", key=image.key, reason=str(error))
         return
+    PICTURES.labels(claim.model, "copied" if image.copied_from else "rendered").inc()
+    note_stages(claim.model, image.seconds)
     done = "taken over" if image.copied_from else "rendered"
     log.info(done, action="finish", seconds=round(sum(image.seconds.values()), 3), key=image.key)
     sweep_earlier(process, claim)
@@ -139,7 +145,7 @@ def sweep_earlier(process: WorkerProcess, claim: Claim) -> None:
         for attempt in range(1, claim.attempt):
             process.images.delete(key_of(claim, attempt))
     except UnreachableError as error:
-        log.warning("a stale picture stays", action="sweep", job=claim.label, reason=str(error))
+        log.warning("a stale picture stays", action="sweep", reason=str(error))
 
 
 def give_back(process: WorkerProcess, claim: Claim) -> None:
@@ -174,4 +180,5 @@ def fail(process: WorkerProcess, claim: Claim, error: Exception, *, permanent: b
         what="fail",
         forever=True,
     )
+    note_failure(claim.model, error, outcome.value)
     log.warning("failed", action="fail", outcome=outcome.value, error=str(error))

@@ -14,6 +14,7 @@ from storage.errors import BadInputError, SchemaError, UnreachableError
 from storage.jobstore import JobStore
 from storage.queue import JobQueue
 from storage.reaper import Reaper
+from worker.metrics import DISPATCHED, REPUBLISHED, TAKEOVERS, TICK_FAILURES, TICK_SECONDS, WINDOW
 from worker.version import check_version
 
 log = structlog.get_logger()
@@ -69,26 +70,29 @@ class Ticker:
         while not self._stopped.is_set():
             pause = TICK
             try:
-                pause = self._tick()
+                with TICK_SECONDS.time():
+                    pause = self._tick()
                 if ailing:
                     log.info("recovered", action="tick")
                 ailing = ""
             except (UnreachableError, BadInputError) as error:
+                TICK_FAILURES.inc()
                 if str(error) != ailing:  # say it once, not twice a second
                     log.warning("tick failed, trying again", action="tick", reason=str(error))
                 ailing = str(error)
             except Exception:  # whatever it is, the next tick may work: nobody else dispatches
+                TICK_FAILURES.inc()
                 log.exception("tick failed, trying again", action="tick")
             self._ticks += 1
             self._stopped.wait(pause)
 
     def _tick(self) -> float:
         """Do everything once; return the seconds until the next time."""
-        self._reaper.tick()
+        TAKEOVERS.inc(self._reaper.tick())
         self._clean_up()
         if self._redis is not None:  # after what needs only the database
             self._redis.ensure_running()
-        ticked = [dispatcher.tick() for dispatcher in self._dispatchers] if self._dispatches() else []
+        ticked = [dispatch(dispatcher) for dispatcher in self._dispatchers] if self._dispatches() else []
         return FAST_TICK if any(ticked) or self._swept else TICK
 
     def _clean_up(self) -> None:
@@ -111,3 +115,12 @@ class Ticker:
             check_version(self._jobs)
         except SchemaError as error:
             self._too_old(error)
+
+
+def dispatch(dispatcher: Dispatcher) -> bool:
+    """Tick, and count what came of it."""
+    asked_for_more = dispatcher.tick()
+    WINDOW.labels(dispatcher.model).set(dispatcher.window)
+    DISPATCHED.labels(dispatcher.model).inc(dispatcher.queued)
+    REPUBLISHED.labels(dispatcher.model).inc(dispatcher.republished)
+    return asked_for_more

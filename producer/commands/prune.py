@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import click
 
 from producer.counted import counted
-from producer.follow import derived_state
 from producer.options import SubmissionReference
 from producer.output import count_of, minute, print_table, remark, size_of, timestamp
 from producer.pruning import ALL, check, older_than, parse_age, prune
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
 from storage.records import Holdings, Submission, SubmissionState
+from storage.status_object import derived_state
 
 
 @click.command(

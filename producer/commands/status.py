@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from producer.described import image_fields, job_fields, submission_row
-from producer.follow import status_fields, submission_fields
+from producer.follow import submission_fields
+from producer.on_done import told_words
 from producer.options import LAST, SubmissionReference
 from producer.output import listing, minute, print_fields, print_json, record
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
 from storage.safe_url import safe_store_url
+from storage.status_object import status_fields
 
 
 @click.command(
@@ -41,7 +43,8 @@ def status(session: Session, *, submission: str, as_json: bool) -> None:
     else:
         counts = {name: number for name, number in fields.pop("counts").items() if number}
         speed = {"images_per_second": None if current.done else fields["images_per_second"] or None}
-        print_fields(fields | {"counts": counts} | speed | submission_fields(current))
+        told = {"on_done": "; ".join(told_words(hook) for hook in session.jobs.hooks(found.id))}
+        print_fields(fields | {"counts": counts} | speed | submission_fields(current) | told)
 
 
 @click.command(

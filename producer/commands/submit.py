@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from producer.cli import silence_stdout
 from producer.follow import check_all_succeeded, display, follow
 from producer.input_flags import input_flags
 from producer.models import KnownModel, choose_model, known_models, named_model
+from producer.on_done import OnDone, read_on_done, run_command
 from producer.options import dry_run_flag, job_flags, prompt_options, rewriting_flags, submission_flags
 from producer.ordering import order_of, read_asked
 from producer.output import count_of, remark
@@ -31,6 +33,8 @@ Examples:
   promptmill submit -p "The same otter, in oil" --init-image otter.png --strength 0.5 --images 4
   grep otter prompts.txt | promptmill submit - --name otters --wait
   id=$(promptmill submit prompts.txt --key nightly-2026-01-31)
+  promptmill submit prompts.txt --on-done https://example.org/rendered
+  promptmill submit prompts.txt --wait --on-done "jq .submission.counts"
 """
 )
 @prompt_options
@@ -41,6 +45,12 @@ Examples:
 @submission_flags
 @dry_run_flag
 @click.option("--wait", is_flag=True, help="Wait until all pictures are there.")
+@click.option(
+    "--on-done",
+    metavar="URL|COMMAND",
+    help="What hears of its end, as `status --json` prints it: a URL by a POST from a worker's host; a "
+    "command, with --wait, on its standard input.",
+)
 @pass_session
 def submit(
     session: Session,
@@ -49,6 +59,7 @@ def submit(
     model: str | None,
     dry_run: bool,
     wait: bool,
+    on_done: str | None,
     **flags: Any,
 ) -> None:
     """Submit prompts to be rendered by workers, and print the submission's id.
@@ -60,18 +71,19 @@ def submit(
 
     A setting that is not given is the model's recommendation (`promptmill models`), else the general default.
     """
+    told = read_on_done(on_done, wait=wait)
     asked = read_asked(session.settings, flags)
     chosen = known_model(session, named_model(asked.prompts.model, model))
     order = order_of(asked, chosen)
     if dry_run:
         preview(session, order)
         return
-    submission, added = submit_order(session.jobs, order, committed=_print_id)
+    submission, added = submit_order(session.jobs, order, committed=_committed(session, told))
     # Workers look for new jobs twice a second, so nobody has to be told.
     if added:
         remark_workers(submission, chosen)
     if wait:
-        wait_for(session, submission)
+        wait_for(session, submission, on_done=told.command)
 
 
 def known_model(session: Session, asked: str | None) -> KnownModel:
@@ -79,11 +91,20 @@ def known_model(session: Session, asked: str | None) -> KnownModel:
     return choose_model(known_models(session.settings, session.jobs.workers()), asked)
 
 
-def wait_for(session: Session, submission: Submission, *, timeout: float | None = None) -> None:
-    """Follow a submission to its end; SomeFailedError when not every job has its picture."""
+def wait_for(
+    session: Session, submission: Submission, *, timeout: float | None = None, on_done: str | None = None
+) -> None:
+    """Follow a submission to its end, and let a command hear of it.
+
+    Raises:
+        SomeFailedError: when not every job has its picture.
+        HookFailedError: when the command failed too often.
+    """
     with display() as shown:
         for status in follow(session.jobs, submission.id, lease=session.settings.lease, timeout=timeout):
             shown.update(status)
+    if on_done is not None:
+        run_command(on_done, status)
     check_all_succeeded(session.jobs, status)
 
 
@@ -101,6 +122,17 @@ def remark_workers(submission: Submission, model: KnownModel) -> None:
             f"{said}; no worker is running: start one with "
             f"`promptmill worker start --model {model.name}=REPO_OR_PATH`."
         )
+
+
+def _committed(session: Session, told: OnDone) -> Callable[[Submission], None]:
+    """Return what is done as soon as a submission's row is safe."""
+
+    def committed(submission: Submission) -> None:
+        if told.url is not None:
+            session.jobs.add_hook(submission.id, told.url)
+        _print_id(submission)
+
+    return committed
 
 
 def _print_id(submission: Submission) -> None:

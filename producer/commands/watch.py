@@ -8,11 +8,11 @@ import math
 import click
 
 from producer.commands.submit import wait_for
-from producer.follow import check_all_succeeded, follow, status_fields
+from producer.follow import check_all_succeeded, follow
 from producer.options import LAST, SubmissionReference
-from producer.output import JSON_VERSION
 from producer.session import Session, pass_session
 from storage.errors import BadInputError
+from storage.status_object import status_object
 
 
 @click.command(
@@ -35,8 +35,7 @@ def watch(session: Session, *, submission: str, jsonl: bool) -> None:
         wait_for(session, found)
         return
     for status in follow(session.jobs, found.id, lease=session.settings.lease):
-        line = {"version": JSON_VERSION, "submission": status_fields(status)}
-        click.echo(json.dumps(line, ensure_ascii=False))
+        click.echo(json.dumps(status_object(status), ensure_ascii=False))
     check_all_succeeded(session.jobs, status)
 
 

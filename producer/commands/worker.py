@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -19,6 +20,7 @@ from producer.worker_flags import (
     check_drain_timeout,
     check_several_models,
     check_worker_flags,
+    observing_flags,
     several_models_flags,
     worker_flags,
 )
@@ -59,6 +61,7 @@ Examples:
   promptmill worker start --model other=./other.safetensors@./sdxl-configs
   promptmill worker start --model mine=./my-model --lora style=./style.safetensors --lora a=./a.safetensors
   promptmill worker start --model sd15 --model xl --model-patience 120 --max-loaded 2
+  promptmill worker start --metrics-port 9464 --log-format json
 """
 )
 @click.option(
@@ -79,6 +82,7 @@ Examples:
 )
 @click.option("--name", metavar="TEXT", help="Beginning of the worker's name. Default: model and host.")
 @drain_timeout
+@observing_flags
 @pass_session
 def start(
     session: Session,
@@ -89,6 +93,10 @@ def start(
     loras: tuple[str, ...],
     model_patience: float | None,
     max_loaded: int | None,
+    metrics_host: str,
+    metrics_port: int | None,
+    log_format: str | None,
+    hooks: bool,
     **flags: Any,
 ) -> None:
     """Start a worker in the foreground, with one process for each device.
@@ -111,6 +119,13 @@ def start(
         references,
         model_patience=model_patience,
         max_loaded=max_loaded,
+    )
+    options = replace(
+        options,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
+        log_format=log_format,
+        hooks=hooks,
     )
     check_worker_extra()
     session.close()

@@ -16,6 +16,8 @@ from storage.sqljobstore.reading import Reading
 from storage.sqljobstore.selecting import Selecting
 from storage.sqljobstore.steering import Steering
 from storage.sqljobstore.submitting import Submitting
+from storage.sqljobstore.surveying import Surveying
+from storage.sqljobstore.telling import Telling
 from storage.sqljobstore.tuning import Tuning
 
 __all__ = ["SqlJobStore"]
@@ -26,11 +28,13 @@ class SqlJobStore(
     Reading,
     Selecting,
     Browsing,
+    Surveying,
     Steering,
     Dispatching,
     Claiming,
     Liveness,
     Tuning,
+    Telling,
     Keeping,
     Compacting,
 ):

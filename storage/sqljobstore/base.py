@@ -19,7 +19,7 @@ from storage.records import Image, Job, JobStatus, Submission, SubmissionState, 
 from storage.served import read_served
 
 JOBS, SUBMISSIONS, IMAGES = rows.JOBS, rows.SUBMISSIONS, rows.IMAGES
-WORKERS, META, TUNINGS = rows.WORKERS, rows.META, rows.TUNINGS
+WORKERS, META, TUNINGS, HOOKS = rows.WORKERS, rows.META, rows.TUNINGS, rows.HOOKS
 
 # Seconds between two chunks: whoever waits for SQLite's writer looks every 0.01 s, and would never get it.
 BREATH = 0.02

@@ -20,6 +20,7 @@ from storage.records import (
     being_pruned,
 )
 from storage.sqljobstore.base import (
+    HOOKS,
     IMAGES,
     JOBS,
     SUBMISSIONS,
@@ -87,6 +88,7 @@ class Keeping(SqlBase):
             left = select(JOBS.c.id).where(JOBS.c.submission == submission).limit(1)
             if connection.execute(left).first() is not None:
                 raise BadInputError(being_pruned(submission))
+            connection.execute(delete(HOOKS).where(HOOKS.c.submission == submission))
             connection.execute(delete(SUBMISSIONS).where(SUBMISSIONS.c.id == submission))
 
     def inputs_used(self) -> set[str]:

@@ -138,6 +138,16 @@ ASKED: dict[str, Callable[[Crowd], object]] = {
         crowd.waiting, cursor=0, statuses=(JobStatus.FAILED,)
     ),
     "a filtered page": lambda crowd: crowd.store.page(crowd.done, cursor=0, meant=JobFilter(match="otter")),
+    "hooks with nothing to tell": lambda crowd: crowd.store.take_hook(),
+    "hooks of what is done": lambda crowd: (
+        crowd.store.add_hook(crowd.done, "https://example.org"),
+        crowd.store.take_hook(),
+    ),
+    "hooks of what waits": lambda crowd: (
+        crowd.store.add_hook(crowd.waiting, "https://example.org"),
+        crowd.store.take_hook(),
+    ),
+    "the whole farm": lambda crowd: crowd.store.survey(),
     "may it be pruned": lambda crowd: crowd.store.check_prunable(crowd.done),
 }
 

@@ -38,6 +38,7 @@ from worker.engine.roster import Roster
 from worker.engine.ticket import Ticket
 from worker.engine.tuning import Tunings
 from worker.engine.watchdog import Watchdog
+from worker.metrics import StepMeter
 from worker.models.loras import LoraSwitch, lora_numerics, text_encoders_of
 from worker.models.pipeline import LoadedPipeline
 from worker.models.threads import in_passing_thread
@@ -120,6 +121,7 @@ class PipelineEngine:
             shared=self.shared,
             make_room=make_room,
         )
+        self._meter = StepMeter(model.name)
         self._turns = Turns()
         self._device = turns or DeviceTurns()
         self._baton = Baton(self._device)
@@ -338,6 +340,8 @@ class PipelineEngine:
             self._baton.answer(calls[0], error=failure)
 
     def _accept(self, calls: list[Call], results: list[Any], seconds: float) -> None:
+        lanes = sum(call.lanes for call in calls)
+        self._meter.note(lanes=lanes, room=self._passes.width(calls[0].key), seconds=seconds)
         now = time.perf_counter()
         for call, outputs in zip(calls, results, strict=True):
             call.owner.spent += seconds

@@ -37,6 +37,7 @@ from worker.engine.ticket import Ticket
 from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
+from worker.metrics import StepMeter
 from worker.models.load import LoadedModel
 from worker.models.loras import LoraSwitch, lora_numerics, text_encoders_of
 from worker.models.threads import in_passing_thread
@@ -109,6 +110,7 @@ class Engine:
         self.model, self.lanes = in_passing_thread(lambda: tune(model, wishes, facts=facts, tunings=tunings))
         model = self.model
         self.numerics = numerics_record(model, mode=mode)
+        self._meter = StepMeter(model.name)
         self.steps = 0
         self._on_death, self._make_room = on_death, make_room
         self._deadline = deadline
@@ -318,9 +320,12 @@ class Engine:
             self._shrink(chosen, failure)
         elif history is not None:
             self.steps += 1
+            lanes = sum(request.lanes for request in batch.requests)  # accepted, they may need others
             self._accept(batch, history, plan)
+            seconds = time.perf_counter() - began
+            self._meter.note(lanes=lanes, room=plan.lanes, seconds=seconds)
             for request in chosen:
-                request.spent += time.perf_counter() - began
+                request.spent += seconds
 
     def _shrink(self, chosen: list[Request], error: Exception) -> None:
         """Go on with fewer lanes after the device ran out of memory; fail who needs what there is not.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ RESERVES = {"cuda": 0.2}
 RESERVE = 0.1  # of any other device
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")
 
 
 def weights_bytes(model: LoadedModel | LoadedPipeline) -> int:
@@ -96,3 +98,19 @@ def _container_memory() -> tuple[int, int] | None:
     except (OSError, ValueError, IndexError):  # no such files, or `max`
         return None
     return limit - used + cached, limit
+
+
+def usage(device: torch.device) -> dict[str, int]:
+    """Return bytes that this process has `used`, and that are `free` and there in `total`, where known.
+
+    Of a GPU; of any other device the host's memory, or the container's.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return {"used": torch.cuda.memory_reserved(device), "free": free, "total": total}
+    try:
+        used = {"used": int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}
+    except (OSError, IndexError, ValueError):
+        used = {}
+    known = _host_memory()
+    return used if known is None else {**used, "free": known[0], "total": known[1]}

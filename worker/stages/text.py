@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from storage.loras import LoraSet
+from worker.metrics import EMBEDDINGS
 from worker.stages.condition import Condition
 from worker.stages.weighting import Chunk
 
@@ -22,6 +23,7 @@ class Nothing:
     chunks: int
 
 
+HIT, MISS = EMBEDDINGS.labels("hit"), EMBEDDINGS.labels("miss")
 Text = str | tuple[Chunk, ...] | Nothing  # a plain prompt, the chunks of a weighted one, or none
 
 
@@ -71,6 +73,7 @@ class TextStage:
         if not isinstance(text, str):
             return Condition.chain([self._chunk(chunk) for chunk in text]), None
         condition, too_long = self._cache.get((self.loras, text), (None, False))
+        (MISS if condition is None else HIT).inc()
         if condition is not None:
             self._cache.move_to_end((self.loras, text))
             # The warning is worded anew: the same text may be one job's prompt and another's negative prompt.
@@ -81,6 +84,7 @@ class TextStage:
 
     def _chunk(self, chunk: Chunk) -> Condition:
         condition, _ = self._cache.get((self.loras, chunk), (None, False))
+        (MISS if condition is None else HIT).inc()
         if condition is None:
             condition = self._encoder.chunk(chunk)
             self._keep(chunk, condition)

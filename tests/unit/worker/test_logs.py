@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -58,3 +62,53 @@ def test_a_message_that_cannot_be_acknowledged_is_told_in_one_line(caplog: pytes
     (record,) = caplog.records
     assert (record.levelname, record.exc_info) == ("WARNING", None)
     assert "ConnectionError" in record.getMessage()
+
+
+SCRIPT = """
+import logging, structlog
+from worker.logs import configure_logs
+configure_logs()
+log = structlog.get_logger()
+with structlog.contextvars.bound_contextvars(job="abcd2345:7", submission="abcd2345"):
+    log.info("rendered", action="finish")
+    logging.getLogger("celery.worker").warning("Couldn't %s", "ack")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("failed", action="fail", what={object})
+    logging.getLogger("elsewhere").exception("theirs")
+"""
+
+
+def logged(**environment: str) -> list[str]:
+    """Log some lines in a process of its own, and return them."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1", **environment},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return ran.stderr.splitlines()
+
+
+def test_as_json_each_line_is_one_object_libraries_lines_too() -> None:
+    """With job and submission wherever they are known, and tracebacks inside of the object."""
+    ours, theirs, failed, elsewhere = map(json.loads, logged(PROMPTMILL_LOG_FORMAT="json"))
+    about = {"job": "abcd2345:7", "submission": "abcd2345"}
+    assert {**ours, "timestamp": ""} == {
+        "event": "rendered", "action": "finish", "level": "info", "timestamp": "", **about,
+    }  # fmt: skip
+    assert {**theirs, "timestamp": ""} == {
+        "event": "Couldn't ack", "level": "warning", "logger": "celery.worker", "timestamp": "", **about,
+    }  # fmt: skip
+    assert "ZeroDivisionError" in failed["exception"]
+    assert "object" in failed["what"]
+    assert "ZeroDivisionError" in elsewhere["exception"]
+    assert "job" not in elsewhere
+
+
+def test_for_people_libraries_lines_look_like_ours() -> None:
+    """Whatever the setting says that is not json."""
+    first, second, *_ = logged(PROMPTMILL_LOG_FORMAT="")
+    for line, words in ((first, "rendered"), (second, "Couldn't ack")):
+        assert words in line
+        assert "job=abcd2345:7" in line

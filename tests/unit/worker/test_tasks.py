@@ -48,6 +48,7 @@ from worker.engine.errors import Cancelled, EngineDeadError, OutOfMemoryError, R
 from worker.engine.request import RenderResult
 from worker.exits import Exit
 from worker.introduction import loaded_worker, ordered_worker
+from worker.metrics import LOST
 from worker.orders import ChildOrder
 from worker.process import WorkerProcess
 from worker.stages.picture import encoder_versions
@@ -423,11 +424,11 @@ def test_a_cancelled_submission_ends_its_running_job(mill: Mill) -> None:
     task = threading.Thread(target=render_job, args=(mill.process, job))
     task.start()
     assert rendering.wait(PATIENCE)
-    mill.process._heartbeat.beat()
+    mill.process.heartbeat.beat()
     assert not tickets[0].cancelled
     mill.jobs.cancel(mill.id)
     while task.is_alive():  # the ticket may not be known to the process at the first beat
-        mill.process._heartbeat.beat()
+        mill.process.heartbeat.beat()
         task.join(0.01)
     assert tickets[0].cancelled
     assert mill.job().status is JobStatus.CANCELLED
@@ -438,7 +439,7 @@ def test_a_job_that_is_cancelled_while_it_enters_the_engine_is_dropped(mill: Mil
 
     def drop_first(ticket: FakeTicket) -> None:
         mill.jobs.cancel(mill.id)
-        mill.process._heartbeat.beat()
+        mill.process.heartbeat.beat()
         assert not ticket.cancelled
 
     mill.engine.on_submit = drop_first
@@ -600,9 +601,11 @@ def test_a_lost_picture_that_cannot_be_deleted_harms_nobody(
         mill.jobs.release_incarnation("w1", crashed=False)
         ticket.future.set_result(picture())
 
+    dropped = LOST.labels("demo")._value.get()
     mill.engine.on_submit = taken_over
     job = mill.render()
     assert (job.status, job.failures) == (JobStatus.WAITING, 0)
+    assert LOST.labels("demo")._value.get() == dropped + 1
 
 
 def test_a_claim_whose_reply_was_lost_is_undone(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,7 +621,7 @@ def test_a_claim_whose_reply_was_lost_is_undone(mill: Mill, monkeypatch: pytest.
     assert mill.render().status is JobStatus.RUNNING
     monkeypatch.setattr(mill.jobs, "claim", claim)
     for _ in range(heartbeat.STRAY_AFTER):
-        mill.process._heartbeat.beat()
+        mill.process.heartbeat.beat()
     assert (mill.job().status, mill.job().failures) == (JobStatus.WAITING, 0)
     assert mill.render().status is JobStatus.SUCCEEDED
 
@@ -711,7 +714,7 @@ def test_a_process_that_was_declared_dead_leaves(mill: Mill, monkeypatch: pytest
     monkeypatch.setattr(process_module.os, "_exit", leave)
     monkeypatch.setattr("worker.heartbeat.BEAT", 0.001)
     mill.jobs.release_incarnation("w1", crashed=True)
-    mill.process._heartbeat.start()
+    mill.process.heartbeat.start()
     assert gone.wait(PATIENCE)
     assert codes == [Exit.STALE]
 
