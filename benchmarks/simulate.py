@@ -8,6 +8,8 @@ rows of workers that are not there, each with jobs in the queue: what every tick
 
 Read the figures per worker and per job: with more workers than cores, processes wait for each other.
 docs/scale.md goes on from here to a thousand GPUs.
+
+Past 300 lines because the script starts itself as each worker.
 """
 
 from __future__ import annotations

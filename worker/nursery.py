@@ -222,13 +222,8 @@ class Nursery:
         return (self._leaving or retiring) and not any(child.alive for child in self._children)
 
     @property
-    def devices(self) -> int:
-        """How many worker processes there are to look after."""
-        return len(self._children)
-
-    @property
     def ready(self) -> int:
-        """How many of them have loaded their model."""
+        """How many worker processes have loaded their model."""
         return sum(child.alive and child.ready for child in self._children)
 
     def tell(self, order: str) -> None:

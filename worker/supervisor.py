@@ -66,9 +66,8 @@ class Supervisor:
 
     def _supervise(self, jobs: JobStore, redis: EmbeddedRedis | None) -> int:
         name = self._options.name or f"{'+'.join(self._models)}@{socket.gethostname()}"
-        nursery = Nursery(
-            self._options, list_devices(self._options.devices), jobs, name=name, on_event=self._tell
-        )
+        devices = list_devices(self._options.devices)
+        nursery = Nursery(self._options, devices, jobs, name=name, on_event=self._tell)
         queues = [JobQueue(broker_url(self._settings), model) for model in self._models]
         ticker = Ticker(
             jobs,
@@ -97,7 +96,7 @@ class Supervisor:
             if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
                 nursery.tell(STOP)
             nursery.look()
-            beat.beat(devices=nursery.devices, ready=nursery.ready, draining=self._drain.is_set())
+            beat.beat(devices=len(devices), ready=nursery.ready, draining=self._drain.is_set())
             time.sleep(LOOK)
         beat.close()
         ticker.stop()
