@@ -213,7 +213,7 @@ def test_beats_and_ticks_that_fail_are_counted(monkeypatch: pytest.MonkeyPatch) 
     heart = Heartbeat(
         jobs, "w1", progress=dict, lanes_used=int, drop=nobody, stray=nobody, drain=nobody, stale=nobody
     )
-    ticker = Ticker(jobs, [], None, lease=30.0, dispatches=lambda: True)
+    ticker = Ticker(jobs, [], None, lease=30.0, dispatches=lambda: True, too_old=nobody)
     beats = value("promptmill_beat_failures_total")
     ticks = value("promptmill_tick_failures_total", SUPERVISOR)
     heart.start()
