@@ -138,9 +138,7 @@ class _Call(threading.Thread):
 
     def run(self) -> None:
         """Send it, and hear the first line and the headers of the answer."""
-        opener = urllib.request.build_opener(
-            _Straight, _Plain(self._connections), _Secure(self._connections)
-        )
+        opener = urllib.request.build_opener(_Straight, _Plain(self._connections), _Secure(self._connections))
         try:
             opener.open(self._request, timeout=ANSWER_TIMEOUT).close()
         except Exception as error:  # noqa: BLE001 - whoever waits raises it
