@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from storage.errors import PromptmillError
+from storage.errors import PromptmillError, UnreachableError
 from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
 from storage.queue import ping
@@ -26,7 +27,9 @@ from storage.surveying import FarmView
 from storage.version import promptmill_version
 
 KEPT_FOR = 5.0  # seconds at least that what was seen is shown again
-KEPT_TIMES = 10  # times as long as the look took: watching must not keep a database busy
+KEPT_TIMES = 10  # times as long as the look at the rows took: watching must not keep a database busy
+KEPT_MOST = 60.0  # seconds
+PATIENCE = 5.0  # seconds for all parts together; Prometheus gives up after ten
 SILENT = "silent"  # the state of a worker that has not beaten for a lease, and that nobody has expired yet
 WORKER_STATES = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING, SILENT)
 PROBE = "probe"  # a key that no picture has
@@ -46,16 +49,21 @@ class FarmMetrics(Collector):
         self._images: ImageStore | None = None
         self._seen: list[GaugeMetricFamily | InfoMetricFamily] = []
         self._fresh_until = -1.0
+        self._probes = [
+            _Probe("database", self._survey, clock),
+            _Probe("redis", lambda: ping(self._settings), clock),
+            _Probe("store", self._free_bytes, clock),
+        ]
         self.failures: dict[str, PromptmillError] = {}
 
     def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
         """Yield what was seen; look again where that is old."""
         with self._lock:
-            began = self._clock()
-            if not self._seen or began >= self._fresh_until:
+            if not self._seen or self._clock() >= self._fresh_until:
                 self._seen = list(self._look())
-                now = self._clock()
-                self._fresh_until = now + max(KEPT_FOR, KEPT_TIMES * (now - began))
+                database = self._probes[0]  # what waits for a part that is down costs nobody anything
+                busy = 0.0 if database.part in self.failures else database.seconds
+                self._fresh_until = self._clock() + min(KEPT_MOST, max(KEPT_FOR, KEPT_TIMES * busy))
             yield from self._seen
 
     def close(self) -> None:
@@ -67,34 +75,29 @@ class FarmMetrics(Collector):
         yield InfoMetricFamily(
             "promptmill_build", "Of whoever looks.", value={"version": promptmill_version()}
         )
-        views: list[FarmView] = []
-        room: list[int | None] = []
         self.failures.clear()
+        answers: dict[str, Any] = {}
         up, seconds = (
             _family("up", "Whether a part answers: 1 or 0.", "part"),
             _family("probe_seconds", "What its answer took.", "part"),
         )
-        probes: dict[str, Callable[[], object]] = {
-            "database": lambda: views.append(self._survey()),
-            "redis": lambda: ping(self._settings),
-            "store": lambda: room.append(self._free_bytes()),
-        }
-        for part, ask in probes.items():
-            began = self._clock()
+        deadline = time.monotonic() + PATIENCE
+        for probe in self._probes:
+            probe.start()
+        for probe in self._probes:
             try:
-                ask()
+                answers[probe.part] = probe.wait(deadline)
             except PromptmillError as error:
-                self.failures[part] = error
-            up.add_metric([part], part not in self.failures)
-            seconds.add_metric([part], self._clock() - began)
+                self.failures[probe.part] = error
+            up.add_metric([probe.part], probe.part not in self.failures)
+            seconds.add_metric([probe.part], probe.seconds)
         yield up
         yield seconds
         yield _number("lease_seconds", "After which a silent worker's jobs are taken.", self._settings.lease)
-        for free in room:
-            if free is not None:
-                yield _number("store_free_bytes", "What pictures may still take of the disk.", free)
-        for view in views:
-            yield from described(view, lease=self._settings.lease)
+        if (free := answers.get("store")) is not None:
+            yield _number("store_free_bytes", "What pictures may still take of the disk.", free)
+        if "database" in answers:
+            yield from described(answers["database"], lease=self._settings.lease)
 
     def _survey(self) -> FarmView:
         self._jobs = self._jobs or open_job_store(self._settings)
@@ -107,6 +110,52 @@ class FarmMetrics(Collector):
             return self._images.free_bytes()
         self._images.find(PROBE)
         return None
+
+
+class _Probe:
+    """Asks one part in a thread of its own: one that hangs holds up neither the others nor Prometheus.
+
+    Attributes:
+        part: its name.
+        seconds: what its last answer took, or how long none has come.
+    """
+
+    def __init__(self, part: str, ask: Callable[[], Any], clock: Callable[[], float]) -> None:
+        self.part, self._ask, self._clock = part, ask, clock
+        self._thread: threading.Thread | None = None
+        self._answer: Any = None
+        self._fault: Exception | None = None
+        self.seconds = 0.0
+
+    def start(self) -> None:
+        """Ask, unless it still owes the last answer: what hangs is not asked by more and more threads."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name=self.part, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        began = self._clock()
+        self._answer = self._fault = None
+        try:
+            self._answer = self._ask()
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            self._fault = error
+        self.seconds = self._clock() - began
+
+    def wait(self, deadline: float) -> Any:
+        """Return its answer.
+
+        Raises:
+            UnreachableError: when there is none by the deadline (monotonic seconds).
+        """
+        assert self._thread is not None  # noqa: S101  (it was started)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self.seconds = PATIENCE
+            raise UnreachableError(f"The {self.part} has not answered within {PATIENCE:g} s.")
+        if self._fault is not None:
+            raise self._fault
+        return self._answer
 
 
 def described(view: FarmView, *, lease: float) -> Iterator[GaugeMetricFamily]:

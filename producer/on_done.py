@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from storage.records import Status
 from storage.status_object import status_object
 
 TRIES = 5
+STDERR = 2  # the file descriptor
 BACKOFF_BASE = 1.0  # seconds between tries: 1, 2, 4, 8
 
 
@@ -50,13 +52,18 @@ def read_on_done(text: str | None, *, wait: bool) -> OnDone:
 def run_command(command: str, status: Status, *, sleep: Callable[[float], None] = time.sleep) -> None:
     """Give a command the status JSON on its standard input; try again while it fails.
 
+    What it prints goes to standard error: on standard output is the submission's id, and nothing else.
+
     Raises:
         HookFailedError: when it has failed too often.
     """
     given = json.dumps(status_object(status), ensure_ascii=False)
     for number in range(TRIES):
-        # The user's own words, as in their shell.
-        done = subprocess.run(command, shell=True, input=given, text=True, check=False)  # noqa: S602
+        # The user's own words, as in their shell; what was written before it stays ahead of what it writes.
+        sys.stderr.flush()
+        done = subprocess.run(  # noqa: S602
+            command, shell=True, input=given, text=True, check=False, stdout=STDERR
+        )
         if done.returncode == 0:
             return
         if number + 1 < TRIES:

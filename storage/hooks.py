@@ -56,7 +56,8 @@ class Telling(Protocol):
     def take_hook(self) -> Hook | None:
         """Take one that is due, its submission being done, for HELD_FOR seconds; None where there is none.
 
-        Nobody else gets it meanwhile. Taken and never ended, it comes again: a URL is told at least once.
+        Nobody else gets it meanwhile. Taken and never ended, it comes again: a URL is told at least once. One
+        that was taken MAX_TRIES times and never ended is given up instead.
         """
         ...
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import S3, Postgres, running_postgres, running_s3
-from worker.nursery import ENVIRONMENT
+from worker.orders import ENVIRONMENT
 
 # Read when torch is loaded, so it has to be set before any test imports it.
 for _name, _value in ENVIRONMENT.items():

@@ -64,8 +64,8 @@ def asked(query: str) -> set[Asked]:
 
 
 def all_names() -> set[str]:
-    """Return the names of all series that anything asks for."""
-    return {one.name for query in queries().values() for one in asked(query)}
+    """Return the names of all series that anything asks promptmill for; `up` is Prometheus' own."""
+    return {one.name for query in queries().values() for one in asked(query)} - {"up"}
 
 
 def grouped_by(query: str) -> set[str]:

@@ -30,8 +30,7 @@ from storage.worker_options import WorkerOptions
 from worker import celery_end
 from worker.exits import Exit
 from worker.logs import configure_logs
-from worker.nursery import ENVIRONMENT
-from worker.orders import ChildOrder
+from worker.orders import ENVIRONMENT, ChildOrder
 from worker.retirement import Retirement
 from worker.telling import Teller
 from worker.ticking import Ticker

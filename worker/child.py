@@ -125,9 +125,11 @@ def _listen(process: WorkerProcess) -> None:
 
 def _tell_metrics() -> None:
     try:
-        report("metrics", families=snapshot(PROCESS))
+        families = snapshot(PROCESS)
     except Exception:  # a device that cannot say how full it is must not keep orders from being heard
         log.exception("metrics failed", action="metrics")
+        families = []  # an answer all the same: whoever waits for one does not ask again
+    report("metrics", families=families)
 
 
 def _drain(process: WorkerProcess) -> None:

@@ -21,6 +21,9 @@ ANSWER_TIMEOUT = (
     2.0  # seconds; a process that is frozen, or holds Python's lock for longer, has said nothing new
 )
 
+ASK_AGAIN = 10.0  # seconds after a question without an answer, twice as long after each: a pipe gets full
+ANSWERS = "promptmill_process_answers"
+
 Families = list[Any]  # of JSON: [name, help, type, [[sample, labels, value], …]]
 
 
@@ -38,36 +41,61 @@ def snapshot(registry: CollectorRegistry) -> Families:
 
 
 class Counted:
-    """What one worker process has counted, as it said when it was asked last."""
+    """What one worker process has counted, as it said when it was asked last.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._changed = threading.Condition()
-        self._asked = False
+        self._unanswered = 0  # questions since the last answer
+        self._again_at = 0.0
+        self._fresh = False
         self._families: Families = []
 
     def ask(self, send: Callable[[], None]) -> None:
         """Ask with `send`, unless an answer is due already: a frozen process must not fill its pipe."""
         with self._changed:
-            if self._asked:
+            now = self._clock()
+            if self._unanswered and now < self._again_at:
                 return
-            self._asked = True
+            self._again_at = now + ASK_AGAIN * 2.0 ** min(self._unanswered, 16)
+            self._unanswered += 1
+            self._fresh = False
         send()
 
     def hear(self, families: Families) -> None:
-        """Take the answer."""
+        """Take the answer; an empty one says that the process could not look."""
         with self._changed:
-            self._asked, self._families = False, families
+            self._unanswered, self._fresh = 0, bool(families)
+            self._families = families or self._families
             self._changed.notify_all()
 
     def forget(self) -> None:
         """Begin anew: the process has ended."""
-        self.hear([])
+        with self._changed:
+            self._unanswered, self._fresh, self._families = 0, False, []
+            self._changed.notify_all()
 
     def wait(self, deadline: float) -> Families:
-        """Return the answer, or after the deadline (monotonic seconds) what was said before."""
+        """Return the answer, and whether there is one.
+
+        After the deadline (monotonic seconds) that is what was counted before. Gauges are left out then: how
+        full a hung process was is no news of how full it is.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._asked, timeout=max(0.0, deadline - time.monotonic()))
-            return self._families
+            self._changed.wait_for(
+                lambda: not self._unanswered, timeout=max(0.0, deadline - time.monotonic())
+            )
+            said = self._families if self._fresh else [one for one in self._families if one[2] != "gauge"]
+            return [*said, _answers(fresh=self._fresh)]
+
+
+def _answers(*, fresh: bool) -> Any:
+    words = "Whether a worker process says what it has counted: 1 or 0."
+    return [ANSWERS, words, "gauge", [[ANSWERS, {}, float(fresh)]]]
 
 
 class Exposition(Collector):

@@ -20,7 +20,8 @@ CALLS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 ERRORS = ("RenderError", "OutOfMemoryError", "DeadlineError", "BadInputError")
 OTHER = "other"
 OUTCOMES = ("waiting", "failed", "lost")  # of `storage.records.Failure`
-PATIENCE = ("claim", "look up", "reuse", "save", "finish", "fail", "release")  # what is done again and again
+# What is done again and again.
+PATIENCE = ("claim", "look up", "read an input", "reuse", "save", "finish", "fail", "release", "turn")
 
 STEP_SECONDS = Histogram(
     "promptmill_step_seconds",

@@ -20,7 +20,7 @@ from storage.worker_options import WorkerOptions
 from worker.exits import FINAL, ORDERLY
 from worker.exposition import ANSWER_TIMEOUT, Counted, Families
 from worker.metrics import RESTARTS, TAKEOVERS
-from worker.orders import METRICS, STOP, ChildOrder, read_event
+from worker.orders import ENVIRONMENT, METRICS, STOP, ChildOrder, read_event
 
 log = structlog.get_logger()
 
@@ -29,14 +29,6 @@ STEADY_AFTER = 60.0  # seconds of a life that got ready, after which a crash cou
 STILLBORN = 2  # crashes before it was ever ready, after which one more ends the supervisor
 STOP_TIMEOUT = 15.0  # seconds between `stop` and SIGKILL
 HEARING_TIMEOUT = 2.0  # seconds for the rest of the output of a process that has ended
-
-
-# Read when torch is loaded; what the user has set stands.
-ENVIRONMENT = {
-    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # mps falls back to the CPU for what it lacks
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same sums in the same order on every run
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 20 times the speed beside other work (decision 0003)
-}
 
 
 class Child:
@@ -233,11 +225,12 @@ class Nursery:
             child.tell(order)
 
     def metrics(self) -> dict[str, Families]:
-        """Return what each worker process has counted, by its worker's name."""
+        """Return what each worker process has counted, by its worker's name; none that has left for good."""
         deadline = time.monotonic() + ANSWER_TIMEOUT
-        for child in self._children:
+        asked = [child for child in self._children if child.alive or not (child.retiring or self._leaving)]
+        for child in asked:
             child.ask()
-        return {child.name: child.counted.wait(deadline) for child in self._children}
+        return {child.name: child.counted.wait(deadline) for child in asked}
 
     def look(self) -> None:
         """See who has ended, free their jobs at once, and start again whose time has come."""

@@ -17,6 +17,12 @@ from typing import Any
 from storage.worker_options import WorkerOptions, read_options
 
 DRAIN, STOP, METRICS = "drain", "stop", "metrics"
+# Read when torch is loaded; what the user has set stands.
+ENVIRONMENT = {
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # mps falls back to the CPU for what it lacks
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same sums in the same order on every run
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 20 times the speed beside other work (decision 0003)
+}
 _reporting = threading.Lock()  # lines of several threads must not be mixed
 
 

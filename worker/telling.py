@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -24,7 +26,7 @@ from storage.version import promptmill_version
 log = structlog.get_logger()
 
 LOOK_EVERY = 2.0  # seconds
-ANSWER_TIMEOUT = 10.0  # seconds
+ANSWER_TIMEOUT = 10.0  # seconds from the look-up of its name to its answer; less than a hook is held for
 
 
 class Teller:
@@ -69,6 +71,11 @@ class Teller:
             post(hook.url, status_object(self._jobs.status(hook.submission, lease=self._lease)))
         except (BadInputError, HookError) as failed:
             error = str(failed)
+        except UnreachableError:
+            raise  # the database: nobody can be told what it does not say
+        except Exception as failed:  # one hook that nobody foresaw must not keep all others waiting
+            log.exception("hook failed unexpectedly", action="hook", submission=hook.submission)
+            error = f"telling it failed ({type(failed).__name__})"
         ended = self._jobs.end_hook(hook, error=error)
         _log(hook, error, ended=ended)
         return True
@@ -91,7 +98,7 @@ def post(url: str, content: dict[str, Any]) -> None:
 
     Raises:
         BadInputError: for what is no URL to be told.
-        HookError: when it does not answer with 2xx.
+        HookError: when it does not answer with 2xx, or not in time.
     """
     request = urllib.request.Request(  # noqa: S310 - its scheme is checked
         check_hook_url(url),
@@ -99,15 +106,81 @@ def post(url: str, content: dict[str, Any]) -> None:
         headers={"Content-Type": "application/json", "User-Agent": f"promptmill/{promptmill_version()}"},
         method="POST",
     )
+    call = _Call(request)
+    call.start()
+    call.join(ANSWER_TIMEOUT)
+    if call.is_alive():
+        call.shut()
+        raise HookError(f"it has not answered within {ANSWER_TIMEOUT:g} s")
     try:
-        with urllib.request.build_opener(_Straight).open(request, timeout=ANSWER_TIMEOUT):
-            return
+        if call.fault is not None:
+            raise call.fault
     except urllib.error.HTTPError as error:
         error.close()
         raise HookError(f"it answers {error.code}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise HookError(f"it cannot be reached ({str(reason) or type(error).__name__})") from error
+
+
+class _Call(threading.Thread):
+    """One request, in a thread that may be left behind: a timeout of sockets begins anew with every byte.
+
+    Attributes:
+        fault: what it failed with; None where the answer is 2xx.
+    """
+
+    def __init__(self, request: urllib.request.Request) -> None:
+        super().__init__(name="hook", daemon=True)
+        self._request = request
+        self._connections: list[http.client.HTTPConnection] = []
+        self.fault: Exception | None = None
+
+    def run(self) -> None:
+        """Send it, and hear the first line and the headers of the answer."""
+        opener = urllib.request.build_opener(_Straight, _Plain(self._connections), _Secure(self._connections))
+        try:
+            opener.open(self._request, timeout=ANSWER_TIMEOUT).close()
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            self.fault = error
+
+    def shut(self) -> None:
+        """Let the thread end, by shutting what it reads from."""
+        for connection in self._connections:
+            with suppress(OSError, AttributeError):  # not connected yet, or closed by now
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Plain(urllib.request.HTTPHandler):
+    """Keeps its connections where somebody else can shut them."""
+
+    def __init__(self, made: list[http.client.HTTPConnection]) -> None:
+        super().__init__()
+        self._made = made
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Send a request to http://."""
+        return self.do_open(self._connect, req)
+
+    def _connect(self, host: str, /, **how: Any) -> http.client.HTTPConnection:
+        self._made.append(http.client.HTTPConnection(host, **how))
+        return self._made[-1]
+
+
+class _Secure(urllib.request.HTTPSHandler):
+    """Likewise, for https://."""
+
+    def __init__(self, made: list[http.client.HTTPConnection]) -> None:
+        super().__init__()
+        self._made = made
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Send a request to https://."""
+        return self.do_open(self._connect, req)
+
+    def _connect(self, host: str, /, **how: Any) -> http.client.HTTPConnection:
+        self._made.append(http.client.HTTPSConnection(host, **how))
+        return self._made[-1]
 
 
 class _Straight(urllib.request.HTTPRedirectHandler):

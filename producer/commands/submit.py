@@ -128,9 +128,9 @@ def _committed(session: Session, told: OnDone) -> Callable[[Submission], None]:
     """Return what is done as soon as a submission's row is safe."""
 
     def committed(submission: Submission) -> None:
+        _print_id(submission)  # first: whoever is killed in between can repeat it, and knows what to look for
         if told.url is not None:
             session.jobs.add_hook(submission.id, told.url)
-        _print_id(submission)
 
     return committed
 

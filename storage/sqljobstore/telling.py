@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import RowMapping, insert, or_, select, update
+from sqlalchemy import ColumnElement, RowMapping, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.hooks import BACKOFF_BASE, BACKOFF_LIMIT, HELD_FOR, MAX_TRIES, Hook
@@ -13,6 +13,7 @@ from storage.sqljobstore.base import HOOKS, JOBS, SUBMISSIONS, SqlBase, now, sta
 
 # Nobody backs off for longer: a later moment was written by a clock that was wrong.
 NEVER_LATER = timedelta(seconds=max(BACKOFF_LIMIT, HELD_FOR))
+UNHEARD_OF = "whoever told it last never said what came of it"
 COMPLETE = (SubmissionState.OPEN, SubmissionState.PAUSED, SubmissionState.CANCELLED)
 
 
@@ -38,37 +39,44 @@ class Telling(SqlBase):
 
     def take_hook(self) -> Hook | None:
         """See `Telling.take_hook`."""
-        moment = now()
+        while (row := self._due()) is not None:
+            if row["attempts"] < MAX_TRIES:
+                return self._take(row)
+            self._give_up(row)
+        return None
+
+    def _due(self) -> RowMapping | None:
+        """Return the hook that has been due for longest."""
         left = (
             select(JOBS.c.id)
             .where(JOBS.c.submission == SUBMISSIONS.c.id, status_is(*UNFINISHED))
             .correlate(SUBMISSIONS)
             .exists()
         )
-        due = (
-            HOOKS.c.ended_at.is_(None),
-            or_(HOOKS.c.not_before <= moment, HOOKS.c.not_before > moment + NEVER_LATER),
-        )
         done = (SUBMISSIONS.c.state.in_(COMPLETE), ~left)
         found = (
             select(HOOKS)
             .join(SUBMISSIONS, SUBMISSIONS.c.id == HOOKS.c.submission)
-            .where(*due, *done)
+            .where(*_is_due(), *done)
             .order_by(HOOKS.c.not_before)
             .limit(1)
         )
         with self.database.read() as connection:
-            row = connection.execute(found).mappings().one_or_none()
-        if row is None:
-            return None
-        take = (
-            update(HOOKS)
-            .where(HOOKS.c.id == row["id"], HOOKS.c.attempts == row["attempts"], *due)
-            .values(attempts=HOOKS.c.attempts + 1, not_before=moment + timedelta(seconds=HELD_FOR))
-        )
+            return connection.execute(found).mappings().one_or_none()
+
+    def _take(self, row: RowMapping) -> Hook | None:
+        """Hold a hook, unless somebody was faster."""
+        held = {"attempts": HOOKS.c.attempts + 1, "not_before": now() + timedelta(seconds=HELD_FOR)}
+        take = update(HOOKS).where(*_still(row), *_is_due()).values(held)
         with self.database.write() as connection:
             taken = connection.execute(take.returning(HOOKS)).mappings().one_or_none()
         return None if taken is None else _to_hook(taken)
+
+    def _give_up(self, row: RowMapping) -> None:
+        """End a hook whose last taker never said what came of it."""
+        ended = {"ended_at": now(), "error": row["error"] or UNHEARD_OF}
+        with self.database.write() as connection:
+            connection.execute(update(HOOKS).where(*_still(row), *_is_due()).values(ended))
 
     def end_hook(self, hook: Hook, *, error: str | None) -> bool:
         """See `Telling.end_hook`."""
@@ -84,6 +92,17 @@ class Telling(SqlBase):
         with self.database.write() as connection:
             connection.execute(update(HOOKS).where(*mine).values(values))
         return ends
+
+
+def _is_due() -> tuple[ColumnElement[bool], ...]:
+    moment = now()
+    waited = or_(HOOKS.c.not_before <= moment, HOOKS.c.not_before > moment + NEVER_LATER)
+    return HOOKS.c.ended_at.is_(None), waited
+
+
+def _still(row: RowMapping) -> tuple[ColumnElement[bool], ...]:
+    """Nobody has taken it since it was seen."""
+    return HOOKS.c.id == row["id"], HOOKS.c.attempts == row["attempts"]
 
 
 def _to_hook(row: RowMapping) -> Hook:

@@ -119,6 +119,25 @@ def test_a_hook_that_fails_comes_again_and_not_for_ever(
     assert kept.ended_at is not None
 
 
+def test_a_hook_that_kills_whoever_takes_it_is_given_up(
+    job_store: JobStore, later: Callable[[float], None]
+) -> None:
+    """Tries count when they begin, so that one which is never ended comes no more often than others."""
+    submission = submitted(job_store)
+    fail_one(job_store)
+    for _ in range(MAX_TRIES):
+        assert job_store.take_hook() is not None
+        later(HELD_FOR + 1)
+    other = submitted(job_store)
+    fail_one(job_store)
+    hook = job_store.take_hook()
+    assert hook is not None
+    assert hook.submission == other, "what was given up keeps nobody waiting"
+    (kept,) = job_store.hooks(submission)
+    assert (kept.attempts, kept.error) == (MAX_TRIES, telling.UNHEARD_OF)
+    assert kept.ended_at is not None
+
+
 def test_a_moment_that_a_wrong_clock_wrote_is_not_waited_for(
     job_store: JobStore, later: Callable[[float], None]
 ) -> None:

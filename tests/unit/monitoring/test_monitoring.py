@@ -19,6 +19,7 @@ from storage.settings import Settings
 from storage.surveying import FarmView
 from tests.queries import ALERTS, MONITORING, ROOT, asked, grouped_by, panels, queries, rules
 from tests.records import worker_record
+from worker.exposition import ANSWERS
 from worker.metrics import PROCESS, SUPERVISOR
 
 TARGET = {"instance", "job", "worker"}  # labels that Prometheus and supervisors add to every series
@@ -42,6 +43,8 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         "promptmill_held_jobs": set(),
         "promptmill_beat_age_seconds": set(),
         "promptmill_struggles": set(),
+        ANSWERS: set(),
+        "up": set(),  # of Prometheus' own, for each target
     }
     farm = CollectorRegistry()
     farm.register(FarmMetrics(Settings(home=tmp_path_factory.mktemp("home") / "home")))

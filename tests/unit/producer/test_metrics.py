@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.request
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from producer import farm_metrics
-from producer.farm_metrics import KEPT_FOR, FarmMetrics
+from producer.farm_metrics import KEPT_FOR, KEPT_MOST, FarmMetrics
 from storage.errors import UnreachableError
 from storage.imagestore import FsspecImageStore
 from storage.metrics_server import metrics_url, serve_metrics
 from storage.settings import Settings
 from tests.clock import FakeClock
 from tests.unit.producer.conftest import Invoke, StandInWorker
+
+WAIT = 20.0  # seconds: only how long a broken test may hang
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +115,51 @@ def test_a_look_that_takes_long_is_kept_for_longer(
     clock.advance(1.0)
     list(farm.collect())
     assert looks == 2
+
+
+def test_a_part_that_hangs_holds_up_nobody(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is down after some seconds, and not asked again until it has answered; the others are up."""
+    monkeypatch.setattr(farm_metrics, "PATIENCE", 0.5)
+    clock, goes_on, asked = FakeClock(), threading.Event(), []
+
+    def hang(_settings: Settings) -> None:
+        asked.append(threading.current_thread())
+        goes_on.wait(WAIT)
+
+    monkeypatch.setattr(farm_metrics, "ping", hang)
+    farm = FarmMetrics(settings, clock=clock)
+    for _ in range(3):
+        clock.advance(KEPT_FOR)
+        assert _up(farm)["redis"] == 0
+    assert "has not answered within" in str(farm.failures["redis"])
+    assert len(asked) == 1
+    goes_on.set()
+    asked[0].join(WAIT)
+    clock.advance(KEPT_FOR)
+    assert _up(farm)["redis"] == 1
+    farm.close()
+
+
+def test_waiting_for_a_part_that_is_down_keeps_no_old_numbers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what the database had to do counts, and not for longer than a minute."""
+    clock = FakeClock()
+    monkeypatch.setattr(farm_metrics, "described", lambda *_, **__: iter(()))
+
+    def survey(_farm: FarmMetrics) -> None:
+        clock.advance(60.0)
+        if down:
+            raise UnreachableError("down")
+
+    monkeypatch.setattr(FarmMetrics, "_survey", survey)
+    farm = FarmMetrics(settings, clock=clock)
+    looks = []
+    for down in (True, False):
+        assert _up(farm)["database"] == (not down)
+        looks.append(farm._fresh_until - clock())
+        clock.advance(KEPT_FOR)
+    assert looks == [KEPT_FOR, KEPT_MOST]
 
 
 def test_a_scrape_gets_what_there_is(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from producer import on_done
+from storage.errors import UnreachableError
 from storage.jobstore import JobStore
 from storage.settings import Settings
 from tests.unit.producer.conftest import Invoke, StandInWorker
@@ -98,6 +99,32 @@ def test_a_command_hears_of_failures_too(
     result = invoke("submit", "-p", "an otter", "--wait", "--on-done", f"cat > {heard}")
     assert result.exit_code == 1
     assert json.loads(heard.read_text())["submission"]["counts"]["failed"] == 1
+
+
+def test_what_a_command_prints_is_no_data(
+    invoke: Invoke, rendered: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It goes to standard error, so that standard output has the id alone."""
+    rendered()
+    result = invoke("submit", "-p", "an otter", "--wait", "--on-done", "echo heard of it")
+    assert result.exit_code == 0, result.output
+    printed = capfd.readouterr()
+    assert "heard of it" not in printed.out + result.stdout
+    assert "heard of it" in printed.err
+
+
+def test_the_id_is_printed_although_the_url_cannot_be_kept(
+    invoke: Invoke, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever submitted knows what is there already."""
+
+    def down(*_: object) -> None:
+        raise UnreachableError("the database is gone")
+
+    monkeypatch.setattr("storage.sqljobstore.SqlJobStore.add_hook", down)
+    result = invoke("submit", "-p", "an otter", "--on-done", URL)
+    assert result.exit_code == 3
+    assert [submission.id for submission in store.submissions()] == [result.stdout.strip()]
 
 
 def test_a_command_that_fails_is_tried_again(

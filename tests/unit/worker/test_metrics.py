@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ from unittest.mock import create_autospec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from storage.devices import Device
 from storage.dispatch import REPUBLISH_AFTER, Dispatcher
@@ -26,7 +28,7 @@ from storage.records import Failure
 from storage.worker_options import WorkerOptions
 from tests.clock import FakeClock
 from tests.records import worker_record
-from worker import exposition, heartbeat
+from worker import child, exposition, heartbeat
 from worker.engine.errors import RenderError
 from worker.exposition import Counted, Exposition, Families, snapshot
 from worker.heartbeat import Heartbeat
@@ -62,6 +64,12 @@ DISPATCHING = ("promptmill_dispatched_total", "promptmill_republished_total")
 def value(name: str, registry: CollectorRegistry = PROCESS, **labels: str) -> float:
     """Return what a series has now; 0 where there is none."""
     return registry.get_sample_value(name, labels) or 0.0
+
+
+def answers(families: Families) -> float:
+    """Return what is said of whether the process answers."""
+    (family,) = [family for family in families if family[0] == exposition.ANSWERS]
+    return float(family[3][0][2])
 
 
 @pytest.fixture
@@ -159,15 +167,17 @@ def test_a_line_of_metrics_is_an_event() -> None:
 @pytest.mark.parametrize("nursery", [ANSWER], indirect=True)
 def test_a_worker_process_is_asked_when_somebody_looks(nursery: Nursery) -> None:
     """Each look hears the newest; one that has ended leaves nothing."""
-    child = nursery._children[0]
-    until(lambda: child.listening)
+    only = nursery._children[0]
+    until(lambda: only.listening)
     first, second = nursery.metrics()["demo@here"], nursery.metrics()["demo@here"]
     assert [families[0][3][0][2] for families in (first, second)] == [1.0, 2.0]
+    assert [answers(families) for families in (first, second)] == [1.0, 1.0]
     takeovers = value("promptmill_takeovers_total", SUPERVISOR)
-    assert child._process is not None
-    child._process.kill()
-    until(lambda: nursery.look() or not child.alive)  # type: ignore[func-returns-value]
-    assert nursery.metrics() == {"demo@here": []}
+    assert only._process is not None
+    only._process.kill()
+    until(lambda: nursery.look() or not only.alive)  # type: ignore[func-returns-value]
+    left = nursery.metrics()["demo@here"]
+    assert (len(left), answers(left)) == (1, 0.0)
     assert value("promptmill_takeovers_total", SUPERVISOR) == takeovers + 2
 
 
@@ -182,21 +192,52 @@ def test_one_that_does_not_answer_is_waited_for_once_and_asked_once(
     send = nursery._children[0]._send
     monkeypatch.setattr(nursery._children[0], "_send", lambda line: (sent.append(line), send(line)))
     for _ in range(3):
-        assert nursery.metrics() == {"demo@here": []}
+        said = nursery.metrics()["demo@here"]
+        assert (len(said), answers(said)) == (1, 0.0)
     assert sent == [METRICS]
 
 
 def test_an_answer_wakes_who_waits() -> None:
-    """And what was said before is shown where no answer comes in time."""
+    """What was counted before is shown where no answer comes in time; how it was then is no news."""
     counted = Counted()
     counted.ask(lambda: None)
-    answer: Families = [["a", "b", "gauge", []]]
+    total: Families = [["a", "b", "counter", []]]
+    answer = [*total, ["c", "d", "gauge", []]]
     threading.Timer(0.05, counted.hear, [answer]).start()
-    assert counted.wait(time.monotonic() + WAIT) == answer
+    heard = counted.wait(time.monotonic() + WAIT)
+    assert (heard[:-1], answers(heard)) == (answer, 1.0)
     counted.ask(lambda: None)
-    assert counted.wait(time.monotonic()) == answer
+    stale = counted.wait(time.monotonic())
+    assert (stale[:-1], answers(stale)) == (total, 0.0)
+    counted.hear([])  # it could not look
+    stale = counted.wait(time.monotonic())
+    assert (stale[:-1], answers(stale)) == (total, 0.0)
     counted.forget()
-    assert counted.wait(time.monotonic()) == []
+    assert [family[0] for family in counted.wait(time.monotonic())] == [exposition.ANSWERS]
+
+
+def test_a_question_that_was_lost_is_asked_again(clock: FakeClock) -> None:
+    """After some seconds, and more rarely each time: a frozen process must not have its pipe filled."""
+    counted, asked = Counted(clock=clock), []
+    for _ in range(1000):
+        counted.ask(lambda: asked.append(clock()))
+        clock.advance(1.0)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert pauses == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0]
+    counted.hear([["a", "b", "counter", []]])
+    counted.ask(lambda: asked.append(clock()))
+    assert asked[-1] == clock(), "it answers again"
+
+
+def test_a_snapshot_that_fails_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one: who waits for it would never ask again."""
+    said: list[tuple[str, Any]] = []
+    monkeypatch.setattr(child, "report", lambda event, **facts: said.append((event, facts["families"])))
+    device = create_autospec(Collector, instance=True)
+    device.collect.side_effect = RuntimeError("the device is lost")
+    monkeypatch.setattr(child, "PROCESS", device)
+    child._tell_metrics()
+    assert said == [(METRICS, [])]
 
 
 def test_the_answer_of_a_child_comes_before_a_scrape_is_given_up() -> None:
@@ -213,7 +254,7 @@ def test_beats_and_ticks_that_fail_are_counted(monkeypatch: pytest.MonkeyPatch) 
     heart = Heartbeat(
         jobs, "w1", progress=dict, lanes_used=int, drop=nobody, stray=nobody, drain=nobody, stale=nobody
     )
-    ticker = Ticker(jobs, [], None, lease=30.0, dispatches=lambda: True)
+    ticker = Ticker(jobs, [], None, lease=30.0, dispatches=lambda: True, too_old=nobody)
     beats = value("promptmill_beat_failures_total")
     ticks = value("promptmill_tick_failures_total", SUPERVISOR)
     heart.start()
@@ -253,8 +294,5 @@ def test_what_is_rare_is_there_before_it_happens() -> None:
     }
     assert {("promptmill_failures_total", "new", "other", outcome) for outcome in OUTCOMES} <= there
     assert {("promptmill_suspects_total", "new"), ("promptmill_backoffs_total", "save")} <= there
-    said = re.findall(
-        r"what=\"([\w ]+)\"",
-        "".join((ROOT / name).read_text() for name in ("tasks.py", "process.py", "reuse.py")),
-    )
+    said = re.findall(r"what=\"([\w ]+)\"", "".join(path.read_text() for path in ROOT.rglob("*.py")))
     assert set(said) == set(PATIENCE)

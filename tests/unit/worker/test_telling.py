@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from storage.errors import BadInputError
-from storage.hooks import check_hook_url
+from storage.hooks import HELD_FOR, check_hook_url
 from storage.jobstore import JobStore
 from storage.parameters import JobParameters
 from storage.settings import Settings
@@ -127,6 +127,47 @@ def test_a_thread_tells_until_it_is_stopped(
     teller.stop()
     assert len(Ear.heard) == 1
     assert jobs.hooks(submission)[0].error is None
+
+
+def test_a_fault_that_nobody_foresaw_is_a_try(
+    jobs: JobStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes again later, and keeps no other hook waiting."""
+    submission = done(jobs, url)
+    monkeypatch.setattr(telling, "post", lambda *_: _raise(ValueError("unheard of")))
+    assert Teller(jobs, lease=30.0).tell_one()
+    (hook,) = jobs.hooks(submission)
+    assert (hook.attempts, hook.error) == (1, "telling it failed (ValueError)")
+
+
+def test_a_server_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, and the answer never does: its connection is shut."""
+    monkeypatch.setattr(telling, "ANSWER_TIMEOUT", 0.3)
+    shut = threading.Event()
+
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1000)
+            try:
+                while not shut.wait(0.01):
+                    self.request.sendall(b"X")
+            except OSError:
+                shut.set()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        with pytest.raises(HookError, match="has not answered within"):
+            post(f"http://127.0.0.1:{server.server_address[1]}/", {})
+        assert shut.wait(PATIENCE)
+        server.shutdown()
+        thread.join()
+
+
+def test_a_try_ends_before_somebody_else_takes_the_hook() -> None:
+    """Else two would tell it."""
+    assert telling.ANSWER_TIMEOUT < HELD_FOR / 2
 
 
 def _raise(error: Exception) -> Any:
