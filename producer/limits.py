@@ -20,8 +20,8 @@ class Most:
 
     Attributes:
         jobs: of the submission.
-        characters: of its jobs: each row has its own copy of prompt, columns and what the flags say, templates
-            expanded; None for any number.
+        characters: of its jobs, templates expanded: each row has its own copy of prompt, columns and what the
+            flags say; None for any number.
         instead: what to do where it is more.
     """
 
