@@ -60,14 +60,13 @@ class PromptList:
         wanted: how many prompts say that they want so many seeds (0: they do not say) and images of each.
     """
 
-    def __init__(self, *, source: str, most: Most | None = None) -> None:
+    def __init__(self, *, source: str) -> None:
         self.count = 0
         self.source = source
         self.model: str | None = None
         self.draws = False
         self.combinations: set[str] | None = set()
         self.wanted: Counter[tuple[int, int | None]] = Counter()
-        self._most, self._characters = most or Most(), 0
         self._digest = hashlib.sha256()
         self._pending: list[str] = []
         self._spool: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (lives as long as the list)
@@ -75,11 +74,9 @@ class PromptList:
         )
         weakref.finalize(self, self._spool.close)
 
-    def append(self, line: Line) -> None:
-        """Add a line at the end; BadInputError where they get too long together."""
+    def append(self, line: Line) -> int:
+        """Add a line at the end; return how many characters are kept of it."""
         text = _spooled(line)
-        self._characters += len(text)
-        self._most.check_characters(self._characters)
         self._pending.append(text)
         if len(self._pending) >= PENDING:
             self._flush()
@@ -91,6 +88,7 @@ class PromptList:
             self.combinations.add(clash_key(line))
             if len(self.combinations) > MAX_COMBINATIONS:
                 self.combinations = None
+        return len(text)
 
     def _flush(self) -> None:
         """Write what is pending: a call for each line would cost as much as reading it."""
@@ -184,7 +182,7 @@ def read_prompts(
     if not files and not texts and not pictures:
         raise BadInputError("No prompts were given; name a prompt file, - for standard input, or -p TEXT.")
     options, most = options or JobOptions(), most or Most()
-    prompts = PromptList(source=_describe([*files, *pictures], texts), most=most)
+    prompts = PromptList(source=_describe([*files, *pictures], texts))
     problems, tally = Problems(), Tally(most, options)
     if rewriting:
         rewriting.check(options)
@@ -200,9 +198,9 @@ def read_prompts(
                 if problems.count > most.jobs:  # one line can unfold into millions: these will do
                     break
                 continue
-            tally.add(checked)
+            jobs = tally.add(checked)
             if skip_bad or not problems.count:
-                prompts.append(checked)
+                tally.keep(prompts.append(checked), jobs=jobs)
             else:
                 prompts.model = prompts.model or checked.model
     problems.settle(skip_bad=skip_bad and problems.count <= most.jobs, left=prompts.count)

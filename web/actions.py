@@ -82,7 +82,8 @@ async def submit_prompts(request: Request, site: SiteOf) -> Response:
         sent = (
             named_upload(file.filename, file.file) if isinstance(file, Uploaded) and file.filename else None
         )
-        return await site.threads.submit(lambda: _submit(request, site, given, sent))
+        with site.submitting.one():
+            return await site.threads.submit(lambda: _submit(request, site, given, sent))
 
 
 def _submit(request: Request, site: Site, given: dict[str, str], sent: Upload | None) -> Response:

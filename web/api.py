@@ -44,9 +44,10 @@ async def add_submission(
     Everything is safe in the database once this is answered; no worker has to run.
     """
     flags = with_key(new, idempotency_key).model_copy(update={"input_format": "json"})
-    return await site.threads.submit(
-        lambda: _added(response, site, flags, as_upload(new.prompts, name="prompts"))
-    )
+    with site.submitting.one():
+        return await site.threads.submit(
+            lambda: _added(response, site, flags, as_upload(new.prompts, name="prompts"))
+        )
 
 
 @router.post(
@@ -62,9 +63,10 @@ async def add_file(
 ) -> said.NewSubmissionAnswer:
     """Submit a prompt file: text, CSV, TSV, JSON, JSON Lines or Parquet."""
     flags = with_key(_read_flags(settings), idempotency_key)
-    return await site.threads.submit(
-        lambda: _added(response, site, flags, named_upload(file.filename, file.file))
-    )
+    with site.submitting.one():
+        return await site.threads.submit(
+            lambda: _added(response, site, flags, named_upload(file.filename, file.file))
+        )
 
 
 def _added(response: Response, site: Site, flags: Flags, sent: Upload) -> said.NewSubmissionAnswer:

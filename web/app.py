@@ -80,12 +80,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _answer(request: Request, status: int, detail: str, response: Response) -> Response:
+    """Return an error in the shape that its caller reads; `response` is the problem document."""
     path = request.url.path
+    answer = response
     if path.startswith(f"{OPENAI}/"):
-        return openai_door.error(status, detail)
-    if not path.startswith("/api/") and wants_page(request):
-        return error_page(request, status, detail)
-    return response
+        answer = openai_door.error(status, detail)
+    elif not path.startswith("/api/") and wants_page(request):
+        answer = error_page(request, status, detail)
+    if wait := response.headers.get("retry-after"):
+        answer.headers["retry-after"] = wait
+    return answer
 
 
 def _on_error(request: Request, error: Exception) -> Response:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
-from http import HTTPStatus
+from contextlib import ExitStack, aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from storage.records import Status
 from storage.status_object import status_fields
 from web.api_models import PROBLEMS
 from web.live import MAX_WATCHED
 from web.pages import told
-from web.problems import RefusedError
 from web.rendering import render
 from web.site import Site, SiteOf
 
@@ -59,29 +58,35 @@ async def api_events(site: SiteOf, ids: Ids) -> StreamingResponse:
 async def _stream(
     site: Site, references: list[str], drawn: Callable[[Status], str], *, last: str = ""
 ) -> StreamingResponse:
-    if site.watchers.are_taken:
-        raise RefusedError(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "Too many are watching; try again later.",
-            headers={"retry-after": "60"},
-        )
-    found = await run_in_threadpool(lambda: {site.submission(one).id for one in references})
-    events = _events(site, found, drawn, last)
-    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+    with ExitStack() as place:
+        place.enter_context(site.watchers.one())
+        found = await run_in_threadpool(lambda: {site.submission(one).id for one in references})
+        return _Watching(_events(site, found, drawn, last), place.pop_all())
+
+
+class _Watching(StreamingResponse):
+    """Holds a watcher's place to its own end: events that nobody began to read would not give it back."""
+
+    def __init__(self, events: AsyncIterator[str], place: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 async def _events(
     site: Site, watched: set[str], drawn: Callable[[Status], str], last: str
 ) -> AsyncIterator[str]:
-    with site.watchers.one():
-        async with aclosing(site.live.watch(watched)) as heard:
-            async for status in heard:
-                if status is None:
-                    yield ": still here\n\n"
-                else:
-                    yield event("status", status.submission.id, drawn(status))
-        if last:
-            yield last
+    async with aclosing(site.live.watch(watched)) as heard:
+        async for status in heard:
+            if status is None:
+                yield ": still here\n\n"
+            else:
+                yield event("status", status.submission.id, drawn(status))
+    if last:
+        yield last
 
 
 def event(kind: str, identity: str, data: str) -> str:

@@ -6,8 +6,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
+
+from web.problems import RefusedError
 
 MAX_CALLERS = 10_000  # addresses remembered; the one that was silent longest is forgotten
+COME_BACK = 60  # seconds after which somebody who found no place may try again
 
 
 class RateLimit:
@@ -51,10 +55,12 @@ class Places:
 
     Args:
         most: how many.
+        refusal: what is said to whoever comes then.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, refusal: str) -> None:
         self._left = most
+        self._refusal = refusal
 
     @property
     def are_taken(self) -> bool:
@@ -63,7 +69,15 @@ class Places:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Hold a place meanwhile."""
+        """Hold a place meanwhile.
+
+        Raises:
+            RefusedError: when all are taken.
+        """
+        if self.are_taken:
+            raise RefusedError(
+                HTTPStatus.SERVICE_UNAVAILABLE, self._refusal, headers={"retry-after": str(COME_BACK)}
+            )
         self._left -= 1
         try:
             yield

@@ -19,6 +19,7 @@ log = structlog.get_logger()
 INTERVAL = 1.0  # seconds between two looks; heartbeats write once a second
 SILENCE = 15.0  # seconds after which a watcher hears that the connection still lives
 MAX_WATCHED = 200  # submissions of one watcher
+AT_ONCE = 100  # submissions of one statement: databases bound how much one may name
 
 Look = Callable[[Sequence[str]], list[Status]]
 
@@ -93,8 +94,10 @@ class Live:
         while self._watched:
             began = time.monotonic()
             found: list[Status] = []
+            watched = list(self._watched)
             try:
-                found = await asyncio.to_thread(self._look, list(self._watched))
+                for at in range(0, len(watched), AT_ONCE):
+                    found += await asyncio.to_thread(self._look, watched[at : at + AT_ONCE])
             except PromptmillError as error:  # the database is away
                 log.warning("cannot look", action="look", error=str(error))
             except Exception:  # an error of ours would end the progress on every page, and say so nowhere

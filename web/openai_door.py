@@ -97,8 +97,6 @@ router = APIRouter(tags=["openai"], responses=_FAULTS)
 @router.post("/images/generations", response_model_exclude_none=True, summary="Generate, as OpenAI has it")
 async def generate(request: Request, site: SiteOf, asked: Generation) -> Generations:
     """Submit a prompt, wait until its pictures are there, and return them in the order of their seeds."""
-    if site.generating.are_taken:
-        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "Too many are waiting; try again later.")
     with site.generating.one():
         prompts = [as_upload([{"prompt": asked.prompt}], name=NAME)]
         done = await site.threads.submit(lambda: submit(site, _flags(asked), prompts))

@@ -16,7 +16,7 @@ from storage.imagestore import ImageStore
 from storage.jobstore import JobStore
 from storage.records import Job, Status, Submission, Worker
 from storage.settings import Settings
-from web.discretion import Discretion
+from web.discretion import Discretion, folders_of
 from web.filters import Wanted
 from web.guard import Rules
 from web.limits import Places
@@ -29,6 +29,7 @@ from web.tokens import FormKey, Token
 MAX_DIGITS = 9  # of a job's index
 MAX_WATCHERS = 500  # that hear of progress
 MAX_GENERATING = 100  # of OpenAI's clients that wait for their pictures
+MAX_SUBMITTING = 10  # lists that are worked on or wait for it, each with a body of up to 64 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class Site:
     Attributes:
         rules: who may come in.
         form_key: signs the forms of this process.
-        watchers, generating: who waits for news of submissions, and who for pictures.
+        watchers, generating, submitting: who waits for news of submissions, who for pictures, and whose list
+            is submitted.
     """
 
     settings: Settings
@@ -50,8 +52,15 @@ class Site:
     rules: Rules
     form_key: FormKey = field(default_factory=FormKey)
     threads: Threads = field(default_factory=Threads)
-    watchers: Places = field(default_factory=lambda: Places(MAX_WATCHERS))
-    generating: Places = field(default_factory=lambda: Places(MAX_GENERATING))
+    watchers: Places = field(
+        default_factory=lambda: Places(MAX_WATCHERS, "Too many are watching; try again later.")
+    )
+    generating: Places = field(
+        default_factory=lambda: Places(MAX_GENERATING, "Too many are waiting; try again later.")
+    )
+    submitting: Places = field(
+        default_factory=lambda: Places(MAX_SUBMITTING, "Too many are submitting lists; try again later.")
+    )
 
     @cached_property
     def live(self) -> Live:
@@ -61,7 +70,7 @@ class Site:
     @cached_property
     def discretion(self) -> Discretion:
         """What keeps to itself where things are here."""
-        return Discretion([self.settings.home])
+        return Discretion(folders_of(self.settings))
 
     @property
     def token(self) -> Token | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from producer.lines import Line
 from producer.prompts import PromptList
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
@@ -102,8 +103,21 @@ def test_what_cannot_be_used_is_a_problem_document(
         {"prompts": ["{a|b|c|d|e|f|g|h|i|j} " * 6 + "x"], "templates": "all"},
         {"prompts": ["{a|b} otter"], "templates": "random", "images": 100_000, "seed": "1..1000001:100000"},
         {"prompts": ["{a|b} " * 13 + "x" * 9_000], "templates": "all", "images": 10},
+        {"prompts": ["x" * 10_000], "negative": "y" * 10_000, "images": 100, "sweep": ["guidance=1..10"]},
+        {"prompts": ["an otter"], "negative": "y" * 10_000, "images": 1_001},
+        {"prompts": ["an otter"], "images": 1_001, "sweep": ["negative=" + "y" * 9_980]},
+        {"prompts": ["an otter", {"prompt": "a fox", "note": "z" * 100_000, "images": 100}]},
     ],
-    ids=["sweep", "all of a template", "draws of a template", "long prompts"],
+    ids=[
+        "sweep",
+        "all of a template",
+        "draws of a template",
+        "long prompts",
+        "long jobs",
+        "long negative",
+        "long sweep",
+        "long column",
+    ],
 )
 def test_a_short_request_cannot_ask_for_too_much(
     client: TestClient, store: JobStore, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -113,7 +127,12 @@ def test_a_short_request_cannot_ask_for_too_much(
     monkeypatch.setattr(submitting, "MOST", most)
     spooled: list[int] = []
     append = PromptList.append
-    monkeypatch.setattr(PromptList, "append", lambda self, line: (spooled.append(1), append(self, line)))
+
+    def counted(prompts: PromptList, line: Line) -> int:
+        spooled.append(1)
+        return append(prompts, line)
+
+    monkeypatch.setattr(PromptList, "append", counted)
     before = len(store.submissions())
     answer = client.post(SUBMISSIONS, json={"model": "demo"} | asked)
     assert answer.status_code == 422
@@ -121,6 +140,15 @@ def test_a_short_request_cannot_ask_for_too_much(
     assert "use `promptmill submit`" in answer.json()["detail"]
     assert len(spooled) <= 20_000
     assert len(store.submissions()) == before
+
+
+def test_a_short_request_cannot_write_gigabytes(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job has a row with its own copy of what it was asked for: a million of 20 KB are 20 GB."""
+    monkeypatch.setattr(submitting, "submit_order", None)  # a test that fails shall not write them either
+    asked = {"prompts": ["x" * 10_000], "negative": "y" * 10_000, "images": 100_000, "model": "demo"}
+    answer = client.post(SUBMISSIONS, json=asked | {"sweep": ["guidance=1..10"]})
+    assert answer.status_code == 422
+    assert "more than 256,000,000 characters" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])

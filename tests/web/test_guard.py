@@ -21,7 +21,7 @@ from storage.records import Claim, SubmissionState
 from storage.settings import Settings
 from tests.unit.producer.conftest import StandInWorker
 from tests.web.conftest import BASE, FAILED, MakeClient, form_token, rules
-from web.discretion import discreet
+from web.discretion import Discretion, discreet, folders_of
 from web.guard import MAX_BODY, MAX_UPLOAD
 from web.hosts import Hosts, is_loopback
 from web.limits import RateLimit
@@ -282,11 +282,36 @@ def test_beyond_this_machine_a_token_is_needed() -> None:
         ("see https://me:pw@hub.example/a/b for more", "see https://hub.example/a/b for more"),
         ("5000 steps; choose 1 to 1000, and/or 3/4.", "5000 steps; choose 1 to 1000, and/or 3/4."),
         ("[Errno 13] Permission denied: '/var/lib/promptmill/x'", "[Errno 13] Permission denied: '…/x'"),
+        ("cannot read:/home/me/x.png", "cannot read:…/x.png"),
+        ("file:/home/me/x.png, 10:/2 and a://b/c/d", "file:…/x.png, 10:/2 and a://b/c/d"),
+        ("no model_index.json in /srv/my models/sd15; see /srv/my models/sd15/unet/config.json",
+         "no model_index.json in …/sd15; see …/unet/config.json"),
+        ("database sqlite:////srv/my models/sd15/x.db is full", "database sqlite://…/x.db is full"),
+        ("see https://hub.example/srv/pm/images/x", "see https://hub.example/srv/pm/images/x"),
     ],
 )  # fmt: skip
 def test_a_sentence_is_told_without_what_is_here(text: str, told: str) -> None:
     """Passwords go, of paths the last part stays, and nothing else changes."""
-    assert discreet(text, [Path("/srv/pm/images")]) == told
+    assert discreet(text, [Path("/srv/pm/images"), Path("/srv/my models/sd15")]) == told
+
+
+def test_the_folders_of_store_models_and_loras_are_told_to_nobody(tmp_path: Path) -> None:
+    """Whatever they are called; hub repos and buckets are no folders, and what is no model ends nothing."""
+    folder = tmp_path / "a b" / "sd15"
+    checkpoint, lora = tmp_path / "c d" / "x.safetensors", tmp_path / "e f" / "style.safetensors"
+    settings = Settings(
+        home=tmp_path / "home", store_url=f"file://{tmp_path}/g h",
+        models=[f"a={folder}", f"b={checkpoint}@stabilityai/sdxl", "c=owner/repo", "a b c"],
+        loras=[f"style={lora}", "no lora"],
+    )  # fmt: skip
+    found = folders_of(settings)
+    assert set(found) >= {folder, checkpoint.parent, lora.parent, tmp_path / "g h", settings.home}
+    assert all(one.is_absolute() for one in found)
+    assert Path("/") not in folders_of(Settings(home=tmp_path, store_url="/", models=["a=/x.safetensors"]))
+    for path in (folder / "unet" / "x.json", checkpoint, lora, tmp_path / "g h" / "0.png"):
+        told = discreet(f"Cannot read {path}; mend it.", found)
+        assert not any(part in told for part in ("a b", "c d", "e f", "g h", str(tmp_path))), told
+    assert Discretion(folders_of(Settings(home=tmp_path, store_url="s3://bucket"))).text("x") == "x"
 
 
 def test_errors_say_nothing_of_this_machine(

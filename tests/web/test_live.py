@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from storage.errors import UnreachableError
 from storage.jobstore import JobStore
-from storage.records import JobStatus, Status
-from web.live import Live
+from storage.records import JobStatus, Status, Submission
+from storage.sqljobstore import SqlJobStore
+from web.live import AT_ONCE, Live
+from web.site import MAX_WATCHERS
+
+PATIENCE = 60.0  # seconds: only how long a broken test may hang
 
 
 class Database:
@@ -157,6 +167,85 @@ def test_what_is_done_is_looked_at_no_more(database: Database) -> None:
         assert asked[-1] == ["b"]
 
     asyncio.run(watch())
+
+
+def test_many_submissions_are_looked_at_in_parts(database: Database) -> None:
+    """A database bounds how many one statement may name; whoever watches hears of all of them."""
+    (status, *_) = database.found.values()
+    names = [f"n{number}" for number in range(2 * AT_ONCE + 50)]
+    database.found = {name: replace(status, submission=replace(status.submission, id=name)) for name in names}
+
+    async def watch() -> None:
+        asked: list[int] = []
+
+        def look(some: Sequence[str]) -> list[Status]:
+            asked.append(len(some))
+            return database(some)
+
+        live = Live(look, interval=0.001)
+        watcher = live.watch(names)
+        heard = [await anext(watcher) for _ in names]
+        assert {one.submission.id for one in heard if one} == set(names)
+        assert asked[:3] == [AT_ONCE, AT_ONCE, 50]
+        await watcher.aclose()
+        await live.close()
+
+    asyncio.run(watch())
+
+
+def test_a_place_is_taken_before_anything_is_waited_for(
+    client: TestClient, app: FastAPI, otters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two who come at once for the last place one gets it, and it is free again whatever he got."""
+    watchers, path = app.state.site.watchers, f"/api/v1/events?id={otters}"
+    looking, go_on = threading.Event(), threading.Event()
+    find = SqlJobStore.find_submission
+
+    def slowly(store: SqlJobStore, reference: str) -> Submission:
+        looking.set()
+        assert go_on.wait(PATIENCE)
+        return find(store, reference)
+
+    with ExitStack() as taken, ThreadPoolExecutor(1) as callers:
+        for _ in range(MAX_WATCHERS - 1):
+            taken.enter_context(watchers.one())
+        with monkeypatch.context() as patched:
+            patched.setattr(SqlJobStore, "find_submission", slowly)
+            try:
+                first = callers.submit(client.get, path)
+                assert looking.wait(PATIENCE)
+                second = client.get(path)
+            finally:
+                go_on.set()
+        assert (second.status_code, second.headers["retry-after"]) == (503, "60")
+        assert first.result(PATIENCE).status_code == 200
+        assert client.get("/api/v1/events?id=nothing").status_code == 404
+        assert client.get(path).status_code == 200
+
+
+def test_events_that_nobody_reads_keep_no_place(app: FastAPI, otters: str) -> None:
+    """Somebody may go before the answer begins."""
+    watchers = app.state.site.watchers
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        raise OSError("the caller has gone")
+
+    path = "/api/v1/events"
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1",
+        "method": "GET", "path": path, "raw_path": path.encode(), "query_string": f"id={otters}".encode(),
+        "root_path": "", "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8344),
+        "headers": [(b"host", b"127.0.0.1:8344")],
+    }  # fmt: skip
+    with ExitStack() as taken:
+        for _ in range(MAX_WATCHERS - 1):
+            taken.enter_context(watchers.one())
+        with pytest.raises(ClientDisconnect):
+            asyncio.run(asyncio.wait_for(app(scope, receive, send), PATIENCE))
+        assert not watchers.are_taken
 
 
 def test_a_page_hears_that_all_is_done(client: TestClient, otters: str) -> None:
