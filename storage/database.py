@@ -188,9 +188,8 @@ def _limit_idling(seconds: float) -> Callable[[Any, Any], None]:
 
 
 def _sqlite(path: Path, connections: int) -> Database:
-    # A file that only its owner can read: prompts are private. Made before SQLite makes it.
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _make_private(path)
     except OSError as error:
         kind = StoreFullError if error.errno == errno.ENOSPC else UnreachableError
         raise kind(
@@ -205,6 +204,22 @@ def _sqlite(path: Path, connections: int) -> Database:
     event.listen(db_engine, "connect", _configure_sqlite)
     event.listen(db_engine, "begin", _begin_sqlite)
     return Database(db_engine=db_engine, writer=WriterLock(path.with_name(path.name + ".writer")))
+
+
+def _make_private(path: Path) -> None:
+    """Make a file that only its owner can read, before SQLite makes it: prompts are private.
+
+    One that is there is never opened: to close it would end every lock that this process has on it, those of
+    its other connections' SQLite included (POSIX), and whoever closed the database next would take itself for
+    the last one and delete the log that those still write to.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
