@@ -463,7 +463,12 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 
 @functools.cache
 def tiny(name: str) -> Any:
-    """Return one of `BUILDERS`' pipelines, seeded, in eval mode, without progress bar; made once."""
+    """Return one of `BUILDERS`' pipelines, made once: who changes it takes a `fresh_tiny`."""
+    return fresh_tiny(name)
+
+
+def fresh_tiny(name: str) -> Any:
+    """Return one of `BUILDERS`' pipelines, seeded, in eval mode, without progress bar."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = BUILDERS[name]()
@@ -479,8 +484,13 @@ SIZES = {"pixart_sigma": 256, "sana": 512}  # the smallest that they have shapes
 
 @functools.cache
 def load_tiny(name: str) -> LoadedPipeline:
-    """Return a pipeline as a worker holds it, on the CPU in float32."""
-    pipeline, size = tiny(name), SIZES.get(name, 8 * SAMPLE)
+    """Return a pipeline as a worker holds it, on the CPU in float32; made once."""
+    return loaded(name, tiny(name))
+
+
+def loaded(name: str, pipeline: Any) -> LoadedPipeline:
+    """Return this pipeline as a worker holds it."""
+    size = SIZES.get(name, 8 * SAMPLE)
     return LoadedPipeline(
         name=name,
         source=name,

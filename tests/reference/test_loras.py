@@ -15,7 +15,7 @@ from storage.lora_files import parse_lora_file
 from storage.models import ModelReference
 from storage.parameters import JobParameters
 from tests.loras import write_lora
-from tests.pipelines import load_tiny, tiny
+from tests.pipelines import fresh_tiny, loaded, tiny
 from tests.reference.conftest import DEMO
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
@@ -158,7 +158,7 @@ def test_a_pipelines_jobs_have_their_loras(tmp_path: Path) -> None:
         "b": write_lora(tiny(name), tmp_path / "b.safetensors", seed=4, text=False),
     }
     references = {name: parse_lora_file(f"{name}={path}") for name, path in files.items()}
-    engine = PipelineEngine(load_loras(load_tiny(name), references, asked=references), lanes=8)
+    engine = PipelineEngine(load_loras(loaded(name, fresh_tiny(name)), references, asked=references), lanes=8)
     assert engine.shared
     jobs = [
         JobParameters(
@@ -172,7 +172,7 @@ def test_a_pipelines_jobs_have_their_loras(tmp_path: Path) -> None:
         for number, loras in enumerate(SETS * 2)
     ]
     results = together(engine, jobs)
-    theirs = tiny(name)
+    theirs = fresh_tiny(name)
     for adapter, path in files.items():
         theirs.load_lora_weights(path, adapter_name=adapter)
     size = dict(zip(("width", "height"), engine.model.native_size, strict=True))
