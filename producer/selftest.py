@@ -7,6 +7,7 @@ determines its bytes (the job, promptmill's version, the numerics record); every
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from producer.pruning import prune_now
 from producer.recorded import Wishes, worker_options
 from producer.repairing import NO_WISHES
 from producer.session import Session
-from storage.errors import PromptmillError, UnreachableError
+from storage.errors import PromptmillError, UnreachableError, WaitTimeoutError
 from storage.measured import SELF_TEST
 from storage.parameters import JobParameters, parameters_of
 from storage.records import Image, Job, Submission
@@ -27,6 +28,8 @@ from storage.version import promptmill_version
 
 SOURCE = "doctor"  # of its submissions, in `list`
 TWICE = 2
+PRIORITY = 1_000  # ahead of lists that would keep it waiting for hours
+PATIENCE = 3600.0  # seconds: a large model may have to be fetched, loaded and tuned first
 # Few steps; all else is the model's own, whatever pipeline it has.
 JOB = JobParameters(
     prompt="A photo of an otter on a red background", seed=32, num_inference_steps=8, guidance_scale=None,
@@ -58,17 +61,23 @@ def self_test(session: Session, asked: str | None, wishes: Wishes = NO_WISHES) -
         wishes: flags of the worker that is started where none serves the model.
 
     Raises:
-        PromptmillError: when it could not be rendered; its submission stays, cancelled.
+        PromptmillError: when it could not be rendered, or not in time; its submission stays, cancelled.
     """
     reference = resolve_model(session.settings, asked or default_model(session.settings))
     company = Company(session, reference.name, worker_options(reference, {}, wishes))
     company.check()
-    submission, _ = session.jobs.add_submission(model=reference.name, source=SOURCE)
+    submission, _ = session.jobs.add_submission(model=reference.name, source=SOURCE, priority=PRIORITY)
     session.jobs.add_jobs(submission.id, [JOB] * TWICE)
     submission = session.jobs.open_submission(submission.id)
     try:
         with terminated_like_interrupted():
-            follow_in(company, submission, title="self-test")
+            late = time.monotonic() + PATIENCE
+            status = follow_in(company, submission, title="self-test", enough=lambda: time.monotonic() > late)
+        if not status.done:
+            raise WaitTimeoutError(
+                f"The self-test was not rendered within {PATIENCE / 60:.0f} minutes; `promptmill worker "
+                f"list` and the worker's log say what it does instead."
+            )
     except (KeyboardInterrupt, PromptmillError):
         _leave(session, submission)
         raise

@@ -5,6 +5,7 @@ Not the database: a probe that asked it would let all workers be killed when onl
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -52,7 +53,7 @@ def beats_path(settings: Settings) -> Path:
 
 
 class SupervisorBeat:
-    """The file of this process; a home that cannot be written costs nothing but what probes find."""
+    """The file of this process, locked while it lives; without a home that can be written, there is none."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -71,35 +72,83 @@ class SupervisorBeat:
         with suppress(OSError, UnreachableError):
             if self._file is None:
                 ensure_home(self._settings, self._path.parent)
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.pwrite(self._file, json.dumps(said).ljust(_SIZE).encode(), 0)
+                _forget_the_dead(self._settings)
+                self._file = _locked(self._path, os.O_RDWR | os.O_CREAT)
+            if self._file is not None:
+                os.pwrite(self._file, json.dumps(said).ljust(_SIZE).encode(), 0)
 
     def close(self) -> None:
         """Take the file away."""
         if self._file is not None:
-            os.close(self._file)
             self._path.unlink(missing_ok=True)
+            os.close(self._file)
 
 
 def read_beats(settings: Settings) -> list[Beat]:
-    """Return the last beats of the supervisors of this home whose processes are there, on this host."""
+    """Return the last beats of the supervisors of this home that live, on this host."""
     found = []
-    for path in sorted(beats_path(settings).glob(f"{socket.gethostname()}-*.json")):
-        try:
-            said = json.loads(path.read_bytes())
-            pid = int(said["pid"])
-            os.kill(pid, 0)
-        except (ProcessLookupError, FileNotFoundError, ValueError, KeyError, TypeError):
+    for path in _files(settings):
+        if not _is_held(path):
             continue  # one that was killed leaves its file
-        except PermissionError:
-            pass  # a process of somebody else's is one
-        found.append(
-            Beat(
-                pid=pid,
-                age=time.monotonic() - float(said["at"]),
-                devices=int(said["devices"]),
-                ready=int(said["ready"]),
-                draining=bool(said["draining"]),
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(path.read_bytes())
+            found.append(
+                Beat(
+                    pid=int(said["pid"]),
+                    age=time.monotonic() - float(said["at"]),
+                    devices=int(said["devices"]),
+                    ready=int(said["ready"]),
+                    draining=bool(said["draining"]),
+                )
             )
-        )
     return found
+
+
+def _files(settings: Settings) -> list[Path]:
+    return sorted(beats_path(settings).glob(f"{socket.gethostname()}-*.json"))
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process has the file locked; a pid says nothing, since another process may have it by now."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared: two probes at once are no supervisor. A new one that meets it tries again at its next beat.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _locked(path: Path, flags: int) -> int | None:
+    """Open a file and lock it; None where another process has it, or has just taken it away.
+
+    Raises:
+        OSError: when it cannot be opened, or this file system has no locks.
+    """
+    file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), path.stat()):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
+def _forget_the_dead(settings: Settings) -> None:
+    """Take away the files of killed supervisors, each while it is locked: nobody can be about to use it."""
+    for path in _files(settings):
+        with suppress(OSError):
+            file = _locked(path, os.O_RDWR)
+            if file is not None:
+                path.unlink(missing_ok=True)
+                os.close(file)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from producer.checks.finding import OK, WARNING, Verdict
+from producer.checks.finding import BROKEN, OK, WARNING, Verdict
 from producer.exports.licences import licence_of
 from producer.output import count_of, minute, size_of, timestamp
 from producer.session import Session
@@ -29,7 +30,9 @@ def model_files(session: Session) -> Verdict:
             wrong.append(f"{reference.name}: {problem}")
         said.append(f"{reference.name} ({size}, {licence})")
     if wrong:
-        return WARNING, f"{'; '.join(wrong)}; a worker with it will not start"
+        # Without torch nothing is rendered here, and the files may lie on the workers' hosts alone.
+        state = WARNING if find_spec("torch") is None else BROKEN
+        return state, f"{'; '.join(wrong)}; a worker with it will not start here"
     return OK, ", ".join(said)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from producer.checks.finding import OK, WARNING, Verdict
+from producer.checks.finding import BROKEN, OK, WARNING, Verdict
 from producer.output import count_of
 from producer.session import Session
 
@@ -61,7 +61,7 @@ def versions(_session: Session) -> Verdict:
             other.append(f"{one.name} {version}, not {pin}")
     mend = f"install with `-c {PINS}`"
     if too_old:
-        return WARNING, f"promptmill does not work with {_few(too_old)}; {mend}"
+        return BROKEN, f"promptmill does not work with {_few(too_old)}; {mend}"
     if other:
         return WARNING, (
             f"{len(other)} of {count_of(count, 'package')} not as tested: {_few(other)}; pictures may differ "

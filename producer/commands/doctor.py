@@ -115,7 +115,8 @@ def doctor(  # noqa: C901  (a flag a part)
         print_table(["CHECK", "STATE", "DETAIL"], rows)
     broken = [finding.check for finding in findings if finding.state == BROKEN]
     wrong = []
-    if not broken:
+    # A damaged model keeps nobody from looking at pictures; whoever would render with it is told so again.
+    if not set(broken) - {"models"}:
         report = checks if as_json else None
         if renders:
             wrong += _differences(lambda: _render(session, model, report))

@@ -16,6 +16,8 @@ import pytest
 from tests.acceptance.farm import Farm, wait_until
 from tests.servers import S3, Postgres, RedisServer, running_redis
 
+SPEED = {"home speed", "store speed"}
+
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
@@ -61,9 +63,10 @@ def examine(farm: Farm, **broken: str) -> dict[str, tuple[str, str]]:
 
 
 def test_nothing_is_broken_in_a_whole_farm(farm: Farm) -> None:
-    """Only that no worker runs is worth a warning."""
+    """Only that no worker runs is worth a warning; how fast this machine's disks are is its own affair."""
     found = examine(farm)
-    assert {name for name, (state, _) in found.items() if state != "ok"} == {"live workers"}
+    assert {name for name, (state, _) in found.items() if state != "ok"} - SPEED == {"live workers"}
+    assert {found[name][0] for name in SPEED} <= {"ok", "warning"}
 
 
 @pytest.mark.parametrize(

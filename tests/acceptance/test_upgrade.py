@@ -72,11 +72,18 @@ def test_an_old_worker_and_a_new_one_finish_one_submission(rolling: Farm, newer:
     old = farm.start_worker("--name", "old")
     submission = farm.submit(JOBS, "--steps", "20")
     farm.wait_for(submission, 3)
+    farm.store().pause(submission)  # what is left is for both, however long the new one takes to start
+    assert farm.count(submission, JobStatus.SUCCEEDED, JobStatus.RUNNING) < JOBS
     upgraded = farm.run_program(*NEWER, "db", "upgrade", **newer)
     assert upgraded.returncode == 0, upgraded.stderr
     assert f"to schema {NEXT}" in upgraded.stderr
     new = farm.start_program(*NEWER, "worker", "start", "--model", "demo", "--name", "new", **newer)
-    wait_until(lambda: {OLD, VERSION} <= versions(farm).keys(), what="both versions are there")
+    wait_until(
+        lambda: {OLD, VERSION} <= {one.version for one in farm.workers() if one.state == "ready"},
+        what="both versions are ready",
+    )
+    resumed = farm.run("resume", submission)
+    assert resumed.returncode == 0, "an old command writes to the new schema"
     killed = versions(farm)[OLD]
     os.kill(killed.pid, signal.SIGKILL)
     wait_until(

@@ -28,7 +28,8 @@ from tests.unit.test_deployment import COMPOSE, ROOT, tool
 
 KUBERNETES = "1.37"  # whose schemas are asked
 
-KUSTOMIZED = ("base", "overlays/example")
+KUSTOMIZED = ("base", "worker", "overlays/example")
+MODELS = ("sd15", "sdxl")  # of the example
 
 
 def kustomize(folder: str) -> list[dict[str, Any]]:
@@ -49,7 +50,7 @@ def manifests() -> list[dict[str, Any]]:
     """Return all objects as they lie in the repository, patches left out."""
     files = sorted((ROOT / "deploy" / "kubernetes").rglob("*.yaml"))
     found = [each for file in files for each in yaml.safe_load_all(file.read_text())]
-    return [each for each in found if each["kind"] not in ("Kustomization", "Component")]
+    return [each for each in found if each.get("kind") not in (None, "Kustomization", "Component")]
 
 
 def containers() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -68,7 +69,7 @@ def test_the_kustomizations_build(folder: str) -> None:
     """And what refers to another object finds it."""
     objects = kustomize(folder)
     names = {(each["kind"], each["metadata"]["name"]) for each in objects}
-    assert {"Deployment", "Job", "NetworkPolicy", "ConfigMap"} <= {kind for kind, _ in names}
+    assert "Deployment" in {kind for kind, _ in names}
     for each in objects:
         if each["kind"] == "ScaledObject":
             assert ("Deployment", each["spec"]["scaleTargetRef"]["name"]) in names
@@ -79,7 +80,8 @@ def test_the_kustomizations_build(folder: str) -> None:
             (container,) = spec["containers"]
             for source in container["envFrom"]:
                 if "configMapRef" in source:
-                    assert ("ConfigMap", source["configMapRef"]["name"]) in names
+                    # The farm's, in `base`: what is built of workers alone has none.
+                    assert folder == "worker" or ("ConfigMap", source["configMapRef"]["name"]) in names
                 else:  # a Secret is never in the repository
                     assert source["secretRef"]["name"] == "promptmill"
             claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in spec["volumes"]]
@@ -89,19 +91,49 @@ def test_the_kustomizations_build(folder: str) -> None:
 def test_the_example_changes_what_it_says() -> None:
     """Patches name places by number: another argument or volume ahead of them would be replaced instead."""
     objects = {(each["kind"], each["metadata"]["name"]): each for each in kustomize("overlays/example")}
-    spec = objects["Deployment", "promptmill-worker"]["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    assert container["args"][:4] == ["--model", "sd15", "--devices", "all"]
-    assert container["image"] == "registry.example/promptmill-worker:0.1.0"
-    volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "promptmill-models"}
-    assert volumes["home"] == {"name": "home", "emptyDir": {}}
     (ours,) = (each for each in manifests() if each["kind"] == "ScaledObject")
-    (query, example) = (
-        each["spec"]["triggers"][0]["metadata"]["query"]
-        for each in (ours, objects["ScaledObject", "promptmill-worker"])
-    )
-    assert example == query.replace("'demo'", "'sd15'")
+    query = ours["spec"]["triggers"][0]["metadata"]["query"]
+    (settings,) = (each["data"] for (kind, _), each in objects.items() if kind == "ConfigMap")
+    known = [text.partition("=")[0] for text in settings["PROMPTMILL_MODELS"].split(",")]
+    assert known == list(MODELS)
+    for model in MODELS:
+        spec = objects["Deployment", f"promptmill-worker-{model}"]["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        assert container["args"][:4] == ["--model", model, "--devices", "all"]
+        assert container["image"] == "registry.example/promptmill-worker:0.1.0"
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "promptmill-models"}
+        assert volumes["home"] == {"name": "home", "emptyDir": {}}
+        scaled = objects["ScaledObject", f"promptmill-worker-{model}"]["spec"]
+        assert scaled["triggers"][0]["metadata"]["query"] == query.replace("'demo'", f"'{model}'")
+        assert scaled["scaleTargetRef"]["name"] == f"promptmill-worker-{model}"
+
+
+def test_two_models_of_a_farm_have_nothing_to_do_with_each_other() -> None:
+    """Neither Deployment nor budget counts the other's pods; what a farm has once is there once."""
+    objects = kustomize("overlays/example")
+
+    def names(kind: str) -> list[str]:
+        return sorted(each["metadata"]["name"] for each in objects if each["kind"] == kind)
+
+    workers = [f"promptmill-worker-{model}" for model in MODELS]
+    assert names("Deployment") == ["promptmill-metrics", *workers], "two would report every job twice"
+    assert names("PodDisruptionBudget") == names("ScaledObject") == workers
+    assert names("Job") == ["promptmill-migrate"]
+    labels = {
+        each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"].items()
+        for each in objects
+        if each["kind"] == "Deployment"
+    }
+    for each in objects:
+        if each["kind"] in ("Deployment", "PodDisruptionBudget"):
+            wanted = each["spec"]["selector"]["matchLabels"].items()
+            assert [name for name, own in labels.items() if wanted <= own] == [each["metadata"]["name"]]
+    policies = [
+        each["spec"]["podSelector"]["matchLabels"] for each in objects if each["kind"] == "NetworkPolicy"
+    ]
+    assert policies
+    assert all(policy.items() <= own for policy in policies for own in labels.values())
 
 
 @pytest.mark.parametrize(
@@ -251,7 +283,7 @@ worker)
     trap 'echo drained >> "$CALLS"; exit 0' TERM
     touch "$READY"
     while :; do sleep 0.05; done ;;
-wait) while [ ! -e "$DONE" ]; do sleep 0.05; done ;;
+wait) [ ! -e "$DONE" ] && exit 3; exit "$(cat "$DONE")" ;;
 esac
 """
 
@@ -295,13 +327,18 @@ def test_a_slurm_task_drains_when_its_time_is_over(slurm: dict[str, str], tmp_pa
     assert list(tmp_path.glob("promptmill-*")) == []
 
 
-def test_a_slurm_task_ends_with_its_submission(slurm: dict[str, str]) -> None:
-    """A GPU is given back as soon as nothing is left to render."""
+@pytest.mark.parametrize("said", [0, 1, 2])
+def test_a_slurm_task_ends_with_its_submission(said: int, slurm: dict[str, str], tmp_path: Path) -> None:
+    """A GPU is given back as soon as nothing is left to render, and not for a database that is away (3)."""
     task = start_slurm_task({**slurm, "PROMPTMILL_MODEL": "sd15"}, "portraits")
-    Path(slurm["DONE"]).touch()
+    called = Path(slurm["CALLS"])
+    while called.read_text().count("wait portraits") < 3:
+        assert task.poll() is None
+        time.sleep(0.02)
+    (tmp_path / "code").write_text(str(said))
+    (tmp_path / "code").rename(slurm["DONE"])
     assert task.wait(timeout=60) == 0
-    calls = Path(slurm["CALLS"]).read_text().splitlines()
-    assert "wait portraits" in calls
+    calls = called.read_text().splitlines()
     assert calls[-1] == "drained"
 
 

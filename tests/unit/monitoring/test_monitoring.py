@@ -97,10 +97,13 @@ def test_values_that_are_compared_are_ones_that_there_are() -> None:
         "outcome": {"waiting", "failed", "lost"},
         "cache": {"hit", "miss"},
         "operation": {"claim", "finish", "heartbeat"},
+        "job": {"promptmill.*"},
     }
     compared = {pair for query in queries().values() for one in asked(query) for pair in one.labels}
     for label, value in compared - {("model", "$model")}:
         assert set(value.split("|")) <= known[label], (label, value)
+    scraped = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    assert all(re.fullmatch("promptmill.*", one["job_name"]) for one in scraped)
 
 
 def test_each_alert_is_explained_and_has_a_unit_test() -> None:

@@ -54,12 +54,13 @@ def write_model(folder: Path, **recommended: object) -> Path:
     for name, content in configs.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))
+    (folder / "unet" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return folder
 
 
 @pytest.fixture(autouse=True)
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the model that comes with the project: here one without weights."""
+    """The folder of the model that comes with the project: here one whose weights are empty."""
     folder = write_model(tmp_path / "models" / "demo")
     monkeypatch.setattr("storage.models.builtin_model_path", lambda: folder)
     return folder

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from producer.checks import machine, speed, versions
+from producer import selftest
+from producer.checks import machine, models, speed, versions
 from producer.checks.models import fault_of
-from storage.beats import SupervisorBeat, beats_path
+from storage.beats import SupervisorBeat, beats_path, read_beats
 from storage.jobstore import JobStore
 from storage.settings import Settings
 from tests.records import worker_record
@@ -63,7 +64,7 @@ def test_the_pins_are_those_of_the_clone() -> None:
 @pytest.mark.parametrize(
     ("changed", "state", "said"),
     [
-        ({"redis": "1.0"}, "warning", "promptmill does not work with redis 1.0, not >=5.2"),
+        ({"redis": "1.0"}, "broken", "promptmill does not work with redis 1.0, not >=5.2"),
         ({"pillow": "11.5"}, "warning", f"pillow 11.5, not {versions.tested_versions()['pillow']}"),
         ({}, "ok", "as tested"),
     ],
@@ -174,6 +175,8 @@ def test_clocks_that_differ_are_named(
 
 def test_slow_disks_are_named(examined: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With how slow they are; nothing is left behind."""
+    monkeypatch.setattr(speed, "SLOW_COMMIT", 1e9)  # whatever this machine's disk is like
+    monkeypatch.setattr(speed, "SLOW_PICTURE", 1e9)
     assert {examined(part)[0] for part in ("home speed", "store speed")} == {"ok"}
     monkeypatch.setattr(speed, "SLOW_COMMIT", 0.0)
     monkeypatch.setattr(speed, "SLOW_PICTURE", 0.0)
@@ -243,17 +246,20 @@ def test_a_model_that_is_cut_short_or_missing_is_named(
     examined: Any, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A download that was interrupted has its first bytes and not its last."""
+    (demo / "unet" / "model.safetensors").unlink()
     assert "holds no .safetensors file" in examined("models")[1]
     path = write_weights(demo / "unet" / "model.safetensors", cut=5)
     assert f"{path} has " in examined("models")[1]
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    assert examined("models")[0] == "warning"
+    assert examined("models")[0] == "broken"
     assert f"{path} is no safetensors file" in examined("models")[1]
     write_weights(path)
     monkeypatch.setenv("PROMPTMILL_MODELS", f"mine={tmp_path / 'nowhere'}")
     state, detail = examined("models")
-    assert state == "warning"
+    assert state == "broken"
     assert f"mine: there is nothing at {tmp_path / 'nowhere'}" in detail
+    monkeypatch.setattr(models, "find_spec", lambda _name: None)
+    assert examined("models")[0] == "warning", "the files may be on the workers' hosts alone"
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", (3).to_bytes(8, "little") + b"{]}"])
@@ -333,6 +339,21 @@ def test_a_self_test_that_fails_says_why(
     assert "not rendered: It came out black." in failed.stderr
 
 
+def test_a_self_test_that_nobody_renders_ends(
+    invoke: Invoke, stand_in: Any, processes: Any, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker is busy or hangs: after an hour it is cancelled, and the worker that was started ends."""
+    monkeypatch.setattr(processes, "behaviour", lambda _self: stand_in.start())
+    monkeypatch.setattr(selftest, "PATIENCE", 0.2)
+    failed = invoke("doctor", "--render")
+    assert failed.exit_code == 4
+    assert "was not rendered within" in failed.stderr
+    (left,) = store.submissions()
+    assert left.state == "cancelled"
+    assert left.priority > 0
+    assert processes.started[-1].stopped
+
+
 def test_retuning_keeps_self_tests(invoke: Invoke, stand_in: Any, processes: Any, store: JobStore) -> None:
     """They are of numerics, which say themselves how many lanes there were."""
     del processes
@@ -373,20 +394,34 @@ def test_a_supervisor_lives_before_its_worker_is_ready(invoke: Invoke, settings:
 
 
 def test_a_supervisor_that_is_silent_hangs(invoke: Invoke, settings: Settings) -> None:
-    """One that was killed leaves its file, which counts for nothing."""
+    """One that was killed leaves its file, which counts for nothing, whoever has its process id by now."""
     beat = SupervisorBeat(settings)
     beat.beat(devices=1, ready=1, draining=False)
     said = json.loads(beat._path.read_text())
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    dead = beat._path.with_name(beat._path.name.replace(str(os.getpid()), str(gone.pid)))
-    dead.write_text(json.dumps({**said, "pid": gone.pid, "at": 0}))
-    (beats_path(settings) / dead.name.replace(str(gone.pid), "1")).write_text("no JSON")
+    host = beat._path.name.removesuffix(f"{os.getpid()}.json")
+    dead = [beats_path(settings) / f"{host}{number}.json" for number in (os.getppid(), 1)]
+    dead[0].write_text(json.dumps({**said, "pid": os.getppid(), "at": 0}))
+    dead[1].write_text("no JSON")
     assert invoke("doctor", "--probe", "liveness").exit_code == 0
     beat._path.write_text(json.dumps({**said, "at": time.monotonic() - 100}))
     silent = invoke("doctor", "--probe", "liveness")
     assert silent.exit_code == 1
     assert f"process id {os.getpid()} has been silent" in silent.stderr
+
+
+def test_a_new_supervisor_takes_the_files_of_the_dead_away(settings: Settings) -> None:
+    """And leaves those of the living."""
+    lives = SupervisorBeat(settings)
+    lives.beat(devices=1, ready=1, draining=False)
+    held = lives._path.rename(lives._path.with_name(lives._path.name.replace(".json", "0.json")))
+    dead = lives._path.with_name(held.name.replace("0.json", "1.json"))
+    dead.write_text("{}")
+    starts = SupervisorBeat(settings)
+    starts.beat(devices=1, ready=0, draining=False)
+    assert set(beats_path(settings).iterdir()) == {held, starts._path}
+    assert [beat.pid for beat in read_beats(settings)] == [os.getpid()] * 2
+    starts.close()
+    lives.close()
 
 
 def test_a_home_that_cannot_be_written_ends_no_supervisor(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_a_look_that_takes_long_is_kept_for_longer(
 def test_a_part_that_hangs_holds_up_nobody(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is down after some seconds, and not asked again until it has answered; the others are up."""
     monkeypatch.setattr(farm_metrics, "PATIENCE", 0.5)
-    clock, goes_on, asked = FakeClock(), threading.Event(), []
+    clock, goes_on = FakeClock(), threading.Event()
+    asked: list[threading.Thread] = []
 
     def hang(_settings: Settings) -> None:
         asked.append(threading.current_thread())

@@ -218,7 +218,8 @@ def test_an_answer_wakes_who_waits() -> None:
 
 def test_a_question_that_was_lost_is_asked_again(clock: FakeClock) -> None:
     """After some seconds, and more rarely each time: a frozen process must not have its pipe filled."""
-    counted, asked = Counted(clock=clock), []
+    counted = Counted(clock=clock)
+    asked: list[float] = []
     for _ in range(1000):
         counted.ask(lambda: asked.append(clock()))
         clock.advance(1.0)
