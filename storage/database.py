@@ -113,6 +113,9 @@ def open_database(settings: Settings, *, check: bool = True, connections: int = 
 
 def _check_schema(database: Database, settings: Settings) -> None:
     current = current_revision(database)
+    if database.writer is not None and current is not None and current < HEAD:
+        with database.writer.held():  # somebody may be making or upgrading it just now, step by step
+            current = current_revision(database)
     if current is None and database.is_sqlite:
         upgrade(settings)
     elif current != HEAD and not (current is not None and current > HEAD and _is_allowed(database)):

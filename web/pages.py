@@ -105,12 +105,15 @@ def _columns(jobs: list[Job]) -> list[str]:
 
 @router.get("/submissions/{reference}/cells")
 def cells(
-    site: SiteOf, reference: str, index: Annotated[list[Index], Query(max_length=CELLS)]
+    site: SiteOf,
+    reference: str,
+    wanted: WantedJobs,
+    index: Annotated[list[Index], Query(max_length=CELLS)],
 ) -> HTMLResponse:
-    """Draw the cells of some jobs anew."""
+    """Draw the cells of some jobs anew, whether the filter means them or not: their links keep it."""
     found = site.submission(reference)
     drawn = JobPage(jobs=site.these(found, index), cursor=None)
-    return HTMLResponse(render("_cells.html", found=drawn, query=""))
+    return HTMLResponse(render("_cells.html", found=drawn, query=wanted.query))
 
 
 @router.get("/submissions/{reference}/jobs/{index}")

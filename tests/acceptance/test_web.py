@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,6 +27,7 @@ from PIL import Image as Picture
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from storage.inputs import input_key, inputs_of
+from storage.parameters import JobParameters
 from storage.records import JobStatus
 from tests.acceptance.farm import PATIENCE, Farm, wait_until
 from tests.chaos.tiny import make_tiny_model
@@ -136,6 +139,7 @@ def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here; `apt-get install chromium`, or set PROMPTMILL_CHROMIUM")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE * 1000)
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
@@ -144,16 +148,45 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, mill: Mill) -> Iterator[Page]:
     """A tab; a script that fails anywhere fails the test."""
-    context = browser.new_context(base_url=mill.url)
-    context.set_default_timeout(PATIENCE * 1000)
-    opened = context.new_page()
-    expect.set_options(timeout=PATIENCE * 1000)
     faults: list[str] = []
-    opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on("console", lambda told: faults.append(told.text) if told.type == "error" else None)
-    yield opened
-    context.close()
+    with _tab(browser, mill) as opened:
+        opened.on("pageerror", lambda error: faults.append(str(error)))
+        opened.on("console", lambda told: faults.append(told.text) if told.type == "error" else None)
+        yield opened
     assert faults == []
+
+
+@contextmanager
+def _tab(browser: Browser, mill: Mill, **options: Any) -> Iterator[Page]:
+    """Open a tab, as patient as all else here."""
+    context = browser.new_context(base_url=mill.url, **options)
+    context.set_default_timeout(PATIENCE * 1000)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+def _paused(mill: Mill, count: int = 6) -> str:
+    """Submit jobs of which at least two wait until somebody resumes it; return its id."""
+    store = mill.farm.store()
+    made, _ = store.add_submission(model="tiny", source="a test")
+    jobs = (
+        JobParameters(prompt=f"otter {n}", seed=n, width=64, height=64, num_inference_steps=4)
+        for n in range(count)
+    )
+    store.add_jobs(made.id, jobs)
+    store.open_submission(made.id)
+    store.pause(made.id)
+    # What a lane had taken before goes on to its end.
+    wait_until(lambda: not mill.farm.count(made.id, JobStatus.RUNNING, JobStatus.QUEUED), what="none runs")
+    assert mill.farm.count(made.id, JobStatus.WAITING) >= 2
+    return made.id
+
+
+def state(page: Page) -> str:
+    """Return the selector's text of a submission's state on its own page."""
+    return page.locator(".head .tag").inner_text()
 
 
 def loaded(page: Page, selector: str) -> int:
@@ -186,14 +219,87 @@ def test_a_list_is_submitted_and_watched_to_its_end(page: Page, mill: Mill) -> N
 
 def test_a_row_keeps_the_keyboard(page: Page, mill: Mill) -> None:
     """The list draws a row anew whenever something is finished, under whoever stands on its link."""
-    listed = _submitted(
-        mill.farm, *(word for n in range(4) for word in ("-p", f"otter {n}")), "--steps", "30"
-    )
+    listed = _paused(mill)
     page.goto("/")
     row = page.locator(f"#submission-{listed}")
     row.get_by_role("link").focus()
+    row.evaluate("(one) => { window.first = one; }")
+    mill.farm.store().open_submission(listed)
     expect(row.locator(".tag")).to_have_text("done")
+    assert row.evaluate("(one) => one !== window.first"), "the row was not drawn anew"
     assert page.evaluate("document.activeElement.getAttribute('href')") == f"/submissions/{listed}"
+
+
+def test_an_answer_that_was_overtaken_changes_nothing(page: Page, mill: Mill) -> None:
+    """It says of a picture that is there that it waits; later ones have drawn that cell."""
+    listed = _paused(mill)
+    page.goto(f"/submissions/{listed}")
+    page.evaluate(
+        """(id) => {
+            const real = window.fetch;
+            window.fetch = async (...asked) => {
+                window.fetch = real;
+                const answer = await real(...asked);
+                await new Promise((go) => { window.release = go; });
+                return answer;
+            };
+            window.overtaken = refreshCells(id, false);
+        }""",
+        listed,
+    )
+    wait_until(lambda: page.evaluate("Boolean(window.release)"), what="the server has answered")
+    mill.farm.store().open_submission(listed)
+    expect(page.locator("#gallery img")).to_have_count(6)
+    page.evaluate("() => { window.release(); return window.overtaken; }")
+    assert page.locator("#gallery img").count() == 6
+
+
+def test_the_end_is_shown_also_where_the_server_was_away_for_a_moment(page: Page, mill: Mill) -> None:
+    """Nothing is said after it: it is asked for again, and what is half typed beside it stays."""
+    listed = _paused(mill)
+    page.goto(f"/submissions/{listed}")
+    page.evaluate(
+        """() => {
+            const real = window.fetch;
+            window.isAway = true;
+            window.fetch = async (...asked) => {
+                if (window.isAway) throw new TypeError("nobody answers");
+                return real(...asked);
+            };
+        }"""
+    )
+    priority = page.get_by_label("Priority")
+    priority.fill("7")
+    mill.farm.store().open_submission(listed)
+    expect(page.locator(".head .tag")).to_have_text("done")
+    expect(page.locator("#gallery [data-unfinished]")).not_to_have_count(0)
+    expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(1)
+    page.evaluate("window.isAway = false")
+    expect(page.locator("#gallery img")).to_have_count(6)
+    expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
+    expect(priority).to_be_focused()
+    expect(priority).to_have_value("7")
+
+
+def test_who_stands_on_a_button_that_goes_is_not_lost(page: Page, mill: Mill) -> None:
+    """The keyboard goes on beside it, on a link: a button could be pressed by mistake."""
+    listed = _paused(mill)
+    page.goto(f"/submissions/{listed}")
+    page.get_by_role("button", name="Cancel", exact=True).focus()
+    mill.farm.store().open_submission(listed)
+    expect(page.get_by_role("link", name="Grid")).to_be_focused()
+    assert mill.farm.store().find_submission(listed).state == "open"
+
+
+def test_pictures_that_come_later_keep_the_filter(page: Page, mill: Mill) -> None:
+    """Along their links only what it means is met."""
+    listed = _paused(mill)
+    page.goto(f"/submissions/{listed}?q=otter+5")
+    mill.farm.store().open_submission(listed)
+    expect(page.locator("#gallery img")).to_have_count(1)
+    expect(page.locator("#gallery .open")).to_have_attribute(
+        "href", f"/submissions/{listed}/jobs/5?q=otter+5"
+    )
 
 
 def test_a_picture_is_opened_and_left_by_keys(page: Page, mill: Mill) -> None:
@@ -247,6 +353,8 @@ def test_a_submission_is_cancelled(page: Page, mill: Mill) -> None:
     """After a question that can be answered with no."""
     long = _submitted(mill.farm, "-p", "A slow otter", "--images", "50", *SLOW, "--name", "slow")
     page.goto(f"/submissions/{long}")
+    posted: list[str] = []
+    page.on("request", lambda sent: posted.append(sent.url) if sent.method == "POST" else None)
     page.once("dialog", lambda asked: asked.dismiss())
     page.get_by_role("button", name="Cancel", exact=True).click()
     assert mill.farm.store().find_submission(long).state == "open"
@@ -255,28 +363,27 @@ def test_a_submission_is_cancelled(page: Page, mill: Mill) -> None:
     expect(page.get_by_role("status")).to_contain_text("Cancelled")
     expect(page.locator(".head .tag")).to_have_text("cancelled")
     expect(page.get_by_role("button", name="Retry failed and cancelled")).to_be_visible()
+    assert posted == [f"{mill.url}/submissions/{long}/cancel"], "it was also sent after the no"
 
 
 def test_without_scripts_everything_can_be_read_and_steered(browser: Browser, mill: Mill) -> None:
     """Links and forms alone: list, gallery, filter, picture, and a button."""
-    context = browser.new_context(base_url=mill.url, java_script_enabled=False)
-    page = context.new_page()
-    page.goto("/")
-    page.get_by_role("link", name="otters").click()
-    expect(page.locator("#gallery .cell")).to_have_count(JOBS)
-    page.get_by_role("combobox", name="Status").select_option("failed")
-    page.get_by_role("button", name="Filter").click()
-    expect(page.get_by_text("No job is so.")).to_be_visible()
-    page.get_by_role("link", name="All jobs").click()
-    page.locator("#gallery .open").nth(4).click()
-    expect(page.locator("#prompt")).to_contain_text("number 4")
-    paused = _submitted(mill.farm, "-p", "An otter that waits", "--images", "50", *SLOW)
-    page.goto(f"/submissions/{paused}")
-    page.get_by_role("button", name="Pause").click()
-    expect(page.locator(".head .tag")).to_have_text("paused")
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    expect(page.locator(".head .tag")).to_have_text("cancelled")
-    context.close()
+    with _tab(browser, mill, java_script_enabled=False) as page:
+        page.goto("/")
+        page.get_by_role("link", name="otters").click()
+        expect(page.locator("#gallery .cell")).to_have_count(JOBS)
+        page.get_by_role("combobox", name="Status").select_option("failed")
+        page.get_by_role("button", name="Filter").click()
+        expect(page.get_by_text("No job is so.")).to_be_visible()
+        page.get_by_role("link", name="All jobs").click()
+        page.locator("#gallery .open").nth(4).click()
+        expect(page.locator("#prompt")).to_contain_text("number 4")
+        paused = _submitted(mill.farm, "-p", "An otter that waits", "--images", "50", *SLOW)
+        page.goto(f"/submissions/{paused}")
+        page.get_by_role("button", name="Pause").click()
+        expect(page.locator(".head .tag")).to_have_text("paused")
+        page.get_by_role("button", name="Cancel", exact=True).click()
+        expect(page.locator(".head .tag")).to_have_text("cancelled")
 
 
 def pages_of(mill: Mill) -> dict[str, str]:
@@ -303,6 +410,27 @@ def pages_of(mill: Mill) -> dict[str, str]:
     }
 
 
+def _faults(page: Page, paths: dict[str, str], scheme: str, width: str) -> Iterator[str]:
+    """Yield what is wrong with every page."""
+    for name, path in paths.items():
+        page.goto(path, wait_until="networkidle" if SCREENSHOTS else "load")
+        if name == "submit":
+            page.get_by_label("Prompts, one a line").fill("an otter --s 5000\na fox --w 7")
+            page.get_by_role("button", name="Submit").click()
+            expect(page.get_by_role("alert")).to_be_visible()
+        where = f"{name}, {scheme}, {width}"
+        if page.evaluate("document.scrollingElement.scrollWidth > innerWidth"):
+            yield f"{where}: wider than the screen"
+        found = Axe().run(page).response["violations"]
+        for fault in found:
+            if fault["impact"] in GRAVE:
+                nodes = [node["html"][:200] for node in fault["nodes"][:3]]
+                yield f"{where}: {fault['id']}: {fault['help']}: {nodes}"
+        if SCREENSHOTS:
+            target = Path(SCREENSHOTS) / f"{name}-{width}-{scheme}.png"
+            page.screenshot(path=target, full_page=width == "desktop")
+
+
 def test_every_page_fits_its_reader(browser: Browser, mill: Mill) -> None:
     """In light and dark, wide and narrow: nothing that axe calls serious, and nothing beside the screen."""
     paths = pages_of(mill)
@@ -311,30 +439,11 @@ def test_every_page_fits_its_reader(browser: Browser, mill: Mill) -> None:
         for width, (across, down) in WIDTHS.items():
             if not SCREENSHOTS and (scheme, width) not in LOOKED_AT:
                 continue
-            context = browser.new_context(
-                base_url=mill.url, color_scheme=scheme, viewport={"width": across, "height": down},
+            with _tab(
+                browser, mill, color_scheme=scheme, viewport={"width": across, "height": down},
                 is_mobile=width == "phone", device_scale_factor=1,
-            )  # fmt: skip
-            page = context.new_page()
-            for name, path in paths.items():
-                page.goto(path, wait_until="networkidle" if SCREENSHOTS else "load")
-                if name == "submit":
-                    page.get_by_label("Prompts, one a line").fill("an otter --s 5000\na fox --w 7")
-                    page.get_by_role("button", name="Submit").click()
-                    expect(page.get_by_role("alert")).to_be_visible()
-                where = f"{name}, {scheme}, {width}"
-                if page.evaluate("document.scrollingElement.scrollWidth > innerWidth"):
-                    faults.append(f"{where}: wider than the screen")
-                found = Axe().run(page).response
-                assert found["passes"], "it looked at nothing"
-                for fault in found["violations"]:
-                    if fault["impact"] in GRAVE:
-                        nodes = [node["html"][:200] for node in fault["nodes"][:3]]
-                        faults.append(f"{where}: {fault['id']}: {fault['help']}: {nodes}")
-                if SCREENSHOTS:
-                    target = Path(SCREENSHOTS) / f"{name}-{width}-{scheme}.png"
-                    page.screenshot(path=target, full_page=width == "desktop")
-            context.close()
+            ) as page:  # fmt: skip
+                faults += _faults(page, paths, scheme, width)
     assert faults == []
 
 

@@ -319,6 +319,14 @@ def test_cells_that_were_not_finished_are_drawn_anew(
     fresh = client.get(f"/submissions/{otters}/cells?index={FAILED}&index=0").text
     assert indices(fresh) == [0, FAILED]
     assert "data-unfinished" not in fresh
+    assert f'href="/submissions/{otters}/jobs/0"' in fresh
+
+
+def test_cells_that_are_drawn_anew_keep_the_filter(client: TestClient, otters: str) -> None:
+    """Their links lead along the jobs that it means, also from one that it means no more."""
+    query = "?q=otter&status=waiting"
+    (link,) = re.findall(r'href="([^"]+)"', client.get(f"/submissions/{otters}/cells{query}&index=3").text)
+    assert html.unescape(link) == f"/submissions/{otters}/jobs/3{query}"
 
 
 def test_two_jobs_are_compared(client: TestClient, otters: str) -> None:

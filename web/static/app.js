@@ -3,6 +3,7 @@
 "use strict";
 
 const CELLS_AT_ONCE = 60;
+const TRIES = [1, 3, 10, 30]; // seconds until what failed is asked for again
 let source = null;
 
 function follow() {
@@ -53,25 +54,55 @@ async function refreshCells(id, all) {
   cells.sort((one, other) => seen(one) - seen(other));
   const wanted = all ? cells : cells.slice(0, CELLS_AT_ONCE);
   for (let at = 0; at < wanted.length; at += CELLS_AT_ONCE) {
-    const query = new URLSearchParams();
+    const query = new URLSearchParams(location.search); // their links keep the filter
+    ["index", "cursor"].forEach((name) => query.delete(name));
     wanted.slice(at, at + CELLS_AT_ONCE).forEach((cell) => query.append("index", cell.dataset.unfinished));
-    const answer = await fetch(`/submissions/${id}/cells?${query}`);
-    if (!answer.ok) return;
-    for (const fresh of elements(await answer.text())) {
+    const html = await ask(`/submissions/${id}/cells?${query}`, all);
+    if (html === null) return;
+    for (const fresh of elements(html)) {
       const old = document.getElementById(fresh.id);
-      if (old && old.className !== fresh.className) replace(old, fresh);
+      // An answer may be overtaken by a later one: what is finished stays.
+      if (old && old.dataset.unfinished && old.className !== fresh.className) replace(old, fresh);
     }
   }
 }
 
-// What can be done with a submission is something else once it is done.
+// What nothing will ask for later is asked for again, where the server or the way to it is away for a moment.
+async function ask(path, again) {
+  for (const seconds of again ? [...TRIES, 0] : [0]) {
+    try {
+      const answer = await fetch(path);
+      if (answer.ok) return await answer.text();
+      if (answer.status < 500 && answer.status !== 429) return null;
+    } catch {
+      // Nobody answers.
+    }
+    if (seconds) await new Promise((go) => { setTimeout(go, 1000 * seconds); });
+  }
+  return null;
+}
+
+// What can be done with a submission is something else once it is done. Form by form: one that stays keeps the
+// keyboard, and what is half typed in it.
 async function refreshActions() {
+  if (!document.getElementById("actions")) return;
+  const html = await ask(location.href, true);
   const old = document.getElementById("actions");
-  if (!old) return;
-  const answer = await fetch(location.href);
-  if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("actions");
-  if (fresh) old.replaceWith(document.adoptNode(fresh));
+  const fresh = new DOMParser().parseFromString(html || "", "text/html").getElementById("actions");
+  if (!old || !fresh) return;
+  const does = (one) => one.getAttribute("action") || one.getAttribute("href");
+  const wanted = [...fresh.children];
+  const kept = wanted.map(does);
+  const at = document.activeElement;
+  [...old.children].filter((one) => !kept.includes(does(one))).forEach((one) => one.remove());
+  let next = old.firstElementChild;
+  for (const one of wanted) {
+    if (next && does(next) === does(one)) next = next.nextElementSibling;
+    else old.insertBefore(document.adoptNode(one), next);
+  }
+  // Who stood on what is gone goes on from here; on a link, since a button would be pressed by mistake.
+  const link = old.querySelector("a[href]");
+  if (!at.isConnected && link) link.focus({ preventScroll: true });
 }
 
 function moveAmongCells(key) {

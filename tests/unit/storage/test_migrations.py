@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from storage.errors import BadInputError, SchemaError, StoreFullError, Unreachab
 from storage.rows import METADATA
 from storage.settings import Settings
 from storage.stores import open_job_store
+from storage.writer_lock import WriterLock
 
 NEXT = f"{int(HEAD) + 1:04}"
 NEXT_MIGRATION = '''"""One more column."""
@@ -294,3 +296,17 @@ def test_a_missing_driver_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(database, "create_engine", no_driver)
     with pytest.raises(BadInputError, match="psycopg"):
         open_database(Settings(home=tmp_path, database_url="postgresql://me@host/jobs"))
+
+
+def test_whoever_comes_while_a_database_is_made_waits_for_its_end(tmp_path: Path) -> None:
+    """Migrations are committed one by one: what is seen half-way is no older schema."""
+    settings = Settings(home=tmp_path)
+    stamp(settings, "0003")
+    with ThreadPoolExecutor(1) as pool:
+        with WriterLock(settings.database_path.with_name("promptmill.db.writer")).held():
+            opened = pool.submit(open_job_store, settings)
+            with pytest.raises(TimeoutError):
+                opened.result(timeout=1)
+            with closing(sqlite3.connect(settings.database_path)) as connection, connection:
+                connection.execute("UPDATE alembic_version SET version_num = ?", [HEAD])
+        opened.result().close()
