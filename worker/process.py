@@ -49,6 +49,7 @@ class WorkerProcess:
     """Everything that a task needs, in one place.
 
     Attributes:
+        settings: that this process started with.
         jobs, images: the stores.
         engine, model: what has its turn; not there before `load`, and between two turns.
         models: the names of all that are served.
@@ -69,17 +70,17 @@ class WorkerProcess:
     def __init__(self, order: ChildOrder) -> None:
         self._order = order
         self.models = tuple(parse_model(text).name for text in order.options.models)
-        self._settings: Settings = load_settings()
+        self.settings: Settings = load_settings()
         self.incarnation = order.incarnation
-        self.jobs: JobStore = timed_jobs(open_job_store(self._settings))
-        self.images: ImageStore = timed_images(open_image_store(self._settings))
-        self.shelf = Shelf(order, self._settings, tunings=self.jobs, on_death=self.engine_died)
+        self.jobs: JobStore = timed_jobs(open_job_store(self.settings))
+        self.images: ImageStore = timed_images(open_image_store(self.settings))
+        self.shelf = Shelf(order, self.settings, tunings=self.jobs, on_death=self.engine_died)
         self.gate = Gate(self.models[0])
         self.company = Company()
         self.stopping = threading.Event()
         self.surroundings = Surroundings(self.stopping, self._note)
         self.gave_up: str | None = None
-        self._redis = None if self._settings.redis_url else EmbeddedRedis(self._settings, starts=False)
+        self._redis = None if self.settings.redis_url else EmbeddedRedis(self.settings, starts=False)
         self._state = WorkerState.STARTING
         self.held = Held()
         self.heartbeat = Heartbeat(
@@ -92,11 +93,6 @@ class WorkerProcess:
             drain=self._told_to_drain,
             stale=self.stale,
         )
-
-    @property
-    def settings(self) -> Settings:
-        """The settings that this process started with."""
-        return self._settings
 
     @property
     def name(self) -> str:
