@@ -157,13 +157,17 @@ def _submit(session: Session, task: Reproduction) -> Submission:
     return session.jobs.open_submission(submission.id)
 
 
-def _leave(session: Session, submission: Submission) -> None:
+def abandon(session: Session, submission: Submission) -> None:
     """Nobody will compare what is not rendered yet: let no worker render it."""
     try:
         session.jobs.cancel(submission.id)
         session.jobs.sweep_cancelled(submission.id)
     except UnreachableError as error:
         remark(str(error))
+
+
+def _leave(session: Session, submission: Submission) -> None:
+    abandon(session, submission)
     remark(f"Submission {submission.id} is left as it is; `promptmill prune {submission.id}` removes it.")
 
 

@@ -15,15 +15,15 @@ from typing import Any
 
 from producer.company import Company, follow_in, terminated_like_interrupted
 from producer.models import default_model, resolve_model
-from producer.output import remark
 from producer.pruning import prune_now
 from producer.recorded import Wishes, worker_options
 from producer.repairing import NO_WISHES
+from producer.reproducing import abandon
 from producer.session import Session
-from storage.errors import PromptmillError, UnreachableError, WaitTimeoutError
+from storage.errors import PromptmillError, WaitTimeoutError
 from storage.measured import SELF_TEST
 from storage.parameters import JobParameters, parameters_of
-from storage.records import Image, Job, Submission
+from storage.records import Image, Job
 from storage.version import promptmill_version
 
 SOURCE = "doctor"  # of its submissions, in `list`
@@ -79,7 +79,7 @@ def self_test(session: Session, asked: str | None, wishes: Wishes = NO_WISHES) -
                 f"list` and the worker's log say what it does instead."
             )
     except (KeyboardInterrupt, PromptmillError):
-        _leave(session, submission)
+        abandon(session, submission)
         raise
     finally:
         company.stop()
@@ -91,14 +91,6 @@ def self_test(session: Session, asked: str | None, wishes: Wishes = NO_WISHES) -
         same=False, file_sha256=judged.file_sha256,
         detail=f"{judged.detail}; submission {submission.id} has the pictures",
     )  # fmt: skip
-
-
-def _leave(session: Session, submission: Submission) -> None:
-    try:
-        session.jobs.cancel(submission.id)
-        session.jobs.sweep_cancelled(submission.id)
-    except UnreachableError as error:
-        remark(str(error))
 
 
 def _judged(session: Session, model: str, jobs: Sequence[Job]) -> SelfTest:
