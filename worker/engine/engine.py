@@ -112,7 +112,8 @@ class Engine:
         self.mode = mode
         wishes = Wishes(mode=mode, lanes=lanes, dtypes=dtypes, launch=launch, crowded=crowded)
         facts = numerics_record(model, mode=mode)
-        self.model, self.lanes = in_passing_thread(lambda: tune(model, wishes, facts=facts, tunings=tunings))
+        tuned = in_passing_thread(lambda: tune(model, wishes, facts=facts, tunings=tunings))
+        self.model, self.lanes, trial = tuned
         model = self.model
         self.numerics = numerics_record(model, mode=mode)
         self._meter = StepMeter(model.name)
@@ -124,7 +125,7 @@ class Engine:
         self._text = TextStage(model.kind.prompt_encoder(model))
         self.lora_switch = LoraSwitch([model.unet, *text_encoders_of(model)], model.loras)
         self._watchdog = Watchdog(stall, self._die)
-        self._plans = Plans(model, mode=mode, lanes=self.lanes, beat=self._watchdog.beat)
+        self._plans = Plans(model, mode=mode, lanes=self.lanes, trial=trial, beat=self._watchdog.beat)
         self._admission = Admission(self._plans.__getitem__)
         self._roster: Roster[Request] = Roster()
         self._batches: dict[Group, Batch] = {}

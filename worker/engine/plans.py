@@ -8,8 +8,8 @@ import torch
 from storage.worker_options import FEWEST_LANES
 from worker.engine.admission import Group, LanePlan
 from worker.engine.faults import is_out_of_memory
-from worker.engine.trial import Beat, native_group
-from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory, plan_group
+from worker.engine.trial import Beat, Trial, agreeing, native_group
+from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 
@@ -19,17 +19,18 @@ log = structlog.get_logger()
 class Plans:
     """The lane plans of one engine, by kind of group: latent shape, prompt length, names of LoRAs."""
 
-    def __init__(self, model: LoadedModel, *, mode: str, lanes: int, beat: Beat) -> None:
-        """Begin with the native group, which `lanes` were chosen for; `beat` precedes each trial pass."""
+    def __init__(self, model: LoadedModel, *, mode: str, lanes: int, trial: Trial | None, beat: Beat) -> None:
+        """Begin with the native group, which `lanes` were chosen for by `trial`; `beat` precedes passes."""
         self._model, self._mode, self._lanes, self._beat = model, mode, lanes, beat
-        native, plan = native_group(model), LanePlan(lanes=lanes, alone=mode == "reference")
-        if mode == "exact" and model.launch == "eager" and lanes > FEWEST_LANES:
+        narrower: tuple[int, ...] = ()
+        if trial is not None and mode == "exact" and model.launch == "eager":
             try:
-                plan = in_passing_thread(lambda: plan_group(model, native, lanes, exact=True))
+                narrower = in_passing_thread(lambda: agreeing(model, trial))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise  # else a step will find what is to be done, as it would have
-        self._plans = {native: plan}
+        plan = LanePlan(lanes=lanes, alone=mode == "reference", narrower=narrower)
+        self._plans = {native_group(model): plan}
 
     def __contains__(self, group: Group) -> bool:
         """Tell whether a group has a plan."""

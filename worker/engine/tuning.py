@@ -75,7 +75,7 @@ class Wishes:
 
 def tune(
     model: LoadedModel, wishes: Wishes, *, facts: Mapping[str, Any], tunings: Tunings | None = None
-) -> tuple[LoadedModel, int]:
+) -> tuple[LoadedModel, int, Trial | None]:
     """Choose how to run a model; nothing is measured where its user left nothing open.
 
     What is kept decides, but in exact mode it is tried out on this very device all the same.
@@ -87,7 +87,7 @@ def tune(
         tunings: where the choice is looked up and kept; None measures anew.
 
     Returns:
-        The model as it will be run, and R.
+        The model as it will be run, R, and its trial; in exact mode there is one.
 
     Raises:
         BadInputError: for an unknown mode, or lanes that the mode cannot run with.
@@ -95,10 +95,11 @@ def tune(
     """
     check_together(mode=wishes.mode, lanes=wishes.lanes, launch=wishes.launch)
     if wishes.mode == "reference":
-        return model, FEWEST_LANES
+        return model, FEWEST_LANES, None
     found = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
+    trial: Trial | None = None
     if wishes.lanes is not None and len(found) == 1:
-        variant, lanes, tried = found[0], wishes.lanes, False
+        variant, lanes = found[0], wishes.lanes
     else:
         facts = {
             **facts,
@@ -108,16 +109,16 @@ def tune(
             "lanes": wishes.lanes,
         }
         kept = tunings.tuning(facts) if tunings else None
-        tried = kept is None
         if kept is None:
-            measured = _measure(model, wishes, found)
+            measured, trial = _measure(model, wishes, found)
             kept = tunings.keep_tuning(facts, measured) if tunings else measured
-            tried = kept == measured
+            trial = trial if kept == measured else None
         variant, lanes = Variant(dtype=kept["dtype"], layout=kept["layout"]), int(kept["lanes"])
     model = launched(run_as(model, variant), wishes.launch)
-    if wishes.launch != "eager" or (wishes.exact and not tried):
-        lanes = _check_runs(model, lanes, wishes)
-    return model, lanes
+    if wishes.launch != "eager" or (wishes.exact and trial is None):
+        trial = _check_runs(model, lanes, wishes)
+        lanes = trial.lanes
+    return model, lanes, trial
 
 
 def plan_group(
@@ -178,8 +179,8 @@ def free_memory(model: LoadedModel) -> None:
         torch.cuda.empty_cache()
 
 
-def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> dict[str, Any]:
-    """Choose a variant at one number of lanes, then the number of lanes for it."""
+def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[dict[str, Any], Trial]:
+    """Choose a variant at one number of lanes, then the number of lanes for it; say what to keep."""
     began = perf_counter()
     variant, first = _fastest(model, wishes, found)
     model = run_as(model, variant)
@@ -199,7 +200,7 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> di
     best = _best(trials, model, exact=wishes.exact)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
     log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
-    return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}
+    return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}, best
 
 
 def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[Variant, Trial | None]:
@@ -233,11 +234,11 @@ def _near(ours: torch.Tensor, right: torch.Tensor) -> bool:
     return bool((ours - right).norm() <= NEAR * right.norm())
 
 
-def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> int:
+def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> Trial:
     """Run the model as it will be run, so that no job waits for a compiler; in exact mode try it out.
 
     Returns:
-        R; less than `lanes` where those were not pinned and there is too little memory for them now.
+        The trial of R; less than `lanes` where those are not pinned and the memory is too small for them now.
     """
     pinned = wishes.lanes is not None or wishes.crowded
     fewer = [] if pinned else [count for count in reversed(CANDIDATES) if count < lanes]
@@ -252,7 +253,7 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> int:
         raise BadInputError(f"{_flag(model)} is not possible here ({reason}); leave it out.") from error
     if trial is None:
         raise _too_little_memory(model, min([lanes, *fewer]), wishes)
-    return _best([trial], model, exact=wishes.exact).lanes
+    return _best([trial], model, exact=wishes.exact)
 
 
 def _flag(model: LoadedModel) -> str:
