@@ -15,6 +15,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from storage.models import builtin_model_path
+from tests.device import DEVICE
 from worker.models.pipeline import LoadedPipeline
 
 WIDE = 16  # of text embeddings
@@ -476,7 +477,7 @@ def fresh_tiny(name: str) -> Any:
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(DEVICE)
 
 
 SIZES = {"pixart_sigma": 256, "sana": 512}  # the smallest that they have shapes of pictures for
@@ -484,7 +485,7 @@ SIZES = {"pixart_sigma": 256, "sana": 512}  # the smallest that they have shapes
 
 @functools.cache
 def load_tiny(name: str) -> LoadedPipeline:
-    """Return a pipeline as a worker holds it, on the CPU in float32; made once."""
+    """Return a pipeline as a worker holds it, in float32; made once."""
     return loaded(name, tiny(name))
 
 
@@ -498,7 +499,7 @@ def loaded(name: str, pipeline: Any) -> LoadedPipeline:
         family=type(pipeline).__name__,
         pipeline=pipeline,
         denoiser_name="unet" if hasattr(pipeline, "unet") else "transformer",
-        device=torch.device("cpu"),
+        device=DEVICE,
         dtype=torch.float32,
         native_size=(size, size),
         defaults={"width": size, "height": size, "sampler": "default", "schedule": "default"},

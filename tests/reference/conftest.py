@@ -16,9 +16,10 @@ import pytest
 
 from storage.models import ModelReference
 from storage.parameters import JobParameters
+from tests.device import DEVICE
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
-from worker.models.device import choose_device, choose_dtype, make_repeatable
+from worker.models.device import choose_dtype, make_repeatable
 from worker.models.load import LoadedModel, load_model
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -28,11 +29,10 @@ Render = Callable[..., list[RenderResult]]
 
 @pytest.fixture(scope="session")
 def model() -> LoadedModel:
-    """Load the demo model on the CPU in float32."""
+    """Load the demo model in float32."""
     make_repeatable()
-    device = choose_device("cpu")
     reference = ModelReference(name="demo", source=str(DEMO))
-    return load_model(reference, device=device, dtype=choose_dtype("float32", device))
+    return load_model(reference, device=DEVICE, dtype=choose_dtype("float32", DEVICE))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from storage.errors import BadInputError
 from storage.lora_files import parse_lora_file
 from storage.models import ModelReference
 from storage.parameters import JobParameters
+from tests.device import DEVICE
 from tests.loras import write_lora
 from tests.pipelines import clip_tokenizer, load_tiny, stable_diffusion_xl
 from tests.reference.test_image_inputs import alone, engines_of, jobs_of, pictures_of, pixels_of, rendered
@@ -49,8 +50,7 @@ def attach(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def xl(tmp_path: Path) -> LoadedModel:
     """A tiny random Stable Diffusion XL, as a worker loads it."""
     stable_diffusion_xl((clip_tokenizer(), clip_tokenizer())).save_pretrained(tmp_path / "xl")
-    cpu = torch.device("cpu")
-    loaded = load(ModelReference(name="xl", source=str(tmp_path / "xl")), device=cpu, dtype=torch.float32)
+    loaded = load(ModelReference(name="xl", source=str(tmp_path / "xl")), device=DEVICE, dtype=torch.float32)
     assert isinstance(loaded, LoadedModel)
     return loaded
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from storage.errors import BadInputError
 from storage.inputs import CONTROL_SCALE
 from storage.parameters import JobParameters
+from tests.device import DEVICE
 from tests.pipelines import load_tiny
 from worker.coalescing.engines import Engines
 from worker.coalescing.image_pipelines import image_pipeline
@@ -115,7 +116,7 @@ def controlnet(model: LoadedModel) -> ControlNet:
     for parameter in network.parameters():  # else its last layers are zero, and it does nothing
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    return ControlNet(name="shapes", revision="f" * 64, network=network.eval())
+    return ControlNet(name="shapes", revision="f" * 64, network=network.eval().to(DEVICE))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.TEXT])

@@ -14,6 +14,7 @@ import torch
 from storage.lora_files import parse_lora_file
 from storage.models import ModelReference
 from storage.parameters import JobParameters
+from tests.device import DEVICE
 from tests.loras import write_lora
 from tests.pipelines import fresh_tiny, loaded, tiny
 from tests.reference.conftest import DEMO
@@ -31,7 +32,7 @@ SETS: Sets = [[], [["a", 1.0]], [["b", -0.5]], [["a", 0.5], ["b", 0.7]]]
 
 def fresh() -> LoadedModel:
     """Load the demo model, not to be shared: LoRAs change its networks."""
-    return load_model(ModelReference(name="demo", source=str(DEMO)), device=torch.device("cpu"))
+    return load_model(ModelReference(name="demo", source=str(DEMO)), device=DEVICE)
 
 
 def jobs_of(sets: Sets = SETS) -> list[JobParameters]:

@@ -12,6 +12,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
+from tests.device import DEVICE
 from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel
 from worker.stages.sampler import SamplerSettings
@@ -70,14 +71,14 @@ def _alone(model: LoadedModel, pipeline: Any, job: JobParameters) -> torch.Tenso
     """Render by a plain loop over diffusers' parts."""
     steps, scale = job.num_inference_steps or 0, job.guidance_scale or 0.0
     rescale, interval = (job.options.get(f"guidance_{name}") for name in ("rescale", "interval"))
-    cond, uncond = pipeline.encode_prompt(PROMPT, "cpu", 1, do_classifier_free_guidance=True)
+    cond, uncond = pipeline.encode_prompt(PROMPT, DEVICE, 1, do_classifier_free_guidance=True)
     sampler = SAMPLERS[job.sampler or ""]
     scheduler = getattr(diffusers, sampler.scheduler_class).from_config(
         pipeline.scheduler.config, **sampler.overrides
     )
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(job.seed)
-    latents = torch.randn((1, 4, 16, 16), generator=generator) * scheduler.init_noise_sigma
+    latents = torch.randn((1, 4, 16, 16), generator=generator).to(DEVICE) * scheduler.init_noise_sigma
     extra = pipeline.prepare_extra_step_kwargs.__func__(
         _With(scheduler), generator, job.options.get("eta", 0.0)
     )
@@ -92,7 +93,7 @@ def _alone(model: LoadedModel, pipeline: Any, job: JobParameters) -> torch.Tenso
             if rescale:
                 output = rescale_noise_cfg(output, predicted, guidance_rescale=rescale)
         latents = scheduler.step(output, t, latents, **extra).prev_sample
-    return latents
+    return latents.cpu()
 
 
 class _With:

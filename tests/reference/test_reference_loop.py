@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from storage.parameters import JobParameters
+from tests.device import DEVICE
 from worker.models.load import LoadedModel
 
 pytestmark = [
@@ -30,7 +31,7 @@ def _reference_loop(
         tokens = model.tokenizer(
             text, padding="max_length", max_length=model.max_length, truncation=True, return_tensors="pt"
         )
-        embeds: torch.Tensor = model.text_encoder(tokens.input_ids)[0]
+        embeds: torch.Tensor = model.text_encoder(tokens.input_ids.to(DEVICE))[0]
         return embeds
 
     embeds = torch.cat([embed(""), embed(PROMPT)])
@@ -40,7 +41,7 @@ def _reference_loop(
     scheduler.set_timesteps(30)
     width, height = (size // model.vae_scale_factor for size in model.native_size)
     latents = torch.randn((1, 4, height, width), generator=torch.manual_seed(32))
-    latents = latents * scheduler.init_noise_sigma
+    latents = latents.to(DEVICE) * scheduler.init_noise_sigma
     for t in scheduler.timesteps.to(torch.float32):
         x = torch.cat([latents] * 2)
         x = scheduler.scale_model_input(x, t)
@@ -48,8 +49,8 @@ def _reference_loop(
         noise = uncond + guidance_scale * (cond - uncond)
         latents = scheduler.step(noise, t, latents).prev_sample
     image = model.vae.decode(latents / model.vae.config.scaling_factor).sample
-    image = (image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
-    return latents, (image * 255).round().astype("uint8")
+    image = (image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).cpu().numpy()
+    return latents.cpu(), (image * 255).round().astype("uint8")
 
 
 @pytest.mark.parametrize("guidance_scale", [7.5, 4.0])

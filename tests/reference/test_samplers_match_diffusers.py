@@ -85,11 +85,12 @@ def _diffusers_latents(pipeline: Any, job: JobParameters) -> torch.Tensor:
         ).images
     finally:
         pipeline.scheduler = first
-    return latents
+    return latents.cpu()
 
 
 @torch.no_grad()
 def _diffusers_picture(pipeline: Any, latents: torch.Tensor) -> np.ndarray[Any, Any]:
+    latents = latents.to(pipeline.vae.device)
     image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
     return np.asarray(pipeline.image_processor.postprocess(image, output_type="pil")[0])
 

@@ -15,6 +15,7 @@ import torch
 from storage.models import ModelReference
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
+from tests.device import DEVICE
 from tests.pipelines import clip_tokenizer, stable_diffusion_xl
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
@@ -34,7 +35,6 @@ pytestmark = [
 ]
 
 LANES = 8
-CPU = torch.device("cpu")
 TABLES = Tables()
 WEIGHTED = {"prompt_syntax": "weighted"}
 
@@ -89,13 +89,13 @@ def pipeline(folder: Path) -> Any:
     """What a diffusers user would load."""
     built = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     built.set_progress_bar_config(disable=True)
-    return built
+    return built.to(DEVICE)
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> LoadedModel:
     """What a worker loads."""
-    loaded = load(ModelReference(name="xl", source=str(folder)), device=CPU, dtype=torch.float32)
+    loaded = load(ModelReference(name="xl", source=str(folder)), device=DEVICE, dtype=torch.float32)
     assert isinstance(loaded, LoadedModel)
     return loaded
 
@@ -153,7 +153,7 @@ def alone(pipeline: Any, job: JobParameters, **changes: Any) -> tuple[torch.Tens
         )
     finally:
         pipeline.scheduler = own
-    return latents, np.asarray(picture[0])
+    return latents.cpu(), np.asarray(picture[0])
 
 
 def assert_same(ours: RenderResult, theirs: tuple[torch.Tensor, np.ndarray[Any, Any]]) -> None:
@@ -208,9 +208,12 @@ def written_out(model: LoadedModel, chunks: Any) -> tuple[torch.Tensor, torch.Te
             padding = 32 - 2 - len(chunk.ids)
             ids = [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id]
             ids += [tokenizer.pad_token_id] * padding
-            output = encoder(torch.tensor([ids]), output_hidden_states=True)
+            output = encoder(torch.tensor([ids], device=DEVICE), output_hidden_states=True)
             state = output.hidden_states[-2].double()
-            weighted = state * torch.tensor([1.0, *chunk.weights, 1.0, *[1.0] * padding])[None, :, None]
+            weighted = (
+                state
+                * torch.tensor([1.0, *chunk.weights, 1.0, *[1.0] * padding], device=DEVICE)[None, :, None]
+            )
             states.append((weighted * state.mean() / weighted.mean()).float())
         parts.append(torch.cat(states, dim=-1))
         pooled.append(output.text_embeds)
@@ -263,7 +266,7 @@ def test_the_pipeline_as_it_is_gives_the_same_pictures(folder: Path, model: Load
     jobs = [MIXED[name] for name in ("negative prompt", "the model's own sampler", "without guidance")]
     reference = ModelReference(name="xl", source=str(folder))
     other = PipelineEngine(
-        load_pipeline(reference, folder, None, device=CPU, dtype=torch.float32), lanes=LANES
+        load_pipeline(reference, folder, None, device=DEVICE, dtype=torch.float32), lanes=LANES
     )
     tickets = [other.submit(each) for each in jobs]
     while other.step():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from storage.models import BUILTIN_MODEL, parse_model
+from tests.device import DEVICE
 from worker.engine.trial import try_lanes
 from worker.models.load import LoadedModel, load_model
 from worker.models.variant import Variant, run_as, variants
@@ -14,7 +15,7 @@ from worker.models.variant import Variant, run_as, variants
 @pytest.fixture(scope="module")
 def own() -> LoadedModel:
     """Return a model that nobody else sees: a layout is changed in place."""
-    return load_model(parse_model(BUILTIN_MODEL), device=torch.device("cpu"))
+    return load_model(parse_model(BUILTIN_MODEL), device=DEVICE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,6 +11,7 @@ import torch
 
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
+from tests.device import DEVICE
 from worker.engine.engine import Engine
 from worker.engine.errors import Cancelled
 from worker.engine.request import RenderResult, group_of, prepare_request
@@ -96,7 +97,8 @@ def _written_out(model: LoadedModel, chunks: list[list[tuple[str, float]]]) -> t
         padding = model.max_length - len(ids)
         ids += [model.tokenizer.eos_token_id] * padding  # which is what the demo model pads with
         weights += [1.0] * padding
-        states = model.text_encoder(torch.tensor([ids])).last_hidden_state[0].double().numpy()
+        states = model.text_encoder(torch.tensor([ids], device=DEVICE)).last_hidden_state[0]
+        states = states.double().cpu().numpy()
         weighted = states * np.array(weights)[:, None]
         parts.append(weighted * (states.mean() / weighted.mean()))
     return torch.from_numpy(np.concatenate(parts))[None].float()

@@ -34,10 +34,11 @@ from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, group_of, prepare_request
 from worker.engine.roster import Roster
 from worker.engine.ticket import Ticket
-from worker.engine.tuning import Tunings, Wishes, tune
+from worker.engine.tuning import Tunings, Wishes, free_memory, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
 from worker.metrics import StepMeter
+from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.models.loras import LoraSwitch, lora_numerics, text_encoders_of
 from worker.models.threads import in_passing_thread
@@ -441,8 +442,18 @@ class Engine:
             try:
                 return action(*arguments)
             except Exception as error:
-                if not (is_out_of_memory(error) and self._make_room()):
+                if not (is_out_of_memory(error) and self._find_room()):
                     raise
+
+    def _find_room(self) -> bool:
+        """Have something else leave the device, or else the graphs: they are captured again when needed."""
+        if self._make_room():
+            return True
+        unet = self.model.unet
+        if not isinstance(unet, GraphedUnet) or not unet.captured:
+            return False
+        free_memory(self.model)
+        return True
 
     def _fail(self, request: Request, error: Exception, *, stage: str) -> None:
         if is_device_fault(error):

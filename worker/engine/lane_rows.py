@@ -3,7 +3,7 @@
 A matrix product of two rows adds up in another order than one of many, on most CPUs. In a UNet only the
 layers behind the timestep (and Stable Diffusion XL's time ids) have as few rows as there are lanes; all
 others have many rows a lane. Filled up to R rows, which costs next to nothing, they give a lane the same bits
-in a narrow pass, and all that follows usually does too (`worker.engine.trial.agreeing` tries it out).
+in a narrow pass, and all that follows usually does too (`worker.engine.agreement` tries it out).
 """
 
 from __future__ import annotations

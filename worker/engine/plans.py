@@ -7,8 +7,8 @@ import torch
 
 from storage.worker_options import FEWEST_LANES
 from worker.engine.admission import Group, LanePlan
-from worker.engine.faults import is_out_of_memory
-from worker.engine.trial import Beat, Trial, agreeing, native_group
+from worker.engine.agreement import agreeing
+from worker.engine.trial import Beat, Trial, native_group
 from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
@@ -24,11 +24,7 @@ class Plans:
         self._model, self._mode, self._lanes, self._beat = model, mode, lanes, beat
         narrower: tuple[int, ...] = ()
         if trial is not None and mode == "exact" and model.launch == "eager":
-            try:
-                narrower = in_passing_thread(lambda: agreeing(model, trial))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise  # else a step will find what is to be done, as it would have
+            narrower = in_passing_thread(lambda: agreeing(model, trial))
         plan = LanePlan(lanes=lanes, alone=mode == "reference", narrower=narrower)
         self._plans = {native_group(model): plan}
 

@@ -2,8 +2,7 @@
 
 On a fixed shape a lane's result usually depends neither on the other lanes nor on its position, but some
 combinations of lanes, threads, layout and dtype break that. `exact` mode promises it, so it is tried out on
-the model at hand before the first job. Some counts even agree with each other bit for bit: then a pass of few
-requests need not be as wide as one of many.
+the model at hand before the first job. (Some counts even agree with each other: `worker.engine.agreement`.)
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from worker.models.load import LoadedModel
 from worker.stages.condition import Condition
 
 Beat = Callable[[], None]
-NARROWER = (2, 4, 8, 12, 16, 24, 32, 48)  # lanes that may do for R
 TRIAL_SECONDS = 60.0  # once trials have taken this long, no larger candidate is tried
 
 
@@ -61,8 +59,6 @@ def try_lanes(
     lanes: int,
     *,
     group: Group | None = None,
-    rows: int = 0,
-    like: torch.Tensor | None = None,
     beat: Beat = nothing,
 ) -> Trial:
     """Run four forward passes of R lanes that show whether R is exact.
@@ -74,14 +70,12 @@ def try_lanes(
         model: on its device.
         lanes: R.
         group: its latent shape and prompt length; None for the native ones.
-        rows: see `predict_noise`.
-        like: what the probe has to result in: where it does not, one pass is enough to see that.
         beat: called ahead of every forward pass.
 
     Raises:
         torch.OutOfMemoryError: when that many lanes do not fit.
     """
-    drawn = _random_lanes(model, lanes + 1, group or native_group(model))
+    drawn = random_lanes(model, lanes + 1, group or native_group(model))
     probe, busy = drawn[0], drawn[1:]
     idle = [_idle(probe) for _ in busy]
     results: list[torch.Tensor] = []
@@ -91,39 +85,15 @@ def try_lanes(
             beat()
             mixed = Lanes.stack([probe if i % 2 == offset else mate for i, mate in enumerate(mates)])
             began = perf_counter()
-            noise_pred = predict(model, mixed, width=lanes, rows=rows).cpu()  # waits for the device
+            noise_pred = predict(model, mixed, width=lanes).cpu()  # waits for the device
             seconds.append(perf_counter() - began)
             results += noise_pred[offset::2]
-            if like is not None and not torch.equal(results[0], like):
-                speed = lanes / min(seconds)
-                return Trial(lanes=lanes, exact=False, lanes_per_second=speed, noise_pred=results[0])
     return Trial(
         lanes=lanes,
         exact=all(torch.equal(results[0], result) for result in results),
         lanes_per_second=lanes / min(seconds),
         noise_pred=results[0],
     )
-
-
-def agreeing(
-    model: LoadedModel, trial: Trial, *, group: Group | None = None, beat: Beat = nothing
-) -> tuple[int, ...]:
-    """Return fewer lanes, in ascending order, with which a lane's result is bitwise that of a trial.
-
-    Args:
-        model: on its device.
-        trial: an exact one of this model and group.
-        group: see `try_lanes`.
-        beat: likewise.
-    """
-    began = perf_counter()
-    found: list[int] = []
-    for lanes in NARROWER:
-        if lanes >= trial.lanes or perf_counter() > began + TRIAL_SECONDS:
-            break
-        if try_lanes(model, lanes, group=group, rows=trial.lanes, like=trial.noise_pred, beat=beat).exact:
-            found.append(lanes)
-    return tuple(found)
 
 
 def _idle(lane: Lanes) -> Lanes:
@@ -135,9 +105,16 @@ def _idle(lane: Lanes) -> Lanes:
     )
 
 
-def _random_lanes(model: LoadedModel, count: int, group: Group) -> list[Lanes]:
-    """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device."""
-    generator = torch.Generator().manual_seed(0)
+def random_lanes(model: LoadedModel, count: int, group: Group, *, seed: int = 0) -> list[Lanes]:
+    """Make lanes of random content, each at another timestep; drawn on the CPU, the same on every device.
+
+    Args:
+        model: on its device.
+        count: how many.
+        group: their latent shape and prompt length.
+        seed: of their content.
+    """
+    generator = torch.Generator().manual_seed(seed)
     _, height, width = (size * model.vae_scale_factor for size in group.shape)
     cond = model.unet.config.time_cond_proj_dim
 
@@ -151,7 +128,7 @@ def _random_lanes(model: LoadedModel, count: int, group: Group) -> list[Lanes]:
     return [
         Lanes(
             sample=draw(*group.shape),
-            timesteps=torch.tensor([float((500 + 389 * i) % 1000)], device=model.device),
+            timesteps=torch.tensor([float((500 + 389 * i + 17 * seed) % 1000)], device=model.device),
             condition=condition(),
         )
         for i in range(count)

@@ -19,8 +19,9 @@ from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
 from worker.engine.admission import Group, LanePlan
+from worker.engine.agreement import agreeing
 from worker.engine.faults import is_device_fault, is_out_of_memory
-from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, agreeing, native_group, nothing, try_lanes
+from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as, variants
 

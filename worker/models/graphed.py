@@ -54,6 +54,11 @@ class GraphedUnet:
         """Answer for the UNet: config, dtype, attention processors."""
         return getattr(self.plain, name)
 
+    @property
+    def captured(self) -> int:
+        """How many graphs are kept."""
+        return len(self._captured)
+
     def run(self, name: str, function: Callable[..., Outputs], *given: torch.Tensor | None) -> Outputs:
         """Return what a function of tensors returns, by a graph of its work.
 

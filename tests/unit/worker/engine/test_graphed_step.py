@@ -254,3 +254,27 @@ def test_only_the_last_used_graphs_are_kept(captures: Captures) -> None:
     assert captures.count == 11
     unet.run("twice", lambda given: (2 * given,), torch.ones(1))
     assert captures.count == 12
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_decoding_without_room_takes_that_of_the_graphs(
+    failures: int, make: Make, captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: what is still too little then fails the job; graphs are captured again for whoever comes next."""
+    engine = make(graphed=True, lanes=4)
+    decode = type(engine.model.vae).decode
+    left = [torch.OutOfMemoryError("CUDA out of memory.")] * failures
+
+    def greedy(*arguments: Any, **named: Any) -> Any:
+        if left:
+            raise left.pop()
+        return decode(*arguments, **named)
+
+    monkeypatch.setattr(type(engine.model.vae), "decode", greedy)
+    first, second = engine.submit(_job()), engine.submit(_job(num_inference_steps=9))
+    while engine.step():
+        pass
+    assert (first.future.exception(timeout=0) is None) == (failures == 1)
+    assert second.future.exception(timeout=0) is None
+    assert captures.resets == 1
+    assert captures.count == 2

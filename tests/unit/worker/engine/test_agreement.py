@@ -1,0 +1,109 @@
+"""Fewer lanes may stand for R only where nothing tells them apart, in any layer and for any content."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from worker.engine.agreement import agreeing
+from worker.engine.trial import try_lanes
+from worker.models.load import LoadedModel
+
+
+class Layered(torch.nn.Module):
+    """Two layers, the second of which may hide what the first did; what a width changes is the test's."""
+
+    config = SimpleNamespace(in_channels=4, time_cond_proj_dim=None, cross_attention_dim=2)
+
+    def __init__(self, first: Callable[[torch.Tensor], torch.Tensor], last: Callable[..., Any]) -> None:
+        super().__init__()
+        self.inner, self.outer = _Layer(first), _Layer(last)
+
+    def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+        """Answer as UNet2DConditionModel does with return_dict=False."""
+        return (self.outer(self.inner(sample)),)
+
+
+class _Layer(torch.nn.Module):
+    def __init__(self, does: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self._does = does
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        """Do it."""
+        return self._does(sample)
+
+
+Found = Callable[..., tuple[int, ...]]
+
+
+@pytest.fixture
+def found(model: LoadedModel) -> Found:
+    """Return a function that finds the widths that agree with 16."""
+
+    def run(
+        first: Callable[[torch.Tensor], torch.Tensor],
+        last: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[int, ...]:
+        layered = replace(model, unet=Layered(first, last), dtype=dtype)
+        return agreeing(layered, try_lanes(layered, 16))
+
+    return run
+
+
+def test_what_nothing_changes_agrees(found: Found) -> None:
+    """At every width below R."""
+    assert found(torch.tanh) == (2, 4, 8, 12)
+
+
+def test_what_a_later_layer_hides_is_found(found: Found) -> None:
+    """Rounded away at the end this time, another sum in the middle still shows."""
+
+    def other_sum(sample: torch.Tensor) -> torch.Tensor:
+        return torch.nextafter(sample, torch.tensor(math.inf)) if len(sample) == 4 else sample.clone()
+
+    assert found(other_sum, torch.sign) == (2, 8, 12)
+
+
+def test_sums_that_make_up_for_each_other_are_found(found: Found) -> None:
+    """One number rounded up and another down."""
+
+    def two_differ(sample: torch.Tensor) -> torch.Tensor:
+        sample = sample.abs() + 1
+        if len(sample) == 8:
+            infinity = torch.tensor([math.inf, -math.inf])
+            sample[:, 0, 0, :2] = torch.nextafter(sample[:, 0, 0, :2], infinity)
+        return sample
+
+    assert found(two_differ) == (2, 4, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_shows_for_one_lane_in_many_is_found(found: Found, dtype: torch.dtype) -> None:
+    """In half precision most lanes agree by chance, so more of them are tried."""
+
+    def rare(sample: torch.Tensor) -> torch.Tensor:
+        # Of 16 lanes of 256 random numbers some have one beyond 3.2, of 64 some one beyond 3.6.
+        loud = sample.flatten(1).amax(dim=1) > (3.2 if dtype == torch.float32 else 3.6)
+        changed = sample * torch.where(loud, 1.5, 1.0)[:, None, None, None].to(sample.dtype)
+        return changed if len(sample) == 12 else sample.clone()
+
+    assert found(rare, dtype=dtype) == (2, 4, 8)
+
+
+def test_memory_that_runs_out_leaves_what_was_found(found: Found) -> None:
+    """R fits, so what is missing is only what nobody needs."""
+
+    def does_not_fit(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample.clone()
+
+    assert found(does_not_fit) == (2, 4)

@@ -1,0 +1,114 @@
+"""Do fewer lanes agree with R bit for bit? Asked of every layer, since a result in few bits hides much.
+
+In half precision two kernels that add up in another order round to the same number most of the time. (Seen on
+an H100 in bfloat16: with 12 lanes the prediction was that of 16 for one random lane of three, and for the
+others it was not.) So many random lanes are compared, and of each not only what the UNet predicts, but what
+every layer of it has put out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from worker.engine.admission import Group
+from worker.engine.faults import is_out_of_memory
+from worker.engine.forward import Lanes, predict_noise
+from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, random_lanes
+from worker.models.load import LoadedModel
+
+NARROWER = (2, 4, 8, 12, 16, 24, 32, 48)  # lanes that may do for R
+DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in most numbers
+_AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def agreeing(
+    model: LoadedModel, trial: Trial, *, group: Group | None = None, beat: Beat = nothing
+) -> tuple[int, ...]:
+    """Return fewer lanes, in ascending order, with which a lane's result is bitwise that of R lanes.
+
+    Args:
+        model: on its device, launched plainly.
+        trial: an exact one of this model and group.
+        group: its latent shape and prompt length; None for the native ones.
+        beat: called ahead of every forward pass.
+    """
+    found: list[int] = []
+    try:
+        for width in _agreeing(model, trial.lanes, group or native_group(model), beat):
+            found.append(width)  # noqa: PERF402 - what was found before memory ran out counts
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise  # else R does, which fits
+    return tuple(found)
+
+
+def _agreeing(model: LoadedModel, full: int, group: Group, beat: Beat) -> Iterator[int]:
+    began = perf_counter()
+    widths = [width for width in NARROWER if width < full]
+    if not widths:
+        return
+    draws = 1 if model.dtype == torch.float32 else DRAWS
+    drawn = [random_lanes(model, full, group, seed=seed) for seed in range(draws)]
+    right = [_digests(model, lanes, full, rows=full, beat=beat) for lanes in drawn]
+    for width in widths:
+        if perf_counter() > began + TRIAL_SECONDS:
+            return
+        if all(
+            torch.equal(_digests(model, part, width, rows=full, beat=beat), digests[:, own])
+            for lanes, digests in zip(drawn, right, strict=True)
+            for part, own in _parts(lanes, width)
+        ):
+            yield width
+
+
+def _parts(lanes: list[Lanes], width: int) -> Iterator[tuple[list[Lanes], slice]]:
+    """Divide lanes into passes of a width; one more has idle lanes only but for one."""
+    for start in (*range(0, len(lanes), width), len(lanes) - 1):
+        own = slice(start, min(start + width, len(lanes)))
+        yield lanes[own], own
+
+
+def _digests(model: LoadedModel, lanes: list[Lanes], width: int, *, rows: int, beat: Beat) -> torch.Tensor:
+    """Return what each layer put out for each lane, in a number each: (layers, lanes) int64."""
+    beat()
+    with _listening(model.unet, width) as found:
+        noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, rows=rows)
+    own = [digest[: len(lanes)] for digest in found]
+    return torch.stack([*own, _digest(noise_pred, len(lanes))])
+
+
+@contextmanager
+def _listening(unet: Any, lanes: int) -> Iterator[list[torch.Tensor]]:
+    """Collect the digests of what a UNet's layers put out meanwhile, in the order in which they run."""
+    found: list[torch.Tensor] = []
+
+    def hear(_layer: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.dim() and len(output) % lanes == 0:
+            found.append(_digest(output, lanes))
+
+    layers = [layer for layer in unet.modules() if not any(layer.children())]
+    hooks = [layer.register_forward_hook(hear) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _digest(output: torch.Tensor, lanes: int) -> torch.Tensor:
+    """Return a number for each lane in which every bit of its rows counts, (lanes,) int64.
+
+    Integers add up to the same in any order. Each is weighted by its place: two that were rounded up and down
+    do not make up for each other.
+    """
+    numbers = output.reshape(lanes, -1)
+    if not numbers.is_floating_point():
+        return (numbers.long() * torch.arange(1, numbers.shape[1] + 1, device=output.device)).sum(dim=1)
+    bits = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
+    return (bits * torch.arange(1, bits.shape[1] + 1, device=output.device)).sum(dim=1)
