@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from engines import call, demo_model, larger_model, pipeline_of
-from report import arguments, seconds, show
+from engines import call, demo_model, device_arguments, pipeline_of, second_model
+from report import seconds, show
 
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
@@ -157,13 +157,14 @@ def p95(values: list[float]) -> float:
 
 def main() -> None:
     """Print the table."""
-    options = arguments(__doc__ or "").parse_args()
-    model = demo_model()
+    options = device_arguments(__doc__ or "").parse_args()
+    model = demo_model(device=options.device)
     if options.quick:
         show(list(rows("demo, 64x64", model, 64, count=20, rounds=1, loads=(0.7,))), as_json=options.json)
         return
     table = list(rows("demo, 64x64", model, 64, count=100, rounds=3, loads=LOADS))
-    table += rows("17 M, random, 128x128", larger_model(model), 128, count=40, rounds=1, loads=LOADS)
+    name, larger, side = second_model(model)
+    table += rows(name, larger, side, count=40, rounds=1, loads=LOADS)
     show(table, as_json=options.json)
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from engines import call, demo_model, larger_model, mixed_jobs, pipeline_of
-from report import arguments, median, seconds, show
+from engines import call, demo_model, device_arguments, mixed_jobs, pipeline_of, second_model, settle
+from report import median, seconds, show
 
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
@@ -32,6 +32,7 @@ from worker.stages.tables import Tables
 from worker.stages.text import TextStage
 
 LANES = 8
+PASSES = 4  # that are timed together: a GPU works on one while the next is launched
 TABLES = Tables()
 
 
@@ -85,10 +86,10 @@ def in_static_batches(pipeline: Any, jobs: list[JobParameters]) -> None:
 class RayRenderer:
     """The actor of Ray Data's rival: a pipeline, called for the equal settings of each batch."""
 
-    def __init__(self, larger: bool, threads: int) -> None:  # noqa: FBT001 - Ray passes it by position
+    def __init__(self, larger: bool, threads: int, device: str) -> None:  # noqa: FBT001 - Ray passes it by position
         torch.set_num_threads(threads)
-        model = demo_model()
-        self.pipeline = pipeline_of(larger_model(model) if larger else model)
+        model = demo_model(device=device)
+        self.pipeline = pipeline_of(second_model(model)[1] if larger else model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Render a batch; returns the seconds that it took."""
@@ -98,7 +99,7 @@ class RayRenderer:
         return {"seconds": np.array([time.perf_counter() - began])}
 
 
-def by_ray(jobs: list[JobParameters], *, larger: bool) -> float:
+def by_ray(jobs: list[JobParameters], *, larger: bool, device: str) -> float:
     """Return the seconds that Ray Data's actor spends on the jobs."""
     import ray  # noqa: PLC0415 - optional
 
@@ -106,7 +107,8 @@ def by_ray(jobs: list[JobParameters], *, larger: bool) -> float:
     items = [{"job": {name: getattr(job, name) for name in fields}} for job in jobs]
     done = ray.data.from_items(items).map_batches(
         RayRenderer,
-        fn_constructor_args=(larger, torch.get_num_threads()),
+        fn_constructor_args=(larger, torch.get_num_threads(), device),
+        num_gpus=int(device == "cuda"),
         batch_size=LANES // 2,
         concurrency=1,
     )
@@ -119,18 +121,26 @@ def by_ray(jobs: list[JobParameters], *, larger: bool) -> float:
 def limit(model: LoadedModel, jobs: list[JobParameters], evaluations: int) -> float:
     """Return the seconds of the bare work: full forward passes, encodings, decodes."""
     side = (jobs[0].height or 0) // model.vae_scale_factor
-    sample = torch.randn((LANES, 4, side, side))
-    embeds = torch.randn((LANES, model.max_length, model.unet.config.cross_attention_dim))
-    steps = torch.full((LANES,), 500.0)
-    forward = median(
-        [
-            seconds(lambda: model.unet(sample, steps, encoder_hidden_states=embeds, return_dict=False))
-            for _ in range(12)
-        ][2:]
-    )
+    alike = {"device": model.device, "dtype": model.dtype}
+    sample = torch.randn((LANES, 4, side, side), **alike)
+    embeds = torch.randn((LANES, model.max_length, model.unet.config.cross_attention_dim), **alike)
+    steps = torch.full((LANES,), 500.0, device=model.device)
+
+    def passes() -> None:
+        for _ in range(PASSES):
+            model.unet(sample, steps, encoder_hidden_states=embeds, return_dict=False)
+        settle(model)
+
+    forward = median([seconds(passes) for _ in range(4)][1:]) / PASSES
     text = TextStage(model.kind.prompt_encoder(model))
-    encoding = seconds(lambda: [text(job.prompt, what="prompt") for job in jobs])
-    decoding = median([seconds(lambda: decode(model.vae, sample[:1])) for _ in range(5)]) * len(jobs)
+
+    def encode() -> None:
+        for job in jobs:
+            text(job.prompt, what="prompt")
+        settle(model)
+
+    encoding = seconds(encode)
+    decoding = median([seconds(lambda: decode(model.vae, sample[:1].float())) for _ in range(5)]) * len(jobs)
     return math.ceil(2 * evaluations / LANES) * forward + encoding + decoding
 
 
@@ -138,7 +148,7 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
     """Run every rival `rounds` times, in turns, after a warm-up."""
     engine, pipeline = Engine(model, lanes=LANES, tables=TABLES), pipeline_of(model)
     evaluations = sum(job.num_inference_steps or 0 for job in jobs)  # these samplers need one a step
-    larger = not name.startswith("demo")
+    own = {"larger": not name.startswith("demo"), "device": model.device.type}
     watched: list[Watched] = []
 
     def watch() -> float:
@@ -152,7 +162,7 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
         "diffusers, equal settings together": lambda: seconds(lambda: in_static_batches(pipeline, jobs)),
     }
     if ray:
-        rivals["Ray Data over diffusers"] = lambda: by_ray(jobs, larger=larger)
+        rivals["Ray Data over diffusers"] = lambda: by_ray(jobs, **own)
     # A worker reads a sampler's table once, and finds it from then on; the warm-up reads all of them.
     by_engine(engine, [replace(job, seed=0) for job in jobs])
     call(pipeline, jobs[:1])
@@ -180,17 +190,18 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
 
 def main() -> None:
     """Print the table."""
-    options = arguments(__doc__ or "").parse_args()
+    options = device_arguments(__doc__ or "").parse_args()
     ray = importlib.util.find_spec("ray") is not None
     if not ray:
         print("Ray is not installed: its line is left out.")
-    model = demo_model()
+    model = demo_model(device=options.device)
     if options.quick:
         jobs = mixed_jobs(12, size=64, steps=(3, 4, 5, 6, 8))
         rows = measure("demo, 64x64", model, jobs, 1, ray=False)
     else:
         rows = measure("demo, 64x64", model, mixed_jobs(32, size=64), 3, ray=ray)
-        rows += measure("17 M, random, 128x128", larger_model(model), mixed_jobs(32, size=128), 1, ray=ray)
+        name, larger, size = second_model(model)
+        rows += measure(name, larger, mixed_jobs(32, size=size), 1, ray=ray)
     show(rows, as_json=options.json)
 
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from engines import demo_model, larger_model
-from report import arguments, median, show
+from engines import demo_model, device_arguments, second_model, settle
+from report import median, show
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storage.parameters import JobParameters
@@ -48,16 +48,19 @@ class Counted(TorchDispatchMode):
 class Timed:
     """A UNet that notes how long it runs."""
 
-    def __init__(self, unet: Any) -> None:
-        self.unet, self.config, self.attn_processors = unet, unet.config, unet.attn_processors
+    def __init__(self, model: LoadedModel) -> None:
+        self.model, self.unet = model, model.unet
+        self.config, self.attn_processors = self.unet.config, self.unet.attn_processors
         self.seconds = 0.0
         self.counted: Counted | None = None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Run the UNet."""
+        settle(self.model)
         began = time.perf_counter()
         with self._apart():
             answer = self.unet(*arguments, **named)
+        settle(self.model)
         self.seconds = time.perf_counter() - began
         return answer
 
@@ -88,8 +91,9 @@ def job(i: int, size: int) -> JobParameters:
     )
 
 
-def engine_step(model: LoadedModel, unet: Timed, lanes: int, size: int) -> tuple[float, float, int]:
+def engine_step(model: LoadedModel, lanes: int, size: int) -> tuple[float, float, int]:
     """Return the median seconds of a step, of what is outside of the forward pass, and operations there."""
+    unet = Timed(model)
     engine = Engine(replace(model, unet=unet), mode="throughput", lanes=lanes)
     for i in range(lanes // 2):
         engine.submit(job(i, size))
@@ -114,7 +118,7 @@ def engine_step(model: LoadedModel, unet: Timed, lanes: int, size: int) -> tuple
 def rival_step(model: LoadedModel, lanes: int, size: int) -> float:
     """Return the seconds that the same requests' noise schedulers and guidance take, called one by one."""
     side = size // model.vae_scale_factor
-    output, taken = torch.randn((2, 4, side, side)), []
+    output, taken = torch.randn((2, 4, side, side), device=model.device), []
     requests = []
     for i in range(lanes // 2):
         settings = job(i, size)
@@ -124,27 +128,28 @@ def rival_step(model: LoadedModel, lanes: int, size: int) -> float:
             scheduler_config=model.scheduler_config,
         )
         schedule = NoiseSchedule(sampling, seed=i, generator=job_generator(i), tables=None)
-        requests.append((schedule, torch.randn((1, 4, side, side)) * schedule.init_noise_sigma))
+        latents = torch.randn((1, 4, side, side), device=model.device)
+        requests.append((schedule, latents * schedule.init_noise_sigma))
     for evaluation in range(STEPS - 3):
         began = time.perf_counter()
         for i, (schedule, latents) in enumerate(requests):
             torch.cat([schedule.scale_input(latents, evaluation)] * 2)
             guided = guide(*output.chunk(2), 7.5)
             requests[i] = (schedule, schedule.step(guided, evaluation, latents))
+        settle(model)
         taken.append(time.perf_counter() - began)
     return median(taken)
 
 
 def main() -> None:
     """Print the table."""
-    options = arguments(__doc__ or "").parse_args()
-    model = demo_model()
-    unets = {"demo, 64x64": (model.unet, 64), "17 M, random, 128x128": (larger_model(model).unet, 128)}
+    options = device_arguments(__doc__ or "").parse_args()
+    model = demo_model(device=options.device)
     rows = []
-    for name, (unet, size) in unets.items():
+    for name, own, size in (("demo, 64x64", model, 64), second_model(model)):
         for lanes in (2, 8) if options.quick else (2, 4, 8, 16, 32):
-            step, outside, operations = engine_step(model, Timed(unet), lanes, size)
-            rival = rival_step(model, lanes, size)
+            step, outside, operations = engine_step(own, lanes, size)
+            rival = rival_step(own, lanes, size)
             rows.append(
                 {
                     "UNet": name,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine_mixed import LANES, by_engine
-from engines import call, demo_model, larger_model, pipeline_of
-from report import arguments, median, seconds, show
+from engines import call, demo_model, device_arguments, pipeline_of, second_model
+from report import median, seconds, show
 
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
@@ -40,14 +40,15 @@ def measure(
 
 def main() -> None:
     """Print the table."""
-    options = arguments(__doc__ or "").parse_args()
-    model = demo_model()
+    options = device_arguments(__doc__ or "").parse_args()
+    model = demo_model(device=options.device)
     if options.quick:
         rows = [measure("demo, 64x64", model, size=64, count=12, steps=8, rounds=2)]
     else:
+        name, larger, size = second_model(model)
         rows = [
             measure("demo, 64x64", model, size=64, count=64, steps=20, rounds=3),
-            measure("17 M, random, 128x128", larger_model(model), size=128, count=64, steps=5, rounds=3),
+            measure(name, larger, size=size, count=64, steps=5, rounds=3),
         ]
     show(rows, as_json=options.json)
 

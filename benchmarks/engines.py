@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import UNet2DConditionModel
+from report import arguments
 
 from storage.models import ModelReference, builtin_model_path
 from storage.parameters import JobParameters
@@ -21,12 +23,23 @@ MIXED_STEPS = (10, 15, 20, 25, 30)
 MIXED_GUIDANCE = (3.0, 5.0, 7.5)
 
 
-def demo_model(dtype: str = "float32") -> LoadedModel:
-    """Load the project's model on the CPU, every part in one dtype."""
+def device_arguments(description: str) -> argparse.ArgumentParser:
+    """Return a parser with what every benchmark understands, and the device."""
+    parser = arguments(description)
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu (the default), or cuda: a larger model, in a worker's own dtype",
+    )
+    return parser
+
+
+def demo_model(dtype: str = "auto", device: str = "cpu") -> LoadedModel:
+    """Load the project's model, every part in one dtype; `auto` is what a worker takes on that device."""
     make_repeatable()
-    device = choose_device("cpu")
+    chosen = choose_device(device)
     reference = ModelReference(name="demo", source=str(builtin_model_path()))
-    return load_model(reference, device=device, dtype=choose_dtype(dtype, device))
+    return load_model(reference, device=chosen, dtype=choose_dtype(dtype, chosen))
 
 
 def larger_model(model: LoadedModel) -> LoadedModel:
@@ -34,7 +47,36 @@ def larger_model(model: LoadedModel) -> LoadedModel:
     torch.manual_seed(0)
     config = dict(model.unet.config) | {"block_out_channels": (64, 160, 256), "norm_num_groups": 32}
     unet = UNet2DConditionModel(**{k: v for k, v in config.items() if not k.startswith("_")})
-    return replace(model, unet=unet.eval().requires_grad_(requires_grad=False))
+    return replace(model, unet=_like(model, unet))
+
+
+def sd_sized(model: LoadedModel) -> LoadedModel:
+    """Give a model a UNet of Stable Diffusion 1.x's size, 860 M parameters, with random weights."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=model.unet.config.cross_attention_dim,
+        attention_head_dim=8,
+    )
+    return replace(model, unet=_like(model, unet), vae_scale_factor=8, native_size=(512, 512))
+
+
+def _like(model: LoadedModel, unet: Any) -> Any:
+    return unet.to(model.device, model.dtype).eval().requires_grad_(requires_grad=False)
+
+
+def second_model(model: LoadedModel) -> tuple[str, LoadedModel, int]:
+    """Return a model of the same parts that keeps its device busy: name, model, size of pictures."""
+    if model.device.type == "cpu":
+        return "17 M, random, 128x128", larger_model(model), 128
+    return "860 M, random, 512x512", sd_sized(model), 512
+
+
+def settle(model: LoadedModel) -> None:
+    """Wait until the device has done what it was told."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
 def mixed_jobs(count: int, *, size: int, steps: tuple[int, ...] = MIXED_STEPS) -> list[JobParameters]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from engines import demo_model, larger_model
-from report import arguments, median, seconds, show
+from engines import demo_model, device_arguments, second_model
+from report import median, seconds, show
 
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
@@ -61,19 +61,16 @@ def row(
 
 def main() -> None:
     """Print the table."""
-    options = arguments(__doc__ or "").parse_args()
-    model = demo_model()
+    options = device_arguments(__doc__ or "").parse_args()
+    model = demo_model(device=options.device)
     rounds = 2 if options.quick else 5
     chosen = Engine(model).lanes
     tried = (2, 8) if options.quick else (2, 4, 8, 16)
     rows = [row("demo, 64x64", model, size=64, lanes=lanes, rounds=rounds, chosen=chosen) for lanes in tried]
     if not options.quick:
-        large = larger_model(model)
+        name, large, size = second_model(model)
         chosen = Engine(large).lanes
-        rows += [
-            row("17 M, random, 128x128", large, size=128, lanes=lanes, rounds=4, chosen=chosen)
-            for lanes in (2, 4, 8)
-        ]
+        rows += [row(name, large, size=size, lanes=lanes, rounds=4, chosen=chosen) for lanes in (2, 4, 8)]
     show(rows, as_json=options.json)
 
 

@@ -10,44 +10,24 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
-from engines import demo_model, larger_model
-from report import arguments, median, seconds, show
+from engines import demo_model, device_arguments, larger_model, sd_sized, settle
+from report import median, seconds, show
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
 from worker.engine.trial import try_lanes
-from worker.models.device import choose_device, faster_dtypes
+from worker.models.device import faster_dtypes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as
 
 SAMPLERS = ("lms", "euler", "euler_a", "dpmpp_2m", "dpm2_a")
 PATIENCE = 120.0  # seconds; a variant whose forward pass takes this long is not tried with more lanes
-
-
-def sd_sized(model: LoadedModel) -> LoadedModel:
-    """Give a model a UNet of Stable Diffusion 1.x's size, with random weights."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=model.unet.config.cross_attention_dim,
-        attention_head_dim=8,
-    )
-    return replace(
-        model,
-        unet=unet.eval().requires_grad_(requires_grad=False),
-        vae_scale_factor=8,
-        native_size=(512, 512),
-    )
 
 
 def flop_of_a_lane(model: LoadedModel) -> float:
@@ -58,11 +38,16 @@ def flop_of_a_lane(model: LoadedModel) -> float:
     return counter.get_total_flops() / 8  # four passes of two lanes
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
+def matmul_peak(model: LoadedModel, dtype: torch.dtype) -> float:
     """Measure the operations/s of a large matrix product in `dtype`."""
-    size = 2048
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    return 2 * size**3 / median([seconds(partial(torch.mm, a, b)) for _ in range(5)])
+    size = 2048 if model.device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size).to(model.device, dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+        settle(model)
+
+    return 2 * size**3 / median([seconds(product) for _ in range(7)])
 
 
 def speed(
@@ -70,11 +55,12 @@ def speed(
 ) -> list[dict[str, Any]]:
     """Time every variant at every R."""
     flop = flop_of_a_lane(model)
-    peaks = {way.dtype: matmul_peak(getattr(torch, way.dtype)) for way, _ in ways}
+    peaks = {way.dtype: matmul_peak(model, getattr(torch, way.dtype)) for way, _ in ways}
     rows: list[dict[str, Any]] = []
     for way, launch in ways:
         variant = launched(run_as(model, way), launch)
-        for count in lanes:
+        # A compiler takes minutes for each shape.
+        for count in lanes if launch != "compiled" else lanes[-1:]:
             trial = try_lanes(variant, count)
             rate = trial.lanes_per_second
             rows.append(
@@ -101,7 +87,7 @@ def quality(model: LoadedModel, jobs: list[JobParameters]) -> list[dict[str, Any
     """Compare pictures in bfloat16 with the same in float32."""
     ways = {
         "UNet alone": run_as(model, Variant(dtype="bfloat16", layout="contiguous")),
-        "UNet, VAE and text encoder": demo_model("bfloat16"),
+        "UNet, VAE and text encoder": demo_model("bfloat16", model.device.type),
     }
     right = _pictures(model, jobs)
     rows = []
@@ -128,10 +114,10 @@ def _psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 def main() -> None:
     """Print both tables."""
-    options = arguments(__doc__ or "").parse_args()
-    model = demo_model()
+    options = device_arguments(__doc__ or "").parse_args()
+    model = demo_model("float32", options.device)
     dtypes = ["float32"]
-    if faster_dtypes("auto", choose_device("cpu")) or not options.quick:
+    if faster_dtypes("auto", model.device) or not options.quick:
         dtypes.append("bfloat16")
     ways = [
         (Variant(dtype=dtype, layout=layout), "eager")
@@ -139,9 +125,11 @@ def main() -> None:
         for layout in ("contiguous", "channels_last")
     ]
     if not options.quick:
-        ways += [(Variant(dtype=dtype, layout="contiguous"), "compiled") for dtype in dtypes]
+        launches = ["compiled"] if model.device.type == "cpu" else ["cuda_graphs", "compiled"]
+        ways += [(Variant(dtype="bfloat16", layout="contiguous"), launch) for launch in launches]
     measured = larger_model(model) if options.quick else sd_sized(model)
-    table = speed(measured, ways, (2, 8) if options.quick else (2, 4, 8))
+    lanes = (2, 4, 8) if model.device.type == "cpu" else (2, 8, 16, 32)
+    table = speed(measured, ways, (2, 8) if options.quick else lanes)
     jobs = [
         JobParameters(
             prompt="a watercolor painting of an otter",

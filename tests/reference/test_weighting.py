@@ -132,7 +132,7 @@ def test_weights_do_what_is_written_out_here(
     """Weight times state, the mean of each chunk kept, within 1e-5 of float64."""
     with torch.no_grad():
         condition, warning = text(split(model.tokenizer, prompt))
-    ours, right = condition.prompt_embeds, _written_out(model, chunks)
+    ours, right = condition.prompt_embeds.cpu(), _written_out(model, chunks)
     assert warning is None
     assert ours.shape == right.shape
     assert (ours - right).abs().max() <= 1e-5
