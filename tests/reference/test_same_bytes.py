@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
+from tests.device import DEVICE
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
+from worker.engine.trial import try_lanes
 from worker.models.load import LoadedModel
 from worker.stages.picture import encode_png, pixel_sha256
 from worker.stages.tables import Tables
@@ -128,3 +132,31 @@ def test_bytes_do_not_depend_on_the_thread(model: LoadedModel, render: Any) -> N
     threaded = [pixel_sha256(ticket.future.result(timeout=120).pixels) for ticket in tickets]
     engine.close()
     assert threaded == [pixel_sha256(result.pixels) for result in render(jobs, lanes=LANES)]
+
+
+@pytest.fixture
+def odd_threads() -> Iterator[None]:
+    """Three threads: element-wise layers divide their numbers at places that no lane begins at."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("odd_threads")
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="threads are a CPU's")
+def test_layers_that_go_by_places_run_in_parts(model: LoadedModel) -> None:
+    """What used to be refused: in company and alone the same bytes, whose record says that layers did."""
+    assert not try_lanes(model, LANES).exact
+    engine = Engine(model, lanes=LANES)
+    jobs = random_jobs(4, most_steps=5)
+    tickets = [engine.submit(job) for job in jobs]
+    while engine.step():
+        pass
+    together = [ticket.future.result(timeout=0) for ticket in tickets]
+    assert all("parts" in result.numerics for result in together)
+    for job, company in zip(jobs, together, strict=True):
+        alone = engine.submit(job)
+        while engine.step():
+            pass
+        assert _png(alone.future.result(timeout=0)) == _png(company)

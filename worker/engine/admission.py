@@ -10,6 +10,7 @@ counts as one pass more, so that a stream of long jobs cannot hold a short one b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -78,11 +79,20 @@ class LanePlan:
         lanes: R, the most lanes of a forward pass of this group.
         alone: one request at a time, from its first step to its last.
         narrower: fewer lanes with which a request's bytes are those of R, in ascending order.
+        parts: layers of the UNet, by name, that are called for so many lanes at a time.
     """
 
     lanes: int
     alone: bool = False
     narrower: tuple[int, ...] = ()
+    parts: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def record(self) -> dict[str, int | str]:
+        """What of it determines a picture's bytes; the layers in parts as a hash, where there are any."""
+        if not self.parts:
+            return {"lanes": self.lanes}
+        return {"lanes": self.lanes, "parts": hashlib.sha256(repr(self.parts).encode()).hexdigest()[:12]}
 
     def width(self, needed: int) -> int:
         """Return the fewest lanes that hold so many and change no request's bytes."""

@@ -1,4 +1,4 @@
-"""Do fewer lanes agree with R bit for bit? Asked of every layer, since a result in few bits hides much.
+"""Do places matter, do fewer lanes agree with R? Asked of every layer, since a result in few bits hides much.
 
 In half precision two kernels that add up in another order round to the same number most of the time. (Seen on
 an H100 in bfloat16: with 12 lanes the prediction was that of 16 for one random lane of three, and for the
@@ -8,7 +8,7 @@ every layer of it has put out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -18,12 +18,36 @@ import torch
 from worker.engine.admission import Group
 from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
+from worker.engine.lane_layers import Parts
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, random_lanes
 from worker.models.load import LoadedModel
 
 NARROWER = (2, 4, 8, 12, 16, 24, 32, 48)  # lanes that may do for R
-DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in most numbers
+DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in more numbers
 _AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def holds(model: LoadedModel, trial: Trial, *, group: Group, beat: Beat = nothing) -> bool:
+    """Tell whether each of R lanes has the same bits at another place, in every layer.
+
+    Args:
+        model: on its device, launched plainly.
+        trial: of R, with its parts.
+        group: its latent shape and prompt length.
+        beat: called ahead of every forward pass.
+    """
+    full = trial.lanes
+    for seed in range(_draws(model)):
+        lanes = random_lanes(model, full, group, seed=1000 + seed)
+        places = 1 if seed % 2 == 0 else full // 2 + 1
+        here, there = (
+            _digests(model, moved, full, rows=full, parts=trial.parts, beat=beat)
+            for moved in (lanes, lanes[-places:] + lanes[:-places])
+        )
+        if not torch.equal(here.roll(places, dims=1), there):
+            return False
+    return True
 
 
 @torch.no_grad()
@@ -40,7 +64,7 @@ def agreeing(
     """
     found: list[int] = []
     try:
-        for width in _agreeing(model, trial.lanes, group or native_group(model), beat):
+        for width in _agreeing(model, trial.lanes, trial.parts, group or native_group(model), beat):
             found.append(width)  # noqa: PERF402 - what was found before memory ran out counts
     except Exception as error:
         if not is_out_of_memory(error):
@@ -48,23 +72,26 @@ def agreeing(
     return tuple(found)
 
 
-def _agreeing(model: LoadedModel, full: int, group: Group, beat: Beat) -> Iterator[int]:
+def _agreeing(model: LoadedModel, full: int, parts: Parts, group: Group, beat: Beat) -> Iterator[int]:
     began = perf_counter()
     widths = [width for width in NARROWER if width < full]
     if not widths:
         return
-    draws = 1 if model.dtype == torch.float32 else DRAWS
-    drawn = [random_lanes(model, full, group, seed=seed) for seed in range(draws)]
-    right = [_digests(model, lanes, full, rows=full, beat=beat) for lanes in drawn]
+    drawn = [random_lanes(model, full, group, seed=seed) for seed in range(_draws(model))]
+    right = [_digests(model, lanes, full, rows=full, parts=parts, beat=beat) for lanes in drawn]
     for width in widths:
         if perf_counter() > began + TRIAL_SECONDS:
             return
         if all(
-            torch.equal(_digests(model, part, width, rows=full, beat=beat), digests[:, own])
+            torch.equal(_digests(model, part, width, rows=full, parts=parts, beat=beat), digests[:, own])
             for lanes, digests in zip(drawn, right, strict=True)
             for part, own in _parts(lanes, width)
         ):
             yield width
+
+
+def _draws(model: LoadedModel) -> int:
+    return 2 if model.dtype == torch.float32 else DRAWS
 
 
 def _parts(lanes: list[Lanes], width: int) -> Iterator[tuple[list[Lanes], slice]]:
@@ -74,11 +101,13 @@ def _parts(lanes: list[Lanes], width: int) -> Iterator[tuple[list[Lanes], slice]
         yield lanes[own], own
 
 
-def _digests(model: LoadedModel, lanes: list[Lanes], width: int, *, rows: int, beat: Beat) -> torch.Tensor:
+def _digests(
+    model: LoadedModel, lanes: Sequence[Lanes], width: int, *, rows: int, parts: Parts, beat: Beat
+) -> torch.Tensor:
     """Return what each layer put out for each lane, in a number each: (layers, lanes) int64."""
     beat()
     with _listening(model.unet, width) as found:
-        noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, rows=rows)
+        noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, rows=rows, parts=parts)
     own = [digest[: len(lanes)] for digest in found]
     return torch.stack([*own, _digest(noise_pred, len(lanes))])
 
@@ -108,7 +137,7 @@ def _digest(output: torch.Tensor, lanes: int) -> torch.Tensor:
     do not make up for each other.
     """
     numbers = output.reshape(lanes, -1)
-    if not numbers.is_floating_point():
-        return (numbers.long() * torch.arange(1, numbers.shape[1] + 1, device=output.device)).sum(dim=1)
-    bits = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
-    return (bits * torch.arange(1, bits.shape[1] + 1, device=output.device)).sum(dim=1)
+    if numbers.is_floating_point():
+        numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
+    weights = torch.arange(1, numbers.shape[1] + 1, device=output.device)
+    return torch.stack([(lane * weights).sum() for lane in numbers])  # one by one, which takes little memory

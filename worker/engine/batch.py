@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from worker.engine.forward import predict_noise
+from worker.engine.lane_layers import Parts
 from worker.engine.request import Request
 from worker.engine.shared_step import Shared, graphed_step
 from worker.models.graphed import GraphedUnet
@@ -32,7 +33,9 @@ class Batch:
         without_table: rows of the requests whose noise scheduler has to be called.
     """
 
-    def __init__(self, requests: Sequence[Request], model: LoadedModel, *, lanes: int, rows: int = 0) -> None:
+    def __init__(
+        self, requests: Sequence[Request], model: LoadedModel, *, lanes: int, rows: int = 0, parts: Parts = ()
+    ) -> None:
         """Bring requests together.
 
         Args:
@@ -40,9 +43,10 @@ class Batch:
             model: whose UNet will run.
             lanes: the rows of a forward pass; at least those of the requests.
             rows: see `predict_noise`.
+            parts: likewise.
         """
         self.requests = list(requests)
-        self._model, self._width, self._rows = model, lanes, rows
+        self._model, self._width, self._rows, self._parts = model, lanes, rows, parts
         self._graphed = isinstance(model.unet, GraphedUnet)
         tables = [request.schedule.table for request in requests]
         self.without_table = [row for row, table in enumerate(tables) if table is None]
@@ -87,13 +91,17 @@ class Batch:
         for row, own in scaled.items():
             history = history.with_latents(row, own)  # their input scale is 1
         if self._graphed:
-            stepped = graphed_step(self._model, self._shared, history, self._evaluations, noise)
+            stepped = graphed_step(
+                self._model, self._shared, history, self._evaluations, noise, parts=self._parts
+            )
             if not self.without_table and not self._rescaled:
                 return stepped.history
             noise_pred, output = stepped.noise_pred, stepped.output
         else:
             lanes = self._shared.lanes(history, self._evaluations)
-            noise_pred = predict_noise(self._model, lanes, width=self._width, rows=self._rows)
+            noise_pred = predict_noise(
+                self._model, lanes, width=self._width, rows=self._rows, parts=self._parts
+            )
             output = self._shared.guided(noise_pred)
         output = self._rescale(output, noise_pred)
         history = self._shared.after(self.history, self._evaluations, output, noise)

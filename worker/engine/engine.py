@@ -184,10 +184,10 @@ class Engine:
             BadInputError: as `submit` does.
         """
         group = group_of(self.model, parameters, tables=self._tables)
-        return self._numerics(group, self._plans.lanes(group))
+        return self._numerics(group, self._plans.record(group))
 
-    def _numerics(self, group: Group, lanes: int) -> dict[str, Any]:
-        return lora_numerics({**self.numerics, "lanes": lanes}, self.model, group.loras)
+    def _numerics(self, group: Group, record: dict[str, int | str]) -> dict[str, Any]:
+        return lora_numerics({**self.numerics, **record}, self.model, group.loras)
 
     def release_waiting(self) -> int:
         """Drain: give back every request that holds no lanes yet (Released) and take no new ones.
@@ -371,7 +371,7 @@ class Engine:
             fixed = self.mode == "exact" or self.model.launch != "eager"
             needed = sum(request.lanes for request in chosen)
             lanes = plan.width(needed) if fixed else needed
-            batch = Batch(chosen, self.model, lanes=lanes, rows=plan.lanes if fixed else 0)
+            batch = Batch(chosen, self.model, lanes=lanes, rows=plan.lanes if fixed else 0, parts=plan.parts)
             self._batches[chosen[0].group] = batch
         return batch
 
@@ -381,7 +381,7 @@ class Engine:
         for row, request in enumerate(batch.requests):
             if request.future.done():
                 continue  # its noise scheduler failed
-            request.width = plan.lanes
+            request.record = plan.record
             self._attempt(request, "reporting its progress", request.accept, history, row)
         self._hear()
         self._verdict = Verdict(batch.requests, history.latents[0][: len(batch.requests)])
@@ -421,7 +421,7 @@ class Engine:
             latents=request.latents.cpu() if request.keep_latents else None,
             warnings=[*request.warnings, *([request.shrunk] if request.shrunk else [])],
             seconds=request.seconds,
-            numerics=self._numerics(request.group, request.width),
+            numerics=self._numerics(request.group, request.record),
         )
 
     def _attempt(self, request: Request, stage: str, action: Callable[..., T], *arguments: Any) -> T | None:

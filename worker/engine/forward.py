@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.engine.lane_rows import lane_rows
+from worker.engine.lane_layers import Parts, lane_layers
 from worker.models.load import LoadedModel
 from worker.stages.condition import Condition
 from worker.stages.history import pad
@@ -42,7 +42,9 @@ class Lanes:
         )
 
 
-def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0) -> torch.Tensor:
+def predict_noise(
+    model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0, parts: Parts = ()
+) -> torch.Tensor:
     """Run the UNet once over `lanes`, padded with idle lanes of zeros to `width`.
 
     Args:
@@ -50,12 +52,14 @@ def predict_noise(model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0
         lanes: at least one, all of one latent shape and prompt length.
         width: the rows of the forward pass; at least `len(lanes)`.
         rows: those of layers that see one row a lane, where there are to be more: R.
+        parts: layers that are called for some lanes at a time.
 
     Returns:
         noise_pred, (len(lanes), channels, h, w) float32: updates are float32 whatever the model's dtype.
     """
     idle = width - len(lanes)
-    with lane_rows(model.unet, rows) if rows > width else nullcontext():
+    special = rows > width or parts
+    with lane_layers(model.unet, width, rows=rows, parts=parts) if special else nullcontext():
         noise_pred: torch.Tensor = model.unet(
             pad(lanes.sample, idle).to(model.dtype),
             pad(lanes.timesteps, idle),

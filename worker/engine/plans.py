@@ -25,7 +25,8 @@ class Plans:
         narrower: tuple[int, ...] = ()
         if trial is not None and mode == "exact" and model.launch == "eager":
             narrower = in_passing_thread(lambda: agreeing(model, trial))
-        plan = LanePlan(lanes=lanes, alone=mode == "reference", narrower=narrower)
+        parts = () if trial is None else trial.parts
+        plan = LanePlan(lanes=lanes, alone=mode == "reference", narrower=narrower, parts=parts)
         self._plans = {native_group(model): plan}
 
     def __contains__(self, group: Group) -> bool:
@@ -39,6 +40,10 @@ class Plans:
     def lanes(self, group: Group) -> int:
         """Return R of a group; of one that has no plan, what it was tried with."""
         return self[group].lanes if group in self else self._lanes
+
+    def record(self, group: Group) -> dict[str, int | str]:
+        """Return what goes into the record of a group; of one that has no plan, what it is if R is exact."""
+        return self[group].record if group in self else LanePlan(lanes=self._lanes).record
 
     def add(self, group: Group) -> None:
         """Find out how a new group is run; it takes a few forward passes, with its LoRAs turned on.

@@ -68,7 +68,7 @@ class Request:
         timestep_cond: the embedded guidance scale for UNets that take it as an input, else None.
         conditions: of its lanes, `[uncond, cond]` or `[cond]`; none until admitted.
         evaluation: how many forward passes it has had.
-        width: R of its last forward pass.
+        record: what of its last forward pass' plan determines its bytes.
         spent: seconds that its steps have taken, those that it sat out left aside.
         shrunk: a sentence about the lanes that it lost, or "".
         started_at: monotonic time of its admission; None while it waits.
@@ -89,7 +89,7 @@ class Request:
     cancelled: threading.Event = field(default_factory=threading.Event)
     conditions: list[Condition] = field(default_factory=list)
     evaluation: int = 0
-    width: int = 0
+    record: dict[str, int | str] = field(default_factory=dict)
     spent: float = 0.0
     shrunk: str = ""
     started_at: float | None = None

@@ -14,6 +14,7 @@ import torch
 
 from storage.parameters import MAX_STEPS
 from worker.engine.forward import Lanes, predict_noise
+from worker.engine.lane_layers import Parts
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.stages.condition import Condition
@@ -150,7 +151,13 @@ class Stepped:
 
 
 def graphed_step(
-    model: LoadedModel, shared: Shared, history: History, evaluations: torch.Tensor, noise: torch.Tensor
+    model: LoadedModel,
+    shared: Shared,
+    history: History,
+    evaluations: torch.Tensor,
+    noise: torch.Tensor,
+    *,
+    parts: Parts = (),
 ) -> Stepped:
     """Run a whole step in one launch: gather, UNet, guidance, update.
 
@@ -160,6 +167,7 @@ def graphed_step(
         history: of the requests, padded.
         evaluations: how many forward passes each has had, (requests,) int64.
         noise: what each draws, (requests, channels, h, w).
+        parts: see `predict_noise`.
     """
     unet: GraphedUnet = model.unet
     plain = replace(model, unet=unet.plain)
@@ -170,20 +178,22 @@ def graphed_step(
         counters, drawn, *registers = given[len(flat) :]
         before = History.from_flat(registers)
         lanes = inputs.lanes(before, counters)
-        noise_pred = predict_noise(plain, lanes, width=len(lanes))
+        noise_pred = predict_noise(plain, lanes, width=len(lanes), parts=parts)
         output = inputs.guided(noise_pred)
         following = inputs.after(before, counters, output, drawn)
         return noise_pred, output, following.latents[0], following.hidden
 
-    noise_pred, output, latents, hidden = unet.run("step", step, *flat, evaluations, noise, *history.flat())
+    noise_pred, output, latents, hidden = unet.run(
+        ("step", parts), step, *flat, evaluations, noise, *history.flat()
+    )
     following = history.moved(latents=latents, hidden=hidden, output=output, noise=noise)
     return Stepped(noise_pred=noise_pred, output=output, history=following)
 
 
-def predict(model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0) -> torch.Tensor:
+def predict(model: LoadedModel, lanes: Lanes, *, width: int, parts: Parts = ()) -> torch.Tensor:
     """Do what `predict_noise` does, by the very graph that steps are run with, where there are graphs."""
     if not isinstance(model.unet, GraphedUnet):
-        return predict_noise(model, lanes, width=width, rows=rows)
+        return predict_noise(model, lanes, width=width, parts=parts)
     # Requests of one lane each, whose samples are taken as they are.
     count = len(lanes)
     each = torch.arange(count, device=lanes.sample.device)
@@ -200,4 +210,5 @@ def predict(model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0) -> t
     ).padded(width, dtype=model.dtype)
     history = History.start(pad(lanes.sample, width - count))
     noise = torch.zeros_like(history.hidden)
-    return graphed_step(model, shared, history, pad(each * 0, width - count), noise).noise_pred[:count]
+    counters = pad(each * 0, width - count)
+    return graphed_step(model, shared, history, counters, noise, parts=parts).noise_pred[:count]

@@ -15,6 +15,7 @@ import torch
 
 from worker.engine.admission import Group
 from worker.engine.forward import Lanes
+from worker.engine.lane_layers import Parts
 from worker.engine.shared_step import predict
 from worker.models.load import LoadedModel
 from worker.stages.condition import Condition
@@ -37,12 +38,16 @@ class Trial:
         lanes_per_second: of the fastest pass.
         noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a group,
             (channels, h, w) float32 on the CPU.
+        parts: layers that were called for some lanes at a time.
+        held: whether places were compared in every layer as well, see `worker.engine.lane_parts`.
     """
 
     lanes: int
     exact: bool
     lanes_per_second: float
     noise_pred: torch.Tensor
+    parts: Parts = ()
+    held: bool = False
 
 
 def native_group(model: LoadedModel) -> Group:
@@ -59,6 +64,7 @@ def try_lanes(
     lanes: int,
     *,
     group: Group | None = None,
+    parts: Parts = (),
     beat: Beat = nothing,
 ) -> Trial:
     """Run four forward passes of R lanes that show whether R is exact.
@@ -70,6 +76,7 @@ def try_lanes(
         model: on its device.
         lanes: R.
         group: its latent shape and prompt length; None for the native ones.
+        parts: layers that are called for some lanes at a time.
         beat: called ahead of every forward pass.
 
     Raises:
@@ -85,7 +92,7 @@ def try_lanes(
             beat()
             mixed = Lanes.stack([probe if i % 2 == offset else mate for i, mate in enumerate(mates)])
             began = perf_counter()
-            noise_pred = predict(model, mixed, width=lanes).cpu()  # waits for the device
+            noise_pred = predict(model, mixed, width=lanes, parts=parts).cpu()  # waits for the device
             seconds.append(perf_counter() - began)
             results += noise_pred[offset::2]
     return Trial(
@@ -93,6 +100,7 @@ def try_lanes(
         exact=all(torch.equal(results[0], result) for result in results),
         lanes_per_second=lanes / min(seconds),
         noise_pred=results[0],
+        parts=parts,
     )
 
 

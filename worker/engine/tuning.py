@@ -8,7 +8,7 @@ takes what it found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from storage.worker_options import FEWEST_LANES, check_together
 from worker.engine.admission import Group, LanePlan
 from worker.engine.agreement import agreeing
 from worker.engine.faults import is_device_fault, is_out_of_memory
+from worker.engine.lane_parts import exact_trial
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as, variants
@@ -136,10 +137,13 @@ def plan_group(
     eager = model.launch == "eager"
     if not exact and eager:
         return LanePlan(lanes=lanes)
-    trial = try_lanes(model, lanes, group=group, beat=beat)
-    if trial.exact or not exact:
-        narrower = agreeing(model, trial, group=group, beat=beat) if exact and eager else ()
-        return LanePlan(lanes=lanes, narrower=narrower)
+    if not exact:
+        try_lanes(model, lanes, group=group, beat=beat)
+        return LanePlan(lanes=lanes)
+    trial = exact_trial(model, lanes, group=group, beat=beat)
+    if trial.exact:
+        narrower = agreeing(model, trial, group=group, beat=beat) if eager else ()
+        return LanePlan(lanes=lanes, narrower=narrower, parts=trial.parts)
     if not eager:
         try_lanes(model, FEWEST_LANES, group=group, beat=beat)
     return LanePlan(lanes=FEWEST_LANES, alone=True)
@@ -191,7 +195,7 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
             continue
         if trials and perf_counter() > began + TRIAL_SECONDS:
             break
-        trial = _try(model, lanes)
+        trial = _try(model, lanes, exact=wishes.exact)
         if trial:
             trials.append(trial)
         elif trials:
@@ -199,6 +203,10 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
     if not trials:
         raise _too_little_memory(model, wishes.lanes or FEWEST_LANES, wishes)
     best = _best(trials, model, exact=wishes.exact)
+    while wishes.exact and not best.held:  # only what will be used is looked at this closely
+        held = _try(model, best.lanes, exact=True, closely=True) or replace(best, exact=False)
+        trials = [held if trial is best else trial for trial in trials]
+        best = _best(trials, model, exact=True)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
     log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
     return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}, best
@@ -214,7 +222,7 @@ def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
     best, chosen = found[0], None
     for variant in found:
         try:
-            trial = try_lanes(run_as(model, variant), lanes)
+            trial = _tried(run_as(model, variant), lanes, exact=wishes.exact)
         except RuntimeError as error:  # nobody asked for it, so nobody need hear but the log
             if is_device_fault(error):
                 raise
@@ -244,7 +252,7 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> Trial:
     pinned = wishes.lanes is not None or wishes.crowded
     fewer = [] if pinned else [count for count in reversed(CANDIDATES) if count < lanes]
     try:
-        trials = (_try(model, count) for count in (lanes, *fewer))
+        trials = (_try(model, count, exact=wishes.exact, closely=True) for count in (lanes, *fewer))
         trial = next((trial for trial in trials if trial), None)
     except RuntimeError as error:
         if model.launch == "eager":
@@ -261,10 +269,18 @@ def _flag(model: LoadedModel) -> str:
     return "--compile" if model.launch == "compiled" else "--cuda-graphs"
 
 
-def _try(model: LoadedModel, lanes: int) -> Trial | None:
+def _tried(model: LoadedModel, lanes: int, *, exact: bool, closely: bool = False) -> Trial:
+    """Try out a number of lanes, in exact mode with layers in parts where it takes that."""
+    if exact and closely:
+        return exact_trial(model, lanes)
+    trial = try_lanes(model, lanes)
+    return trial if trial.exact or not exact else exact_trial(model, lanes)
+
+
+def _try(model: LoadedModel, lanes: int, *, exact: bool, closely: bool = False) -> Trial | None:
     """Try out a number of lanes; None when the memory is too small for it."""
     try:
-        return try_lanes(model, lanes)
+        return _tried(model, lanes, exact=exact, closely=closely)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

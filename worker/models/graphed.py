@@ -8,7 +8,7 @@ so what is new is copied in, and what comes out is copied out.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +59,7 @@ class GraphedUnet:
         """How many graphs are kept."""
         return len(self._captured)
 
-    def run(self, name: str, function: Callable[..., Outputs], *given: torch.Tensor | None) -> Outputs:
+    def run(self, name: Hashable, function: Callable[..., Outputs], *given: torch.Tensor | None) -> Outputs:
         """Return what a function of tensors returns, by a graph of its work.
 
         Args:

@@ -40,6 +40,10 @@ class FakeUnet:
         """Return its layers: there are none."""
         return []
 
+    def named_modules(self) -> list[tuple[str, torch.nn.Module]]:
+        """Return its layers by name."""
+        return []
+
     def __deepcopy__(self, _: object) -> FakeUnet:
         """Copy, but go on counting in the same place."""
         return replace(self)

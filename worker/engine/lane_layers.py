@@ -1,0 +1,130 @@
+"""How single layers of a UNet see the lanes of a forward pass: filled up to R rows, or in parts.
+
+Rows: a matrix product of two rows adds up in another order than one of many, on most CPUs. In a UNet only the
+layers behind the timestep (and Stable Diffusion XL's time ids) have as few rows as there are lanes; all
+others have many rows a lane. Filled up to R rows, which costs next to nothing, they give a lane the same bits
+in a narrow pass, and all that follows usually does too (`worker.engine.agreement` tries it out).
+
+Parts: some kernels treat the lanes of one call differently (`worker.engine.lane_parts` finds out which). Such
+a layer is called for a few lanes at a time, always equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from worker.stages.history import pad
+
+Parts = tuple[tuple[str, int], ...]  # (name of a layer, lanes that it is called for at a time), sorted
+
+_ATTRIBUTE = "_promptmill_lane_layers"
+
+
+class LaneLayers:
+    """Stands before layers of a UNet; one for each UNet.
+
+    Attributes:
+        width: the lanes of the forward pass that runs.
+        rows: how many rows a layer over lanes runs with at least; 0 leaves everything as it is.
+        parts: which layers are called in parts, each for so many lanes.
+    """
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.width = self.rows = 0
+        self.parts: dict[torch.nn.Module, int] = {}
+        self._named = dict(unet.named_modules())
+        self._stood_before: set[torch.nn.Module] = set()
+        for module in self._named.values():
+            if type(module) is torch.nn.Linear:  # what wraps one has it inside
+                self._stand_before(module)
+
+    def part(self, name: str, lanes: int) -> None:
+        """Call a layer for so many lanes at a time from now on."""
+        layer = self._named[name]
+        self._stand_before(layer)
+        self.parts[layer] = lanes
+
+    def _stand_before(self, layer: torch.nn.Module) -> None:
+        if layer not in self._stood_before:
+            self._stood_before.add(layer)
+            layer.forward = partial(self._run, layer, layer.forward)
+
+    def _run(self, layer: torch.nn.Module, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Do what the layer does.
+
+        Args:
+            layer: see above.
+            forward: its own.
+            given: of a linear layer (lanes, features) if it is over lanes, (lanes, tokens, features) if not.
+            named: what else it takes.
+        """
+        if layer in self.parts:
+            return self._in_parts(self.parts[layer], forward, given, named)
+        if type(layer) is not torch.nn.Linear:
+            return forward(*given, **named)
+        (inputs,) = given
+        more = self.rows - len(inputs)
+        if more > 0 and inputs.dim() == 2:  # noqa: PLR2004  (lanes, features)
+            return functional.linear(pad(inputs, more), layer.weight, layer.bias)[: len(inputs)]
+        return functional.linear(inputs, layer.weight, layer.bias)
+
+    def _in_parts(
+        self, size: int, forward: Callable[..., Any], given: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Call a layer for `size` lanes at a time; the last ones are joined by idle lanes."""
+
+        def part(value: Any, start: int) -> Any:
+            if not over_lanes(value, self.width):
+                return value
+            own = value[start : start + size]
+            return pad(own, size - len(own))
+
+        outputs = [
+            forward(
+                *(part(value, start) for value in given),
+                **{name: part(value, start) for name, value in named.items()},
+            )
+            for start in range(0, self.width, size)
+        ]
+        return torch.cat(outputs)[: self.width]
+
+
+def over_lanes(value: Any, lanes: int) -> bool:
+    """Tell whether a value is a tensor with a row, or more dimensions, for each lane."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == lanes
+
+
+def layers_of(unet: Any) -> LaneLayers:
+    """Return what stands before the layers of a UNet."""
+    own: LaneLayers | None = getattr(unet, _ATTRIBUTE, None)
+    if own is None:
+        own = LaneLayers(unet)
+        setattr(unet, _ATTRIBUTE, own)
+    return own
+
+
+@contextmanager
+def lane_layers(unet: Any, width: int, *, rows: int = 0, parts: Parts = ()) -> Iterator[None]:
+    """Run a UNet's layers in this `with` as its lanes ask for.
+
+    Args:
+        unet: see above.
+        width: lanes of the forward pass.
+        rows: that layers over lanes run with at least.
+        parts: which layers are called in parts.
+    """
+    own = layers_of(unet)
+    own.width, own.rows = width, rows
+    for name, lanes in parts:
+        own.part(name, lanes)
+    try:
+        yield
+    finally:
+        own.width = own.rows = 0
+        own.parts.clear()
