@@ -10,10 +10,10 @@ AUDIT := .venv-audit
 RUNS ?= 50
 MINUTES ?= 480
 
-.PHONY: help demo test lint types format bench chaos soak audit model docs clean
+.PHONY: help demo test test-gpu lint types format bench chaos soak audit model docs clean
 
 help:  ## list what can be done
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 # Made again whenever a dependency or a pin changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -40,6 +40,9 @@ test: $(VENV)/.installed  ## run the whole test suite
 	$(BIN)/python -m pytest --durations=15 --ignore=tests/acceptance --ignore=tests/chaos \
 		-n auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 	@test -n "$(CHROMIUM)" || echo "$(NO_BROWSER)"
+
+test-gpu: $(VENV)/.installed  ## what a GPU does, and the reference tests on it; needs a CUDA build of torch in .venv
+	PROMPTMILL_TEST_DEVICE=cuda $(BIN)/python -m pytest --durations=15 tests/gpu tests/reference
 
 lint: $(VENV)/.installed  ## ruff, formatting and import rules
 	$(BIN)/ruff check .
