@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Done = str | None
 
+AT_WORKERS = (JobStatus.QUEUED, JobStatus.RUNNING)
+
 
 class NotNow(Exception):  # noqa: N818 - it is no error
     """The moment is not right, e.g. nobody is there to be killed: try again at the next look."""
@@ -75,18 +77,18 @@ def _freeze_worker(run: Run) -> Done:
     return None
 
 
+# In the transaction of some chunk of jobs, before it is opened, or before the first.
+SUBMIT_DEATHS = ("_insert_rows", "open_submission", "add_submission")
+CANCEL_DEATH = "sweep_cancelled"
+
+
 def _kill_submit(run: Run) -> Done:
     wave = run.next_wave()
     if wave is None:
         return "all waves are submitted"
-    # In the transaction of some chunk of jobs, before the first, or before it is opened.
-    deaths = (
-        "_insert_jobs:1",
-        f"_insert_jobs:{run.dice.randint(2, 8)}",
-        "open_submission:1",
-        "add_submission:1",
-    )
-    killed = run.submit(wave, PROMPTMILL_CHAOS_DIE=run.dice.choice(deaths))
+    place = run.dice.choice(SUBMIT_DEATHS)
+    death = f"{place}:{run.dice.randint(1, 8) if place == '_insert_rows' else 1}"
+    killed = run.submit(wave, PROMPTMILL_CHAOS_DIE=death)
     assert killed.returncode == -signal.SIGKILL, (killed.returncode, killed.stderr)
     run.send(wave)
     said = killed.stdout.strip()
@@ -112,7 +114,7 @@ def _kill_cancel(run: Run) -> Done:
     for wave in run.waves:
         if not wave.submission or wave.cancelled or run.world.farm.count(wave.submission, *UNFINISHED) < 5:
             continue
-        killed = run.world.farm.run("cancel", wave.submission, PROMPTMILL_CHAOS_DIE="sweep_cancelled:1")
+        killed = run.world.farm.run("cancel", wave.submission, PROMPTMILL_CHAOS_DIE=f"{CANCEL_DEATH}:1")
         if killed.returncode == 0:
             raise NotNow  # it had just ended
         assert killed.returncode == -signal.SIGKILL, (killed.returncode, killed.stderr)
@@ -237,13 +239,16 @@ def _s3(mode: str, least: float, most: float) -> Callable[[Run], Done]:
 
 
 def _half_files(run: Run) -> Done:
-    """Leave what a kill in the middle of a write leaves, for a job that has not ended."""
+    """Leave what a kill in the middle of a write leaves, for a job that is at a worker."""
     for submission in run.submissions:
-        for job in run.world.farm.store().jobs(submission, statuses=UNFINISHED, limit=3):
+        for job in run.world.farm.store().jobs(submission, statuses=AT_WORKERS, limit=3):
             folder = Path(run.world.farm.environment["PROMPTMILL_STORE_URL"].removeprefix("file://"))
             place = folder / submission / f"{job.index // 1000:04d}"
             place.mkdir(parents=True, exist_ok=True)
-            (place / f".{job.index:06d}.png.99999-0badcafe.part").write_bytes(b"\x89PNG half a pic")
+            try:
+                (place / f".{job.index:06d}.png.99999-0badcafe.part").write_bytes(b"\x89PNG half a pic")
+            except OSError as error:  # the disk is full, which is another fault's work
+                raise NotNow from error
             return None
     raise NotNow
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from producer.audit import Kind, audit
+from storage.sqljobstore import SqlJobStore
 from storage.stores import open_image_store
 from tests.acceptance.farm import wait_until
 from tests.chaos.__main__ import LEASE, run_once
+from tests.chaos.faults import CANCEL_DEATH, SUBMIT_DEATHS
 from tests.chaos.plan import Fault, Plan, Planned
 from tests.chaos.posts import Posts, is_frozen, is_there
 from tests.chaos.run import Run, Wave
@@ -107,3 +109,9 @@ def test_a_key_without_its_attempt_is_caught(bugs: dict[str, list[Kind]]) -> Non
 def test_a_row_before_its_file_is_caught(bugs: dict[str, list[Kind]]) -> None:
     """A worker that dies between the two leaves a row that promises a file which nobody wrote."""
     assert bugs["row"] == [Kind.MISSING]
+
+
+@pytest.mark.parametrize("place", [*SUBMIT_DEATHS, CANCEL_DEATH])
+def test_a_place_to_die_at_is_there(place: str) -> None:
+    """A method that has another name by now would be sabotaged by nobody."""
+    assert callable(getattr(SqlJobStore, place))
