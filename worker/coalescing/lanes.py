@@ -68,6 +68,7 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
     began = perf_counter()
     widest = widest_call(sharing)
     speeds: dict[int, float] = {}
+    fits = False
     for lanes in sorted({max(widest, candidate) for candidate in CANDIDATES}):
         if speeds and perf_counter() > began + TRIAL_SECONDS:
             break
@@ -80,10 +81,12 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
             if not is_out_of_memory(error):
                 raise
             break
+        fits = True
         if not exact or all(trial.exact for trial in trials):
             speeds[lanes] = min(trial.lanes_per_second for trial in trials)
     if not speeds:
-        log.warning("no number of lanes is exact here, so calls run one by one", action="tune")
+        why = "no number of lanes is exact here" if fits else "no room for calls side by side"
+        log.warning("calls run one by one", action="tune", reason=why)
         speeds[max(FEWEST_LANES, widest)] = 0.0
     best = min(lanes for lanes, speed in speeds.items() if speed >= ENOUGH * max(speeds.values()))
     rounded = {lanes: round(speed, 2) for lanes, speed in speeds.items()}
