@@ -59,7 +59,8 @@ def sd_sized(model: LoadedModel) -> LoadedModel:
         cross_attention_dim=model.unet.config.cross_attention_dim,
         attention_head_dim=8,
     )
-    return replace(model, unet=_like(model, unet), vae_scale_factor=8, native_size=(512, 512))
+    side = 64 * model.vae_scale_factor  # of the demo model's VAE, which diffusers' pipeline goes by as well
+    return replace(model, unet=_like(model, unet), native_size=(side, side))
 
 
 def _like(model: LoadedModel, unet: Any) -> Any:
@@ -70,7 +71,9 @@ def second_model(model: LoadedModel) -> tuple[str, LoadedModel, int]:
     """Return a model of the same parts that keeps its device busy: name, model, size of pictures."""
     if model.device.type == "cpu":
         return "17 M, random, 128x128", larger_model(model), 128
-    return "860 M, random, 512x512", sd_sized(model), 512
+    own = sd_sized(model)
+    side, _ = own.native_size
+    return f"860 M, random, {side}x{side}", own, side
 
 
 def settle(model: LoadedModel) -> None:

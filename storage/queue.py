@@ -14,7 +14,7 @@ from urllib.parse import quote
 import redis
 from celery import Celery
 from kombu.entity import Queue
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -91,7 +91,7 @@ def ping(settings: Settings) -> None:
         raise _unreachable(url, "answer", error) from error
 
 
-def _unreachable(url: str, what: str, error: Exception) -> UnreachableError:
+def _unreachable(url: str, what: str, error: BaseException) -> UnreachableError:
     said = " ".join(str(error).split()).rstrip(".")
     mend = hint(_HINTS, said) or "start it, or check PROMPTMILL_REDIS_URL"
     return UnreachableError(f"Redis at {safe_url(url)} does not {what}: {said}; {mend}.")
@@ -129,6 +129,8 @@ class JobQueue:
                         producer=producer,
                         retry=False,
                     )
+        except BatchPublishError as error:  # the connection broke with messages on their way
+            raise _unreachable(self.url, "take messages", error.__cause__ or error) from error
         except (redis.RedisError, OperationalError, OSError) as error:
             raise _unreachable(self.url, "take messages", error) from error
 

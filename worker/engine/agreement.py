@@ -18,7 +18,7 @@ import torch
 from worker.engine.admission import Group
 from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
-from worker.engine.lane_layers import Parts
+from worker.engine.lane_layers import Parts, over_lanes
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, random_lanes
 from worker.models.load import LoadedModel
 
@@ -28,11 +28,11 @@ _AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
-def holds(model: LoadedModel, trial: Trial, *, group: Group, beat: Beat = nothing) -> bool:
+def same_at_every_place(model: LoadedModel, trial: Trial, *, group: Group, beat: Beat = nothing) -> bool:
     """Tell whether each of R lanes has the same bits at another place, in every layer.
 
     Args:
-        model: on its device, launched plainly.
+        model: on its device; of a compiled one the prediction is compared, whose layers are no longer there.
         trial: of R, with its parts.
         group: its latent shape and prompt length.
         beat: called ahead of every forward pass.
@@ -40,7 +40,7 @@ def holds(model: LoadedModel, trial: Trial, *, group: Group, beat: Beat = nothin
     full = trial.lanes
     for seed in range(_draws(model)):
         lanes = random_lanes(model, full, group, seed=1000 + seed)
-        places = 1 if seed % 2 == 0 else full // 2 + 1
+        places = 1 if seed % 2 == 0 else max(1, full // 2 - 1)
         here, there = (
             _digests(model, moved, full, rows=full, parts=trial.parts, beat=beat)
             for moved in (lanes, lanes[-places:] + lanes[:-places])
@@ -52,7 +52,12 @@ def holds(model: LoadedModel, trial: Trial, *, group: Group, beat: Beat = nothin
 
 @torch.no_grad()
 def agreeing(
-    model: LoadedModel, trial: Trial, *, group: Group | None = None, beat: Beat = nothing
+    model: LoadedModel,
+    trial: Trial,
+    *,
+    group: Group | None = None,
+    widths: Sequence[int] = NARROWER,
+    beat: Beat = nothing,
 ) -> tuple[int, ...]:
     """Return fewer lanes, in ascending order, with which a lane's result is bitwise that of R lanes.
 
@@ -60,11 +65,12 @@ def agreeing(
         model: on its device, launched plainly.
         trial: an exact one of this model and group.
         group: its latent shape and prompt length; None for the native ones.
+        widths: that are tried, in ascending order.
         beat: called ahead of every forward pass.
     """
     found: list[int] = []
     try:
-        for width in _agreeing(model, trial.lanes, trial.parts, group or native_group(model), beat):
+        for width in _agreeing(model, trial, group or native_group(model), widths, beat):
             found.append(width)  # noqa: PERF402 - what was found before memory ran out counts
     except Exception as error:
         if not is_out_of_memory(error):
@@ -72,9 +78,12 @@ def agreeing(
     return tuple(found)
 
 
-def _agreeing(model: LoadedModel, full: int, parts: Parts, group: Group, beat: Beat) -> Iterator[int]:
+def _agreeing(
+    model: LoadedModel, trial: Trial, group: Group, widths: Sequence[int], beat: Beat
+) -> Iterator[int]:
     began = perf_counter()
-    widths = [width for width in NARROWER if width < full]
+    full, parts = trial.lanes, trial.parts
+    widths = [width for width in widths if width < full]
     if not widths:
         return
     drawn = [random_lanes(model, full, group, seed=seed) for seed in range(_draws(model))]
@@ -85,7 +94,7 @@ def _agreeing(model: LoadedModel, full: int, parts: Parts, group: Group, beat: B
         if all(
             torch.equal(_digests(model, part, width, rows=full, parts=parts, beat=beat), digests[:, own])
             for lanes, digests in zip(drawn, right, strict=True)
-            for part, own in _parts(lanes, width)
+            for part, own in _passes(lanes, width)
         ):
             yield width
 
@@ -94,9 +103,10 @@ def _draws(model: LoadedModel) -> int:
     return 2 if model.dtype == torch.float32 else DRAWS
 
 
-def _parts(lanes: list[Lanes], width: int) -> Iterator[tuple[list[Lanes], slice]]:
-    """Divide lanes into passes of a width; one more has idle lanes only but for one."""
-    for start in (*range(0, len(lanes), width), len(lanes) - 1):
+def _passes(lanes: list[Lanes], width: int) -> Iterator[tuple[list[Lanes], slice]]:
+    """Divide lanes into passes of a width; two more have lanes at other places, or among idle ones."""
+    last = len(lanes)
+    for start in (*range(0, last, width), last - width, last - 1):
         own = slice(start, min(start + width, len(lanes)))
         yield lanes[own], own
 
@@ -106,22 +116,22 @@ def _digests(
 ) -> torch.Tensor:
     """Return what each layer put out for each lane, in a number each: (layers, lanes) int64."""
     beat()
-    with _listening(model.unet, width) as found:
+    with _listening(model.unet, width, silent=model.launch != "eager") as found:
         noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, rows=rows, parts=parts)
     own = [digest[: len(lanes)] for digest in found]
     return torch.stack([*own, _digest(noise_pred, len(lanes))])
 
 
 @contextmanager
-def _listening(unet: Any, lanes: int) -> Iterator[list[torch.Tensor]]:
+def _listening(unet: Any, lanes: int, *, silent: bool) -> Iterator[list[torch.Tensor]]:
     """Collect the digests of what a UNet's layers put out meanwhile, in the order in which they run."""
     found: list[torch.Tensor] = []
 
     def hear(_layer: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and output.dim() and len(output) % lanes == 0:
+        if over_lanes(output, lanes):
             found.append(_digest(output, lanes))
 
-    layers = [layer for layer in unet.modules() if not any(layer.children())]
+    layers = [] if silent else [layer for layer in unet.modules() if not any(layer.children())]
     hooks = [layer.register_forward_hook(hear) for layer in layers]
     try:
         yield found
@@ -133,11 +143,18 @@ def _listening(unet: Any, lanes: int) -> Iterator[list[torch.Tensor]]:
 def _digest(output: torch.Tensor, lanes: int) -> torch.Tensor:
     """Return a number for each lane in which every bit of its rows counts, (lanes,) int64.
 
-    Integers add up to the same in any order. Each is weighted by its place: two that were rounded up and down
-    do not make up for each other.
+    Integers add up to the same in any order. Each is weighted by a hash of its place, so that two that were
+    rounded up and down do not make up for each other.
     """
     numbers = output.reshape(lanes, -1)
     if numbers.is_floating_point():
         numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
-    weights = torch.arange(1, numbers.shape[1] + 1, device=output.device)
+    weights = _hashes(numbers.shape[1], output.device)
     return torch.stack([(lane * weights).sum() for lane in numbers])  # one by one, which takes little memory
+
+
+def _hashes(count: int, device: torch.device) -> torch.Tensor:
+    """Return odd numbers that look random, (count,) int64, by shifts and factors of known mixers."""
+    numbers = torch.arange(1, count + 1, device=device) * -0x61C8864680B583EB
+    numbers = (numbers ^ (numbers >> 33)) * -0x00AE502812AA7333
+    return (numbers ^ (numbers >> 33)) | 1

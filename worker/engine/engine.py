@@ -288,7 +288,7 @@ class Engine:
                 self._attempt(request, "trying out its size", self._plan, request.group)
 
     def _plan(self, group: Group) -> None:
-        self._turn_on(group)
+        self._turn_on(group.kind)  # with the weights of its kind: a plan must not go by who comes first
         self._in_room(self._plans.add, group)
         # One that is alone is so because R is not exact for it, not for want of memory.
         while self._plans.lanes(group) < self.lanes and not self._plans[group].alone and self._make_room():
@@ -346,6 +346,7 @@ class Engine:
             return  # the next step tries again: nothing has changed in any request
         group = chosen[0].group
         old = self._plans[group]
+        self._turn_on(group.kind)
         plan = self._plans.shrink(group)
         if plan is None:
             for request in chosen:

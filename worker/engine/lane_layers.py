@@ -24,31 +24,32 @@ from worker.stages.history import pad
 Parts = tuple[tuple[str, int], ...]  # (name of a layer, lanes that it is called for at a time), sorted
 
 _ATTRIBUTE = "_promptmill_lane_layers"
+_ALIGNED = 64  # bytes
 
 
 class LaneLayers:
     """Stands before layers of a UNet; one for each UNet.
 
     Attributes:
-        width: the lanes of the forward pass that runs.
+        width: the lanes of the forward pass that runs; inside of a part, the part's.
         rows: how many rows a layer over lanes runs with at least; 0 leaves everything as it is.
-        parts: which layers are called in parts, each for so many lanes.
+        divided: which layers are called in parts, each for so many lanes.
     """
 
     def __init__(self, unet: torch.nn.Module) -> None:
         self.width = self.rows = 0
-        self.parts: dict[torch.nn.Module, int] = {}
+        self.divided: dict[torch.nn.Module, int] = {}
         self._named = dict(unet.named_modules())
         self._stood_before: set[torch.nn.Module] = set()
         for module in self._named.values():
             if type(module) is torch.nn.Linear:  # what wraps one has it inside
                 self._stand_before(module)
 
-    def part(self, name: str, lanes: int) -> None:
+    def divide(self, name: str, lanes: int) -> None:
         """Call a layer for so many lanes at a time from now on."""
         layer = self._named[name]
         self._stand_before(layer)
-        self.parts[layer] = lanes
+        self.divided[layer] = lanes
 
     def _stand_before(self, layer: torch.nn.Module) -> None:
         if layer not in self._stood_before:
@@ -64,35 +65,43 @@ class LaneLayers:
             given: of a linear layer (lanes, features) if it is over lanes, (lanes, tokens, features) if not.
             named: what else it takes.
         """
-        if layer in self.parts:
-            return self._in_parts(self.parts[layer], forward, given, named)
-        if type(layer) is not torch.nn.Linear:
-            return forward(*given, **named)
-        (inputs,) = given
-        more = self.rows - len(inputs)
-        if more > 0 and inputs.dim() == 2:  # noqa: PLR2004  (lanes, features)
-            return functional.linear(pad(inputs, more), layer.weight, layer.bias)[: len(inputs)]
-        return functional.linear(inputs, layer.weight, layer.bias)
+        size = self.divided.get(layer, 0)
+        if size and self.width != size:
+            return self._in_parts(size, forward, given, named)
+        if self.rows and given and type(layer) is torch.nn.Linear:
+            (inputs,) = given
+            more = self.rows - len(inputs)
+            if more > 0 and inputs.dim() == 2:  # noqa: PLR2004  (lanes, features)
+                return functional.linear(pad(inputs, more), layer.weight, layer.bias)[: len(inputs)]
+        return forward(*given, **named)
 
     def _in_parts(
         self, size: int, forward: Callable[..., Any], given: tuple[Any, ...], named: Mapping[str, Any]
     ) -> torch.Tensor:
         """Call a layer for `size` lanes at a time; the last ones are joined by idle lanes."""
+        width = self.width
+        self.width = size  # of what is inside, which may be in parts as well
+        try:
+            outputs = [
+                forward(
+                    *(_part(value, width, start, size) for value in given),
+                    **{name: _part(value, width, start, size) for name, value in named.items()},
+                )
+                for start in range(0, width, size)
+            ]
+        finally:
+            self.width = width
+        return torch.cat(outputs)[:width]
 
-        def part(value: Any, start: int) -> Any:
-            if not over_lanes(value, self.width):
-                return value
-            own = value[start : start + size]
-            return pad(own, size - len(own))
 
-        outputs = [
-            forward(
-                *(part(value, start) for value in given),
-                **{name: part(value, start) for name, value in named.items()},
-            )
-            for start in range(0, self.width, size)
-        ]
-        return torch.cat(outputs)[: self.width]
+def _part(value: Any, width: int, start: int, size: int) -> Any:
+    """Return so many lanes of a tensor over lanes, and of anything else all."""
+    if not over_lanes(value, width):
+        return value
+    own = value[start : start + size]
+    if own.data_ptr() % _ALIGNED:  # kernels go by that, too
+        own = own.clone(memory_format=torch.preserve_format)
+    return pad(own, size - len(own))
 
 
 def over_lanes(value: Any, lanes: int) -> bool:
@@ -100,7 +109,7 @@ def over_lanes(value: Any, lanes: int) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == lanes
 
 
-def layers_of(unet: Any) -> LaneLayers:
+def layers_over_lanes(unet: Any) -> LaneLayers:
     """Return what stands before the layers of a UNet."""
     own: LaneLayers | None = getattr(unet, _ATTRIBUTE, None)
     if own is None:
@@ -119,12 +128,12 @@ def lane_layers(unet: Any, width: int, *, rows: int = 0, parts: Parts = ()) -> I
         rows: that layers over lanes run with at least.
         parts: which layers are called in parts.
     """
-    own = layers_of(unet)
-    own.width, own.rows = width, rows
-    for name, lanes in parts:
-        own.part(name, lanes)
+    own = layers_over_lanes(unet)
     try:
+        own.width, own.rows = width, rows
+        for name, lanes in parts:
+            own.divide(name, lanes)
         yield
     finally:
         own.width = own.rows = 0
-        own.parts.clear()
+        own.divided.clear()

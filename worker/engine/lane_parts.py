@@ -19,9 +19,10 @@ import structlog
 import torch
 
 from worker.engine.admission import Group
-from worker.engine.agreement import holds
+from worker.engine.agreement import same_at_every_place
+from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
-from worker.engine.lane_layers import LaneLayers, Parts, lane_layers, layers_of, over_lanes
+from worker.engine.lane_layers import Parts, lane_layers, layers_over_lanes, over_lanes
 from worker.engine.trial import Beat, Trial, native_group, nothing, random_lanes, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import plain_unet
@@ -29,67 +30,93 @@ from worker.models.variant import plain_unet
 log = structlog.get_logger()
 
 DRAWS = 6  # of random lanes: what a place changes does not show in every number
-ROUNDS = 3  # of as many draws
+ROUNDS = 2  # of as many draws, first for single layers, then for what they stand in
 # Their kernels depend on their own sizes; what any other layer does, all of its class do.
 _OWN_KERNELS = (torch.nn.Conv2d, torch.nn.Linear)
 
 
-def exact_trial(model: LoadedModel, lanes: int, *, group: Group | None = None, beat: Beat = nothing) -> Trial:
+def exact_trial(
+    model: LoadedModel,
+    lanes: int,
+    *,
+    group: Group | None = None,
+    known: Parts = (),
+    beat: Beat = nothing,
+) -> Trial:
     """Try out R lanes; where places show, find the layers to be called in parts, and try again with these.
 
     Args:
         model: on its device.
         lanes: R.
         group: its latent shape and prompt length; None for the native ones.
+        known: layers that another worker of this kind calls in parts, if that was asked before.
         beat: called ahead of every forward pass.
 
     Returns:
-        The trial, with its parts; not exact where places show all the same.
+        A trial that was `compared`, with its parts; not exact where places show all the same.
 
     Raises:
         torch.OutOfMemoryError: when that many lanes do not fit.
     """
-    if model.launch == "compiled":  # its layers are no longer there to be called
-        return replace(try_lanes(model, lanes, group=group, beat=beat), held=True)
     group = group or native_group(model)
-    plain = replace(model, unet=plain_unet(model.unet), launch="eager")
-    trial = try_lanes(model, lanes, group=group, beat=beat)
-    if trial.exact and holds(plain, trial, group=group, beat=beat):
-        return replace(trial, held=True)
-    parts: Parts = ()
-    for number in range(ROUNDS):
-        found = _find_parts(plain, lanes, group, parts, first=number * DRAWS, beat=beat)
-        if found == parts:
-            break
-        parts = found
-        trial = try_lanes(model, lanes, group=group, parts=parts, beat=beat)
-        if trial.exact and holds(plain, trial, group=group, beat=beat):
-            log.info("layers run in parts", action="tune", lanes=lanes, layers=len(parts), shape=group.shape)
-            return replace(trial, held=True)
-    return replace(trial, exact=False)
+    compiled = model.launch == "compiled"  # its layers are no longer there to be called, or looked at
+    plain = model if compiled else replace(model, unet=plain_unet(model.unet), launch="eager")
+    trial = try_lanes(plain, lanes, group=group, parts=known, beat=beat)
+    try:
+        right = trial.exact and same_at_every_place(plain, trial, group=group, beat=beat)
+        if not right and not compiled:
+            trial, right = _mended(plain, trial, group, beat)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise  # R fits, but there is no room to look at it
+        right = False
+    if right and plain is not model and model.launch != "eager":  # captured now that it is known what to
+        trial = try_lanes(model, lanes, group=group, parts=trial.parts, beat=beat)
+        right = trial.exact
+    return replace(trial, exact=right, compared=True)
+
+
+def _mended(model: LoadedModel, trial: Trial, group: Group, beat: Beat) -> tuple[Trial, bool]:
+    """Look for parts with which a trial is exact; return it, and whether it is."""
+    lanes = trial.lanes
+    search = _Search(model.unet, lanes, dict(trial.parts))
+    for number in range(2 * ROUNDS):
+        _look(model, search, group, first=number * DRAWS, inside_only=number < ROUNDS, beat=beat)
+        trial = try_lanes(model, lanes, group=group, parts=search.parts, beat=beat)
+        if trial.exact and same_at_every_place(model, trial, group=group, beat=beat):
+            layers = len(search.parts)
+            log.info("layers run in parts", action="tune", lanes=lanes, layers=layers, shape=group.shape)
+            return trial, True
+    return trial, False
 
 
 @torch.no_grad()
-def _find_parts(
-    model: LoadedModel, lanes: int, group: Group, parts: Parts, *, first: int, beat: Beat
-) -> Parts:
-    """Return the parts with which no layer shows places any more, beginning with those that are known."""
-    search = _Search(model.unet, lanes, dict(parts))
+def _look(
+    model: LoadedModel, search: _Search, group: Group, *, first: int, inside_only: bool, beat: Beat
+) -> None:
+    """Run some draws of random lanes, and look at the layers meanwhile."""
     for seed in range(first, first + DRAWS):
         beat()
-        drawn = Lanes.stack(random_lanes(model, lanes, group, seed=seed))
-        with lane_layers(model.unet, lanes, parts=search.parts), search.on():
-            predict_noise(model, drawn, width=lanes)
-    return search.parts
+        drawn = Lanes.stack(random_lanes(model, search.lanes, group, seed=seed))
+        places = 1 if seed % 2 == 0 else max(1, search.lanes // 2 - 1)
+        with lane_layers(model.unet, search.lanes, parts=search.parts), search.on(places, inside_only):
+            predict_noise(model, drawn, width=search.lanes)
 
 
 class _Search:
-    """Looks at every layer while a UNet runs, and runs what shows places in parts from then on."""
+    """Looks at layers while a UNet runs, and runs what shows places in parts from then on.
+
+    Attributes:
+        lanes: of a forward pass.
+    """
 
     def __init__(self, unet: Any, lanes: int, found: dict[str, int]) -> None:
-        self._unet, self._lanes, self._found = unet, lanes, found
-        self._names = {module: name for name, module in unet.named_modules()}
+        self.lanes = lanes
+        self._unet, self._found = unet, found
+        self._names = {module: name for name, module in unet.named_modules() if name}
         self._busy = False
+        self._changed = False  # in this pass
+        self._places = 1
 
     @property
     def parts(self) -> Parts:
@@ -97,9 +124,10 @@ class _Search:
         return tuple(sorted(self._found.items()))
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """Look at the layers in this `with`, the inner ones first."""
-        layers = [layer for layer, name in self._names.items() if name]  # the UNet itself has none
+    def on(self, places: int, inside_only: bool) -> Iterator[None]:  # noqa: FBT001 - two words that say it
+        """Look at the layers in this `with`: at those that have no layers inside, or at all, these first."""
+        self._places, self._changed = places, False
+        layers = [layer for layer in self._names if not inside_only or not any(layer.children())]
         hooks = [layer.register_forward_hook(self._look, with_kwargs=True) for layer in layers]
         try:
             yield
@@ -111,12 +139,11 @@ class _Search:
         self, layer: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> Any:
         """Run a layer again with its lanes in other places; return its output once that shows no more."""
-        if (
-            self._busy
-            or not over_lanes(output, self._lanes)
-            or not self._takes_lanes((*given, *named.values()))
-        ):
+        values = (*given, *named.values())
+        if self._busy or not over_lanes(output, self.lanes) or not self._takes_lanes(values):
             return None
+        if self._changed and any(layer.children()):
+            return None  # it has run what is inside as it was before: the next draw will tell
         self._busy = True
         try:
             return self._mended(layer, given, named, output)
@@ -139,25 +166,26 @@ class _Search:
         if any(isinstance(value, tuple | list | dict) and value for value in values):
             return False
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
-        return bool(tensors) and all(over_lanes(value, self._lanes) for value in tensors)
+        return bool(tensors) and all(over_lanes(value, self.lanes) for value in tensors)
 
     def _moved(self, value: Any) -> Any:
-        """Return a tensor with its lanes one place further, in the same memory format: kernels go by that."""
+        """Return a tensor with its lanes some places on, in the same memory format: kernels go by that."""
         if not isinstance(value, torch.Tensor):
             return value
-        return torch.empty_like(value, memory_format=torch.preserve_format).copy_(value.roll(1, dims=0))
+        return torch.empty_like(value, memory_format=torch.preserve_format).copy_(
+            value.roll(self._places, dims=0)
+        )
 
     def _halve(self, layer: torch.nn.Module) -> bool:
         """Call a layer for fewer lanes at a time; tell whether that is possible."""
-        name = self._names[layer]
-        size = self._found.get(name, self._lanes)
+        size = self._found.get(self._names[layer], self.lanes)
         if size == 1:
             return False
         own = isinstance(layer, _OWN_KERNELS)
         alike = [layer] if own else [other for other in self._names if type(other) is type(layer)]
         for other in alike:
-            self._found[self._names[other]] = (size // 2 if size % 2 == 0 else 1) if own else 1
-        layers: LaneLayers = layers_of(self._unet)
-        for other in alike:
-            layers.part(self._names[other], self._found[self._names[other]])
+            lanes = size // 2 if own and size % 2 == 0 else 1
+            self._found[self._names[other]] = lanes
+            layers_over_lanes(self._unet).divide(self._names[other], lanes)
+        self._changed = True
         return True

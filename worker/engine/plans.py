@@ -26,6 +26,7 @@ class Plans:
         if trial is not None and mode == "exact" and model.launch == "eager":
             narrower = in_passing_thread(lambda: agreeing(model, trial))
         parts = () if trial is None else trial.parts
+        self._widths = narrower
         plan = LanePlan(lanes=lanes, alone=mode == "reference", narrower=narrower, parts=parts)
         self._plans = {native_group(model): plan}
 
@@ -81,7 +82,10 @@ class Plans:
         return plan
 
     def _fitting(self, group: Group, lanes: int) -> LanePlan | None:
-        return fitting_plan(self._model, group, lanes, exact=self._mode == "exact", beat=self._beat)
+        # What does not agree at the native size hardly does at another, and jobs wait for this.
+        widths = self._widths if lanes == self._lanes else ()
+        exact = self._mode == "exact"
+        return fitting_plan(self._model, group, lanes, exact=exact, widths=widths, beat=self._beat)
 
 
 def _warn_of_memory(group: Group, plan: LanePlan, *, before: int) -> None:

@@ -30,7 +30,7 @@ def nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """What four forward passes showed.
+    """What forward passes of one width showed.
 
     Attributes:
         lanes: R.
@@ -39,7 +39,7 @@ class Trial:
         noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a group,
             (channels, h, w) float32 on the CPU.
         parts: layers that were called for some lanes at a time.
-        held: whether places were compared in every layer as well, see `worker.engine.lane_parts`.
+        compared: whether places were compared in every layer as well, see `worker.engine.lane_parts`.
     """
 
     lanes: int
@@ -47,7 +47,7 @@ class Trial:
     lanes_per_second: float
     noise_pred: torch.Tensor
     parts: Parts = ()
-    held: bool = False
+    compared: bool = False
 
 
 def native_group(model: LoadedModel) -> Group:

@@ -19,8 +19,9 @@ from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
 from worker.engine.admission import Group, LanePlan
-from worker.engine.agreement import agreeing
+from worker.engine.agreement import NARROWER, agreeing
 from worker.engine.faults import is_device_fault, is_out_of_memory
+from worker.engine.lane_layers import Parts
 from worker.engine.lane_parts import exact_trial
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, try_lanes
 from worker.models.load import LoadedModel
@@ -74,6 +75,11 @@ class Wishes:
         """Whether a picture's bytes must not depend on its company."""
         return self.mode == "exact"
 
+    @property
+    def divides(self) -> bool:
+        """Whether layers can be called in parts: what is compiled has none."""
+        return self.launch != "compiled"
+
 
 def tune(
     model: LoadedModel, wishes: Wishes, *, facts: Mapping[str, Any], tunings: Tunings | None = None
@@ -100,6 +106,7 @@ def tune(
         return model, FEWEST_LANES, None
     found = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
     trial: Trial | None = None
+    known: Parts = ()
     if wishes.lanes is not None and len(found) == 1:
         variant, lanes = found[0], wishes.lanes
     else:
@@ -109,6 +116,7 @@ def tune(
             "shape": list(native_group(model).shape),
             "variants": [asdict(variant) for variant in found],
             "lanes": wishes.lanes,
+            **({} if wishes.divides else {"launch": wishes.launch}),
         }
         kept = tunings.tuning(facts) if tunings else None
         if kept is None:
@@ -116,15 +124,24 @@ def tune(
             kept = tunings.keep_tuning(facts, measured) if tunings else measured
             trial = trial if kept == measured else None
         variant, lanes = Variant(dtype=kept["dtype"], layout=kept["layout"]), int(kept["lanes"])
+        known = tuple((name, count) for name, count in kept.get("parts", ()))
     model = launched(run_as(model, variant), wishes.launch)
     if wishes.launch != "eager" or (wishes.exact and trial is None):
-        trial = _check_runs(model, lanes, wishes)
+        trial = _check_runs(model, lanes, wishes, known)
         lanes = trial.lanes
+        if known and trial.parts != known:
+            log.warning("other layers run in parts than were kept", action="tune", layers=len(trial.parts))
     return model, lanes, trial
 
 
 def plan_group(
-    model: LoadedModel, group: Group, lanes: int, *, exact: bool, beat: Beat = nothing
+    model: LoadedModel,
+    group: Group,
+    lanes: int,
+    *,
+    exact: bool,
+    widths: Sequence[int] = NARROWER,
+    beat: Beat = nothing,
 ) -> LanePlan:
     """Plan how a group is run: at `lanes`, or, where that would not be exact, one request at a time.
 
@@ -142,7 +159,7 @@ def plan_group(
         return LanePlan(lanes=lanes)
     trial = exact_trial(model, lanes, group=group, beat=beat)
     if trial.exact:
-        narrower = agreeing(model, trial, group=group, beat=beat) if eager else ()
+        narrower = agreeing(model, trial, group=group, widths=widths, beat=beat) if eager else ()
         return LanePlan(lanes=lanes, narrower=narrower, parts=trial.parts)
     if not eager:
         try_lanes(model, FEWEST_LANES, group=group, beat=beat)
@@ -150,7 +167,13 @@ def plan_group(
 
 
 def fitting_plan(
-    model: LoadedModel, group: Group, lanes: int, *, exact: bool, beat: Beat = nothing
+    model: LoadedModel,
+    group: Group,
+    lanes: int,
+    *,
+    exact: bool,
+    widths: Sequence[int] = NARROWER,
+    beat: Beat = nothing,
 ) -> LanePlan | None:
     """Plan a group at `lanes`, or else at half as many, and so on.
 
@@ -160,7 +183,7 @@ def fitting_plan(
     again = model.launch == "cuda_graphs"  # once without the memory that graphs of other groups hold
     while lanes >= FEWEST_LANES:
         try:
-            return plan_group(model, group, lanes, exact=exact, beat=beat)
+            return plan_group(model, group, lanes, exact=exact, widths=widths, beat=beat)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -195,21 +218,22 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
             continue
         if trials and perf_counter() > began + TRIAL_SECONDS:
             break
-        trial = _try(model, lanes, exact=wishes.exact)
+        trial = _try(model, lanes)
         if trial:
             trials.append(trial)
         elif trials:
             break
     if not trials:
         raise _too_little_memory(model, wishes.lanes or FEWEST_LANES, wishes)
-    best = _best(trials, model, exact=wishes.exact)
-    while wishes.exact and not best.held:  # only what will be used is looked at this closely
-        held = _try(model, best.lanes, exact=True, closely=True) or replace(best, exact=False)
-        trials = [held if trial is best else trial for trial in trials]
-        best = _best(trials, model, exact=True)
+    best = _best(trials, model, wishes)
+    while wishes.exact and not best.compared:  # only what will be used is looked at this closely
+        closely = _try(model, best.lanes, compare=True) or replace(best, exact=False, compared=True)
+        trials = [closely if trial is best else trial for trial in trials]
+        best = _best(trials, model, wishes)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
     log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
-    return {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}, best
+    kept = {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}
+    return kept | ({"parts": [list(part) for part in best.parts]} if best.parts else {}), best
 
 
 def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[Variant, Trial | None]:
@@ -222,7 +246,9 @@ def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
     best, chosen = found[0], None
     for variant in found:
         try:
-            trial = _tried(run_as(model, variant), lanes, exact=wishes.exact)
+            trial = try_lanes(run_as(model, variant), lanes)
+            if wishes.exact and wishes.divides and not trial.exact:
+                trial = exact_trial(run_as(model, variant), lanes)
         except RuntimeError as error:  # nobody asked for it, so nobody need hear but the log
             if is_device_fault(error):
                 raise
@@ -243,8 +269,14 @@ def _near(ours: torch.Tensor, right: torch.Tensor) -> bool:
     return bool((ours - right).norm() <= NEAR * right.norm())
 
 
-def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> Trial:
+def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes, known: Parts) -> Trial:
     """Run the model as it will be run, so that no job waits for a compiler; in exact mode try it out.
+
+    Args:
+        model: as it will be run.
+        lanes: R.
+        wishes: see `tune`.
+        known: the layers that are called in parts, as far as somebody has found them.
 
     Returns:
         The trial of R; less than `lanes` where those are not pinned and the memory is too small for them now.
@@ -252,7 +284,8 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> Trial:
     pinned = wishes.lanes is not None or wishes.crowded
     fewer = [] if pinned else [count for count in reversed(CANDIDATES) if count < lanes]
     try:
-        trials = (_try(model, count, exact=wishes.exact, closely=True) for count in (lanes, *fewer))
+        counts = (lanes, *fewer)
+        trials = (_try(model, count, compare=wishes.exact, known=known) for count in counts)
         trial = next((trial for trial in trials if trial), None)
     except RuntimeError as error:
         if model.launch == "eager":
@@ -262,25 +295,24 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes) -> Trial:
         raise BadInputError(f"{_flag(model)} is not possible here ({reason}); leave it out.") from error
     if trial is None:
         raise _too_little_memory(model, min([lanes, *fewer]), wishes)
-    return _best([trial], model, exact=wishes.exact)
+    return _best([trial], model, wishes)
 
 
 def _flag(model: LoadedModel) -> str:
     return "--compile" if model.launch == "compiled" else "--cuda-graphs"
 
 
-def _tried(model: LoadedModel, lanes: int, *, exact: bool, closely: bool = False) -> Trial:
-    """Try out a number of lanes, in exact mode with layers in parts where it takes that."""
-    if exact and closely:
-        return exact_trial(model, lanes)
-    trial = try_lanes(model, lanes)
-    return trial if trial.exact or not exact else exact_trial(model, lanes)
+def _try(model: LoadedModel, lanes: int, *, compare: bool = False, known: Parts = ()) -> Trial | None:
+    """Try out a number of lanes; None when the memory is too small for it.
 
-
-def _try(model: LoadedModel, lanes: int, *, exact: bool, closely: bool = False) -> Trial | None:
-    """Try out a number of lanes; None when the memory is too small for it."""
+    Args:
+        model: on its device.
+        lanes: how many.
+        compare: whether places are compared in every layer, and layers found that have to run in parts.
+        known: see `exact_trial`.
+    """
     try:
-        return _tried(model, lanes, exact=exact, closely=closely)
+        return exact_trial(model, lanes, known=known) if compare else try_lanes(model, lanes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -298,9 +330,13 @@ def _too_little_memory(model: LoadedModel, lanes: int, wishes: Wishes) -> Except
     )
 
 
-def _best(trials: Sequence[Trial], model: LoadedModel, *, exact: bool) -> Trial:
-    """Return the smallest of the trials that is nearly as fast as the fastest of them."""
-    eligible = [trial for trial in trials if trial.exact or not exact]
+def _best(trials: Sequence[Trial], model: LoadedModel, wishes: Wishes) -> Trial:
+    """Return the smallest of the trials that is nearly as fast as the fastest of them.
+
+    Of those that are exact, or may turn out to be with some layers in parts.
+    """
+    hopeful = not wishes.exact or wishes.divides
+    eligible = [trial for trial in trials if trial.exact or (hopeful and not trial.compared)]
     if not eligible:
         tried = " or ".join(str(trial.lanes) for trial in trials)
         instead = [] if model.launch == "eager" else [f"leave {_flag(model)} out"]

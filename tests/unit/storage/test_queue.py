@@ -123,6 +123,25 @@ def test_a_server_that_is_down_is_one_sentence_without_the_password() -> None:
     queue.close()
 
 
+def test_a_server_that_dies_with_messages_on_their_way_is_one_sentence(tmp_path: Path) -> None:
+    """The connection stood, and what was to be sent was only collected so far."""
+    with running_redis(tmp_path, password="secret") as server:  # noqa: S106 - a test's
+        queue = JobQueue(server.url, "demo")
+
+        def jobs() -> Iterator[int]:
+            yield 1
+            server.kill()
+            yield 2
+
+        with pytest.raises(UnreachableError, match="does not take messages: .*refused") as caught:
+            queue.publish(jobs())
+        assert "secret" not in str(caught.value)
+        server.start()
+        queue.publish([3])
+        assert queue.pending() == {3}
+        queue.close()
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from storage.parameters import JobParameters
 from tests.unit.worker.engine.conftest import FakeUnet
+from tests.unit.worker.engine.test_lane_parts import Conv, beyond
 from worker.engine import tuning
 from worker.engine.engine import Engine
 from worker.models.graphed import GraphedUnet
@@ -278,3 +279,43 @@ def test_a_decoding_without_room_takes_that_of_the_graphs(
     assert second.future.exception(timeout=0) is None
     assert captures.resets == 1
     assert captures.count == 2
+
+
+class PlacesUnet(torch.nn.Module):
+    """A real module with one layer that goes by places."""
+
+    dtype = torch.float32
+    attn_processors: ClassVar[dict[str, object]] = {}
+    config = SimpleNamespace(in_channels=4, time_cond_proj_dim=None, cross_attention_dim=2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Conv(beyond(2)).requires_grad_(requires_grad=False)
+
+    def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+        """Answer as UNet2DConditionModel does with return_dict=False."""
+        return (self.conv(sample),)
+
+
+def test_a_captured_step_has_its_layers_in_parts(
+    model: LoadedModel, captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plain one; captured once, when it is known which layers."""
+    own = replace(model, unet=PlacesUnet())
+
+    def launched(given: LoadedModel, launch: str) -> LoadedModel:
+        if launch == "eager":
+            return given
+        return replace(given, unet=GraphedUnet(given.unet, captures), launch=launch)
+
+    monkeypatch.setattr(tuning, "launched", launched)
+    found = []
+    for launch in ("eager", "cuda_graphs"):
+        engine = Engine(own, lanes=8, launch=launch)
+        assert engine.numerics_of(_job())["parts"]
+        tickets = [engine.submit(_job(seed=seed), keep_latents=True) for seed in range(4)]
+        while engine.step():
+            pass
+        found.append([ticket.future.result(timeout=0).latents for ticket in tickets])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert captures.count == 1

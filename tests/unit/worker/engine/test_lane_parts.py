@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,12 +12,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from storage.errors import BadInputError
 from storage.parameters import JobParameters
+from worker.engine import lane_parts
 from worker.engine.agreement import agreeing
 from worker.engine.engine import Engine
 from worker.engine.lane_layers import lane_layers
 from worker.engine.lane_parts import exact_trial
 from worker.engine.trial import native_group, try_lanes
+from worker.engine.tuning import Wishes, tune
 from worker.models.load import LoadedModel
 
 Does = Callable[[torch.Tensor], torch.Tensor]
@@ -102,7 +107,7 @@ def made(model: LoadedModel) -> Callable[..., LoadedModel]:
 def test_where_no_place_shows_all_layers_run_at_once(made: Any) -> None:
     """Nothing is called in parts."""
     trial = exact_trial(made(Activation(), Activation()), 8)
-    assert (trial.exact, trial.held, trial.parts) == (True, True, ())
+    assert (trial.exact, trial.compared, trial.parts) == (True, True, ())
 
 
 @pytest.mark.parametrize(("first", "size"), [(4, 4), (2, 2), (1, 1), (6, 4)])
@@ -141,12 +146,15 @@ def test_a_layer_that_does_not_repeat_itself_cannot_be_mended(made: Any) -> None
 def test_memory_formats_are_kept(made: Any) -> None:
     """A kernel that goes by the format, not by places, is none of these."""
 
-    def by_format(sample: torch.Tensor) -> torch.Tensor:
-        return sample * (1 if sample.is_contiguous() else 1.5)
+    class Format(torch.nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return sample * (1 if sample.is_contiguous() else 1.5)
 
     channels_last = Activation(lambda sample: sample.contiguous(memory_format=torch.channels_last))
-    trial = exact_trial(made(channels_last, Conv(torch.clone), Activation(by_format)), 4)
-    assert (trial.exact, trial.parts) == (True, ())
+    # The first convolution makes it look at all of them.
+    layers = (Conv(beyond(2)), channels_last, Conv(torch.clone), Format())
+    trial = exact_trial(made(*layers), 4)
+    assert (trial.exact, trial.parts) == (True, (("layers.0", 2),))
 
 
 def test_a_part_is_always_equally_wide(made: Any) -> None:
@@ -161,6 +169,108 @@ def test_a_part_is_always_equally_wide(made: Any) -> None:
     conv.seen.clear()
     net(torch.ones(3, 4, 2, 2))
     assert conv.seen == [3]
+
+
+def test_what_a_last_layer_hides_is_looked_for_all_the_same(made: Any) -> None:
+    """The trial sees nothing; to compare every layer does."""
+    model = made(Conv(beyond(4)), Activation(torch.sign))
+    assert try_lanes(model, 8).exact
+    assert exact_trial(model, 8).parts == (("layers.0", 4),)
+
+
+class Outer(torch.nn.Module):
+    """Goes by places itself, around a layer that does so, too."""
+
+    def __init__(self, inner: torch.nn.Module, does: Does) -> None:
+        super().__init__()
+        self.inner, self._does = inner, does
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        """Do both."""
+        return self._does(self.inner(sample))
+
+
+def test_a_part_may_have_parts(made: Any) -> None:
+    """What is inside of a layer in parts sees as many lanes as that one is called for."""
+    trial = exact_trial(made(Outer(Conv(beyond(4)), beyond(1))), 8)
+    assert (trial.exact, trial.parts) == (True, (("layers.0", 1), ("layers.0.inner", 4)))
+    net, sample = made(Outer(Conv(torch.clone), torch.clone)).unet, torch.randn(8, 4, 2, 2)
+    plain = net(sample)[0]
+    for parts in ((("layers.0", 1), ("layers.0.inner", 4)), (("layers.0", 4), ("layers.0.inner", 1))):
+        with lane_layers(net, 8, parts=parts):
+            assert torch.allclose(net(sample)[0], plain)
+
+
+def test_a_layer_that_is_called_twice_does_not_blame_what_it_is_in(made: Any) -> None:
+    """It showed nothing the first time; what stands around it has that in its output still."""
+
+    class Twice(torch.nn.Module):
+        """Calls one activation for little and for much, of which only much shows places."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = Activation(lambda x: torch.where(x.abs() > 10, beyond(4)(x), x + 1))
+
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return self.act(self.act(torch.tanh(sample)) * 100)
+
+    trial = exact_trial(made(Twice()), 8)
+    assert (trial.exact, trial.parts) == (True, (("layers.0.act", 1),))
+
+
+def test_parts_that_another_worker_found_are_taken_over(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a search; where they do not do, one is made."""
+    model = made(Conv(beyond(4)))
+    known = exact_trial(model, 8).parts
+    with monkeypatch.context() as patch:
+        patch.setattr(lane_parts, "_look", None)
+        assert exact_trial(model, 8, known=known).exact
+    assert exact_trial(made(Conv(beyond(2))), 8, known=known).parts == (("layers.0", 2),)
+
+
+def test_tuning_keeps_the_parts(made: Any) -> None:
+    """The next worker of the kind runs the same; one that compiles has to do without."""
+    kept: list[dict[str, Any]] = []
+
+    class Kept:
+        """Keeps one tuning."""
+
+        def tuning(self, _facts: Any) -> dict[str, Any] | None:
+            """Return it."""
+            return kept[0] if kept else None
+
+        def keep_tuning(self, _facts: Any, tuning: Any) -> dict[str, Any]:
+            """Keep it."""
+            kept.append(json.loads(json.dumps(tuning)))
+            return kept[0]
+
+    model = made(Conv(beyond(1)))
+    _, lanes, trial = tune(model, Wishes(), facts={}, tunings=Kept())
+    assert trial is not None
+    assert kept[0]["parts"] == [["layers.0", 1]]
+    _, again, second = tune(model, Wishes(), facts={}, tunings=Kept())
+    assert second is not None
+    assert (again, second.parts) == (lanes, trial.parts)
+    with pytest.raises(BadInputError, match="exact is not possible"):
+        tune(model, Wishes(launch="compiled"), facts={})
+
+
+def test_two_groups_of_one_unet_have_parts_of_their_own(made: Any) -> None:
+    """Those of one are gone when the other runs."""
+    conv = Conv(beyond(2))
+    net = made(conv).unet
+    with lane_layers(net, 4, parts=(("layers.0", 2),)):
+        net(torch.ones(4, 4, 2, 2))
+    with lane_layers(net, 4, rows=8):
+        net(torch.ones(4, 4, 2, 2))
+    with pytest.raises(KeyError), lane_layers(net, 4, parts=(("nowhere", 2),)):
+        pass
+    copied = copy.deepcopy(net)
+    with lane_layers(copied, 4, parts=(("layers.0", 1),)):
+        copied(torch.ones(4, 4, 2, 2))
+    net(torch.ones(4, 4, 2, 2))
+    assert conv.seen == [2, 2, 4, 4]
+    assert copied.layers[0].seen[-4:] == [1, 1, 1, 1]
 
 
 def job(seed: int) -> JobParameters:
