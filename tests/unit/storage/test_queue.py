@@ -133,7 +133,7 @@ def test_a_server_that_dies_with_messages_on_their_way_is_one_sentence(tmp_path:
             server.kill()
             yield 2
 
-        with pytest.raises(UnreachableError, match="does not take messages: .*refused") as caught:
+        with pytest.raises(UnreachableError, match=r"does not take messages: .*refused") as caught:
             queue.publish(jobs())
         assert "secret" not in str(caught.value)
         server.start()
