@@ -155,7 +155,7 @@ def test_layers_that_go_by_places_run_in_parts(model: LoadedModel) -> None:
     while engine.step():
         pass
     together = [ticket.future.result(timeout=0) for ticket in tickets]
-    assert "parts" in engine.numerics_of(replace(jobs[0], width=128, height=128, options={}))
+    assert "parts" in engine.numerics_of(replace(jobs[0], width=64, height=64, options={}))
     for job, company in zip(jobs, together, strict=True):
         alone = engine.submit(job)
         while engine.step():

@@ -21,7 +21,7 @@ from storage.worker_options import WorkerOptions
 from tests.chaos.tiny import make_tiny_model
 from tests.pipelines import tiny
 from worker.coalescing.pipeline_engine import PipelineEngine
-from worker.engine import tuning
+from worker.engine import lane_parts, tuning
 from worker.engine.engine import Engine
 from worker.models import memory
 from worker.orders import ChildOrder
@@ -185,7 +185,8 @@ def test_a_model_whose_lanes_do_not_fit_beside_another_gets_its_place(
             raise torch.OutOfMemoryError("out of memory")
         return try_lanes(*arguments, **options)
 
-    monkeypatch.setattr(tuning, "try_lanes", crowded)
+    for module in (tuning, lane_parts):
+        monkeypatch.setattr(module, "try_lanes", crowded)
     monkeypatch.setattr(memory, "room", lambda _device: 10_000_000_000)
     turn_to(process, "sd")
     assert (process.shelf.has("xl"), process.engine.lanes) == (False, 4)
