@@ -13,7 +13,7 @@ from worker.coalescing.call import Call, run
 from worker.coalescing.joining import place, run_joined
 from worker.coalescing.proof import Recording, Sharing, try_width
 from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
-from worker.engine.tuning import fewer_lanes
+from worker.engine.planning import fewer_lanes
 from worker.models.loras import LoraSwitch
 from worker.models.pipeline import LoadedPipeline
 

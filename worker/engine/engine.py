@@ -30,11 +30,12 @@ from worker.engine.faults import (
     too_late,
 )
 from worker.engine.numerics import numerics_record
+from worker.engine.planning import free_memory
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, group_of, prepare_request
 from worker.engine.roster import Roster
 from worker.engine.ticket import Ticket
-from worker.engine.tuning import Tunings, Wishes, free_memory, tune
+from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
 from worker.metrics import StepMeter

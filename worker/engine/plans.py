@@ -8,8 +8,8 @@ import torch
 from storage.worker_options import FEWEST_LANES
 from worker.engine.admission import Group, LanePlan
 from worker.engine.agreement import agreeing
+from worker.engine.planning import fewer_lanes, fitting_plan, free_memory, plan_group
 from worker.engine.trial import Beat, Trial, native_group
-from worker.engine.tuning import fewer_lanes, fitting_plan, free_memory
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 
@@ -85,7 +85,11 @@ class Plans:
         # What does not agree at the native size hardly does at another, and jobs wait for this.
         widths = self._widths if lanes == self._lanes else ()
         exact = self._mode == "exact"
-        return fitting_plan(self._model, group, lanes, exact=exact, widths=widths, beat=self._beat)
+
+        def plan(count: int) -> LanePlan:
+            return plan_group(self._model, group, count, exact=exact, widths=widths, beat=self._beat)
+
+        return fitting_plan(self._model, lanes, plan)
 
 
 def _warn_of_memory(group: Group, plan: LanePlan, *, before: int) -> None:

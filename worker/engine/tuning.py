@@ -18,12 +18,11 @@ import torch
 from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
-from worker.engine.admission import Group, LanePlan
-from worker.engine.agreement import NARROWER, agreeing
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.lane_layers import Parts
 from worker.engine.lane_parts import exact_trial
-from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, try_lanes
+from worker.engine.planning import free_memory
+from worker.engine.trial import TRIAL_SECONDS, Trial, native_group, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as, variants
 
@@ -132,79 +131,6 @@ def tune(
         if known and trial.parts != known:
             log.warning("other layers run in parts than were kept", action="tune", layers=len(trial.parts))
     return model, lanes, trial
-
-
-def plan_group(
-    model: LoadedModel,
-    group: Group,
-    lanes: int,
-    *,
-    exact: bool,
-    widths: Sequence[int] = NARROWER,
-    beat: Beat = nothing,
-) -> LanePlan:
-    """Plan how a group is run: at `lanes`, or, where that would not be exact, one request at a time.
-
-    A request alone in two lanes has no company that could change it, so it is exact by construction. What is
-    compiled or captured is so here, before any request is in it, for one width only.
-
-    Raises:
-        torch.OutOfMemoryError: when that many lanes of it do not fit.
-    """
-    eager = model.launch == "eager"
-    if not exact and eager:
-        return LanePlan(lanes=lanes)
-    if not exact:
-        try_lanes(model, lanes, group=group, beat=beat)
-        return LanePlan(lanes=lanes)
-    trial = exact_trial(model, lanes, group=group, beat=beat)
-    if trial.exact:
-        narrower = agreeing(model, trial, group=group, widths=widths, beat=beat) if eager else ()
-        return LanePlan(lanes=lanes, narrower=narrower, parts=trial.parts)
-    if not eager:
-        try_lanes(model, FEWEST_LANES, group=group, beat=beat)
-    return LanePlan(lanes=FEWEST_LANES, alone=True)
-
-
-def fitting_plan(
-    model: LoadedModel,
-    group: Group,
-    lanes: int,
-    *,
-    exact: bool,
-    widths: Sequence[int] = NARROWER,
-    beat: Beat = nothing,
-) -> LanePlan | None:
-    """Plan a group at `lanes`, or else at half as many, and so on.
-
-    Returns:
-        A plan that fits the memory, as far as it was tried out; None when not even two lanes do.
-    """
-    again = model.launch == "cuda_graphs"  # once without the memory that graphs of other groups hold
-    while lanes >= FEWEST_LANES:
-        try:
-            return plan_group(model, group, lanes, exact=exact, widths=widths, beat=beat)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        free_memory(model)
-        if not again:
-            lanes = fewer_lanes(lanes)
-        again = False
-    return None
-
-
-def fewer_lanes(lanes: int) -> int:
-    """Return the largest even number that is at most half of `lanes`."""
-    return lanes // 4 * 2
-
-
-def free_memory(model: LoadedModel) -> None:
-    """Give back what torch keeps for reuse, after a pass that did not fit."""
-    if model.launch == "cuda_graphs":
-        model.unet.clear()
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[dict[str, Any], Trial]:
