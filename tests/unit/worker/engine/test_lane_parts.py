@@ -17,9 +17,10 @@ from storage.parameters import JobParameters
 from worker.engine import lane_parts
 from worker.engine.agreement import agreeing
 from worker.engine.engine import Engine
+from worker.engine.forward import Lanes, predict_noise
 from worker.engine.lane_layers import lane_layers
 from worker.engine.lane_parts import exact_trial
-from worker.engine.trial import native_group, try_lanes
+from worker.engine.trial import native_group, random_lanes, try_lanes
 from worker.engine.tuning import Wishes, tune
 from worker.models.load import LoadedModel
 
@@ -204,18 +205,29 @@ def test_a_part_may_have_parts(made: Any) -> None:
 def test_a_layer_that_is_called_twice_does_not_blame_what_it_is_in(made: Any) -> None:
     """It showed nothing the first time; what stands around it has that in its output still."""
 
+    def act(sample: torch.Tensor) -> torch.Tensor:
+        little = sample + len(sample) / 1000  # by how many there are, which shows at no place
+        return torch.where(sample.abs() > 10, beyond(4)(sample), little)
+
     class Twice(torch.nn.Module):
         """Calls one activation for little and for much, of which only much shows places."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.act = Activation(lambda x: torch.where(x.abs() > 10, beyond(4)(x), x + 1))
+            self.act = Activation(act)
 
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            """Do both."""
             return self.act(self.act(torch.tanh(sample)) * 100)
 
-    trial = exact_trial(made(Twice()), 8)
+    model = made(Twice())
+    trial = exact_trial(model, 8)
     assert (trial.exact, trial.parts) == (True, (("layers.0.act", 1),))
+    search = lane_parts._Search(model.unet, 8, {})
+    drawn = Lanes.stack(random_lanes(model, 8, native_group(model)))
+    with lane_layers(model.unet, 8), search.on(1, inside_only=False), torch.no_grad():
+        predict_noise(model, drawn, width=8)
+    assert search.parts == trial.parts
 
 
 def test_parts_that_another_worker_found_are_taken_over(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
