@@ -19,6 +19,7 @@ from storage.loras import LoraSet
 from worker.engine.lora_turns import LoraTurns
 
 LatentShape = tuple[int, int, int]
+Parts = tuple[tuple[str, int], ...]  # (name of a layer, lanes that it is called for at a time), sorted
 
 
 class Group(NamedTuple):
@@ -85,7 +86,7 @@ class LanePlan:
     lanes: int
     alone: bool = False
     narrower: tuple[int, ...] = ()
-    parts: tuple[tuple[str, int], ...] = ()
+    parts: Parts = ()
 
     @property
     def record(self) -> dict[str, int | str]:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from worker.engine.admission import Group
+from worker.engine.admission import Group, Parts
 from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
-from worker.engine.lane_layers import Parts, over_lanes
+from worker.engine.lane_layers import over_lanes
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, random_lanes
 from worker.models.load import LoadedModel
 

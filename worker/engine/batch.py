@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import torch
 
+from worker.engine.admission import Parts
 from worker.engine.forward import predict_noise
-from worker.engine.lane_layers import Parts
 from worker.engine.request import Request
 from worker.engine.shared_step import Shared, graphed_step
 from worker.models.graphed import GraphedUnet

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.engine.lane_layers import Parts, lane_layers
+from worker.engine.admission import Parts
+from worker.engine.lane_layers import lane_layers
 from worker.models.load import LoadedModel
 from worker.stages.condition import Condition
 from worker.stages.history import pad

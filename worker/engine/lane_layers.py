@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from worker.engine.admission import Parts
 from worker.stages.history import pad
-
-Parts = tuple[tuple[str, int], ...]  # (name of a layer, lanes that it is called for at a time), sorted
 
 _ATTRIBUTE = "_promptmill_lane_layers"
 _ALIGNED = 64  # bytes

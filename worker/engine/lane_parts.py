@@ -18,11 +18,11 @@ from typing import Any
 import structlog
 import torch
 
-from worker.engine.admission import Group
+from worker.engine.admission import Group, Parts
 from worker.engine.agreement import same_at_every_place
 from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
-from worker.engine.lane_layers import Parts, lane_layers, layers_over_lanes, over_lanes
+from worker.engine.lane_layers import lane_layers, layers_over_lanes, over_lanes
 from worker.engine.trial import Beat, Trial, native_group, nothing, random_lanes, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.variant import plain_unet
@@ -41,6 +41,7 @@ def exact_trial(
     *,
     group: Group | None = None,
     known: Parts = (),
+    tried: Trial | None = None,
     beat: Beat = nothing,
 ) -> Trial:
     """Try out R lanes; where places show, find the layers to be called in parts, and try again with these.
@@ -50,6 +51,7 @@ def exact_trial(
         lanes: R.
         group: its latent shape and prompt length; None for the native ones.
         known: layers that another worker of this kind calls in parts, if that was asked before.
+        tried: a trial of these, where the model, plainly launched, has just had one.
         beat: called ahead of every forward pass.
 
     Returns:
@@ -61,7 +63,7 @@ def exact_trial(
     group = group or native_group(model)
     compiled = model.launch == "compiled"  # its layers are no longer there to be called, or looked at
     plain = model if compiled else replace(model, unet=plain_unet(model.unet), launch="eager")
-    trial = try_lanes(plain, lanes, group=group, parts=known, beat=beat)
+    trial = tried or try_lanes(plain, lanes, group=group, parts=known, beat=beat)
     try:
         right = trial.exact and same_at_every_place(plain, trial, group=group, beat=beat)
         if not right and not compiled:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from storage.parameters import MAX_STEPS
+from worker.engine.admission import Parts
 from worker.engine.forward import Lanes, predict_noise
-from worker.engine.lane_layers import Parts
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.stages.condition import Condition

@@ -13,9 +13,8 @@ from time import perf_counter
 
 import torch
 
-from worker.engine.admission import Group
+from worker.engine.admission import Group, Parts
 from worker.engine.forward import Lanes
-from worker.engine.lane_layers import Parts
 from worker.engine.shared_step import predict
 from worker.models.load import LoadedModel
 from worker.stages.condition import Condition

@@ -7,8 +7,9 @@ takes what it found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -18,8 +19,8 @@ import torch
 from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
+from worker.engine.admission import Parts
 from worker.engine.faults import is_device_fault, is_out_of_memory
-from worker.engine.lane_layers import Parts
 from worker.engine.lane_parts import exact_trial
 from worker.engine.planning import free_memory
 from worker.engine.trial import TRIAL_SECONDS, Trial, native_group, try_lanes
@@ -144,7 +145,7 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
             continue
         if trials and perf_counter() > began + TRIAL_SECONDS:
             break
-        trial = _try(model, lanes)
+        trial = _try(model, partial(try_lanes, model, lanes))
         if trial:
             trials.append(trial)
         elif trials:
@@ -153,7 +154,8 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
         raise _too_little_memory(model, wishes.lanes or FEWEST_LANES, wishes)
     best = _best(trials, model, wishes)
     while wishes.exact and not best.compared:  # only what will be used is looked at this closely
-        closely = _try(model, best.lanes, compare=True) or replace(best, exact=False, compared=True)
+        closely = _try(model, partial(exact_trial, model, best.lanes, tried=best))
+        closely = closely or replace(best, exact=False, compared=True)
         trials = [closely if trial is best else trial for trial in trials]
         best = _best(trials, model, wishes)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
@@ -172,9 +174,10 @@ def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
     best, chosen = found[0], None
     for variant in found:
         try:
-            trial = try_lanes(run_as(model, variant), lanes)
+            own = run_as(model, variant)
+            trial = try_lanes(own, lanes)
             if wishes.exact and wishes.divides and not trial.exact:
-                trial = exact_trial(run_as(model, variant), lanes)
+                trial = exact_trial(own, lanes, tried=trial)
         except RuntimeError as error:  # nobody asked for it, so nobody need hear but the log
             if is_device_fault(error):
                 raise
@@ -211,7 +214,8 @@ def _check_runs(model: LoadedModel, lanes: int, wishes: Wishes, known: Parts) ->
     fewer = [] if pinned else [count for count in reversed(CANDIDATES) if count < lanes]
     try:
         counts = (lanes, *fewer)
-        trials = (_try(model, count, compare=wishes.exact, known=known) for count in counts)
+        look = partial(exact_trial, known=known) if wishes.exact else try_lanes
+        trials = (_try(model, partial(look, model, count)) for count in counts)
         trial = next((trial for trial in trials if trial), None)
     except RuntimeError as error:
         if model.launch == "eager":
@@ -228,17 +232,10 @@ def _flag(model: LoadedModel) -> str:
     return "--compile" if model.launch == "compiled" else "--cuda-graphs"
 
 
-def _try(model: LoadedModel, lanes: int, *, compare: bool = False, known: Parts = ()) -> Trial | None:
-    """Try out a number of lanes; None when the memory is too small for it.
-
-    Args:
-        model: on its device.
-        lanes: how many.
-        compare: whether places are compared in every layer, and layers found that have to run in parts.
-        known: see `exact_trial`.
-    """
+def _try(model: LoadedModel, attempt: Callable[[], Trial]) -> Trial | None:
+    """Try out a number of lanes of a model; None when the memory is too small for it."""
     try:
-        return exact_trial(model, lanes, known=known) if compare else try_lanes(model, lanes)
+        return attempt()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
