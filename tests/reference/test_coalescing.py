@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from storage.parameters import JobParameters
+from tests.device import DEVICE
 from tests.pipelines import BUILDERS, load_tiny, tiny
 from worker.coalescing.arguments import call_arguments, own_scheduler
 from worker.coalescing.pipeline_engine import PipelineEngine
@@ -57,3 +60,37 @@ def test_mixed_jobs_share_passes_and_keep_their_pictures(name: str) -> None:
         difference = np.abs(picture.astype(int) - alone(name, job).astype(int)).max()
         assert difference <= 1, (name, job)
     assert engine.lanes_run / engine.steps > 1.2
+
+
+@pytest.fixture
+def odd_threads() -> Iterator[None]:
+    """Three threads: element-wise layers divide their numbers at places that no lane begins at."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("odd_threads")
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="threads are a CPU's")
+@pytest.mark.parametrize("name", ["flux", "pixart_sigma", "sana"])
+def test_layers_that_go_by_places_change_no_byte(name: str) -> None:
+    """Called for fewer lanes at a time: jobs still share passes, and have their bytes in any company."""
+    engine = PipelineEngine(load_tiny(name), lanes=8)
+    first, *others = jobs_for(name)
+
+    def render(*jobs: JobParameters) -> list[Any]:
+        tickets = [engine.submit(job) for job in jobs]
+        while engine.step():
+            pass
+        return [ticket.future.result(timeout=0) for ticket in tickets]
+
+    (by_itself,) = render(first)
+    if "parts" not in by_itself.numerics:
+        pytest.skip("on this processor no layer goes by places, not even with three threads")
+    before = engine.steps, engine.lanes_run
+    in_company = render(*others, first)[-1]
+    assert np.array_equal(by_itself.pixels, in_company.pixels)
+    assert by_itself.numerics == in_company.numerics
+    assert (engine.lanes_run - before[1]) / (engine.steps - before[0]) > 1.2
+    assert np.abs(by_itself.pixels.astype(int) - alone(name, first).astype(int)).max() <= 1

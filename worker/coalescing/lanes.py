@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -13,7 +14,8 @@ from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
 from worker.coalescing.passes import widest_call
-from worker.coalescing.proof import Sharing, try_width
+from worker.coalescing.proof import Sharing
+from worker.coalescing.trying import Trials
 from worker.engine.faults import is_out_of_memory
 from worker.engine.trial import TRIAL_SECONDS
 from worker.engine.tuning import CANDIDATES, ENOUGH, Tunings
@@ -68,27 +70,29 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
     began = perf_counter()
     widest = widest_call(sharing)
     speeds: dict[int, float] = {}
-    fits = False
     for lanes in sorted({max(widest, candidate) for candidate in CANDIDATES}):
         if speeds and perf_counter() > began + TRIAL_SECONDS:
             break
-        try:
-            trials = [
-                try_width(model.denoiser, sample, axes, lanes)
-                for axes, sample in zip(sharing.axes, sharing.samples, strict=True)
-            ]
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        speed = _speed(model, sharing, lanes, exact=False)
+        if speed is None:
             break
-        fits = True
-        if not exact or all(trial.exact for trial in trials):
-            speeds[lanes] = min(trial.lanes_per_second for trial in trials)
+        speeds[lanes] = speed
+    why = "" if speeds else "no room for calls side by side"
+    best = _fewest(speeds)
+    looked_at: set[int] = set()
+    while exact and best and best not in looked_at:  # only what will be used is looked at this closely
+        looked_at.add(best)
+        speed = _speed(model, sharing, best, exact=True)
+        if speed is None:
+            del speeds[best]
+            why = "no number of lanes is exact here"
+        else:
+            speeds[best] = speed
+        best = _fewest(speeds)
     if not speeds:
-        why = "no number of lanes is exact here" if fits else "no room for calls side by side"
         log.warning("calls run one by one", action="tune", reason=why)
-        speeds[max(FEWEST_LANES, widest)] = 0.0
-    best = min(lanes for lanes, speed in speeds.items() if speed >= ENOUGH * max(speeds.values()))
+        best = max(FEWEST_LANES, widest)
+        speeds[best] = 0.0
     rounded = {lanes: round(speed, 2) for lanes, speed in speeds.items()}
     log.info("tuned", action="tune", lanes=best, lanes_per_second=rounded)
     return {
@@ -97,3 +101,27 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
         "dtype": dtype_name(model.dtype),
         "layout": model.layout,
     }
+
+
+def _fewest(speeds: Mapping[int, float]) -> int:
+    """Return the fewest lanes that are nearly as fast as the fastest; 0 where there are none."""
+    return min(
+        (lanes for lanes, speed in speeds.items() if speed >= ENOUGH * max(speeds.values())), default=0
+    )
+
+
+def _speed(model: LoadedPipeline, sharing: Sharing, lanes: int, *, exact: bool) -> float | None:
+    """Measure lanes/s of the slowest kind of call; None where so many do not fit, or are not `exact`."""
+    slowest = math.inf
+    for axes, sample in zip(sharing.axes, sharing.samples, strict=True):
+        try:
+            trials = Trials(model.denoiser, sample, axes, lanes)
+            parts = trials.exact_parts() if exact else ()
+            if parts is None:
+                return None
+            slowest = min(slowest, trials.lanes_per_second(parts=parts))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+    return slowest

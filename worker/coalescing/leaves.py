@@ -61,3 +61,18 @@ def _tensor_digest(tensor: torch.Tensor) -> Hashable:
     if version is not None:
         _known[tensor] = version, found
     return found
+
+
+def leaves(value: Any) -> list[Any]:
+    """Return what is in lists, tuples and dicts, in order."""
+    if isinstance(value, dict):
+        return [leaf for element in value.values() for leaf in leaves(element)]
+    if isinstance(value, list | tuple):
+        return [leaf for element in value for leaf in leaves(element)]
+    return [value]
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """Tell whether two results are bitwise the same."""
+    pairs = list(zip(leaves(ours), leaves(theirs), strict=True))
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)

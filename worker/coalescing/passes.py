@@ -8,10 +8,12 @@ from typing import Any
 import structlog
 import torch
 
-from worker.coalescing.axes import NotAlikeError
+from worker.coalescing.axes import Axes, NotAlikeError
 from worker.coalescing.call import Call, run
-from worker.coalescing.joining import place, run_joined
-from worker.coalescing.proof import Recording, Sharing, try_width
+from worker.coalescing.joining import place
+from worker.coalescing.proof import Recording, Sharing
+from worker.coalescing.trying import Trials, run_in_parts
+from worker.engine.admission import Parts
 from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
 from worker.engine.planning import fewer_lanes
 from worker.models.loras import LoraSwitch
@@ -50,7 +52,9 @@ class Passes:
         self.lora_switch = LoraSwitch([model.denoiser], model.loras)
         self.steps = self.lanes_run = 0
         self._widths: dict[Hashable, int] = {}
-        self._tried: dict[tuple[Hashable, int], bool] = {}
+        self._tried: dict[
+            Hashable, tuple[int, Parts | None]
+        ] = {}  # lanes of the smallest call, and the parts
         self._refused: set[Hashable] = set()
         self._dtypes = {
             name: part.dtype
@@ -86,22 +90,25 @@ class Passes:
             Exception: what the denoiser raises.
         """
         first = calls[0]
+        parts: Parts
         self.lora_switch(first.loras)
         if first.axes is None:
-            results, width = [run(self._model.denoiser, first.inputs, first.modes)], first.lanes
+            results, width, parts = [run(self._model.denoiser, first.inputs, first.modes)], first.lanes, ()
         else:
             width = self.width(first.key)  # what is recorded: how many there were does not change a picture
             lanes = width if self._exact else sum(call.lanes for call in calls)
+            parts = self._parts(first.key)
             try:
-                results = self._run_joined(calls, lanes)
+                results = self._run_joined(calls, lanes, parts)
             except (NotAlikeError, RuntimeError, ValueError, TypeError, IndexError) as error:
                 if len(calls) > 1 or is_device_fault(error) or is_out_of_memory(error):
                     raise
-                results, width = [self._run_apart(first, error)], first.lanes
+                results, width, parts = [self._run_apart(first, error)], first.lanes, ()
         self.steps += 1
         self.lanes_run += sum(call.lanes for call in calls)
         for call in calls:
             call.owner.width = max(call.owner.width, width)
+            call.owner.parts.update(parts)
         return results
 
     def shrink(self, calls: Sequence[Call]) -> int | None:
@@ -114,7 +121,7 @@ class Passes:
             return None
         log.warning("out of memory", action="shrink", lanes=fewer, before=before)
         self._widths[key] = fewer
-        self._tried = {tried: exact for tried, exact in self._tried.items() if tried[0] != key}
+        self._tried.pop(key, None)
         return fewer
 
     def mend(self) -> None:
@@ -125,12 +132,12 @@ class Passes:
                 part.to(dtype)
         self._free_memory()
 
-    def _run_joined(self, calls: Sequence[Call], width: int) -> list[Any]:
+    def _run_joined(self, calls: Sequence[Call], width: int, parts: Parts) -> list[Any]:
         axes = calls[0].axes
         if axes is None:
             raise NotAlikeError("a call of no known form cannot be joined")
         inputs = [call.inputs for call in calls]
-        return run_joined(self._model.denoiser, inputs, axes, calls[0].modes, width=width)
+        return run_in_parts(self._model.denoiser, inputs, axes, calls[0].modes, width=width, parts=parts)
 
     def _run_apart(self, call: Call, error: Exception) -> Any:
         """Run a call as it is that failed when joined; if that goes well, what was learned is wrong."""
@@ -140,32 +147,45 @@ class Passes:
         return outputs
 
     def _is_exact(self, call: Call, key: Hashable) -> bool:
-        """Find out, once per key and number of lanes, whether a call's bytes depend on its company."""
-        found = self._tried.get((key, call.lanes))
-        if found is not None or call.axes is None:
-            return bool(found)
+        """Find out, once per key, how a call can have the same bytes in any company; tell whether it has."""
+        if key not in self._tried and call.axes is not None:
+            self._tried[key] = self._try_out(call, call.axes, key)
+        unit, parts = self._tried.get(key, (1, None))
+        return parts is not None and call.lanes % unit == 0
+
+    def _parts(self, key: Hashable) -> Parts:
+        _, parts = self._tried.get(key, (1, None))
+        return parts or ()
+
+    def _try_out(self, call: Call, axes: Axes, key: Hashable) -> tuple[int, Parts | None]:
+        """Try a key at R lanes, at fewer where memory is short; parts are None where only alone is exact."""
         self.lora_switch(call.loras)
         sample = Recording(inputs=call.inputs, modes=call.modes, outputs=None)
         width = self.width(key)
-        while found is None:
+        while True:
+            failure: Exception | None = None
             try:
-                found = try_width(self._model.denoiser, sample, call.axes, width).exact
+                trials = Trials(self._model.denoiser, sample, axes, width)
+                unit, parts = trials.unit, trials.exact_parts()
             except Exception as error:
                 if is_device_fault(error):
                     raise
-                found = False
-                fewer = max(call.lanes, fewer_lanes(width))
-                if is_out_of_memory(error) and self._make_room():
-                    found = None
-                elif is_out_of_memory(error) and fewer < width:
-                    found, width = None, fewer
-            if found is None:
-                self._free_memory()
-                self._widths[key] = width
-        if not found:
+                failure = error.with_traceback(None)  # its frames hold what the failed pass took
+            if failure is None:
+                break
+            unit, parts = 1, None
+            fewer = max(call.lanes, fewer_lanes(width))
+            if not is_out_of_memory(failure):
+                break
+            if not self._make_room():
+                if fewer >= width:
+                    break
+                width = fewer
+            self._free_memory()
+            self._widths[key] = width
+        if parts is None:
             log.warning("size is rendered one job at a time", action="plan_shape", lanes=width)
-        self._tried[key, call.lanes] = found
-        return found
+        return unit, parts
 
     def _free_memory(self) -> None:
         if self._model.device.type == "cuda":

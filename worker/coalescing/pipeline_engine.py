@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import structlog
@@ -29,6 +29,7 @@ from worker.coalescing.recording import sharing_that_fits
 from worker.coalescing.rendering import call_pipeline
 from worker.coalescing.request import PipelineRequest, checked_pixels, explain, prepare_request
 from worker.coalescing.turns import Turns
+from worker.engine.admission import LanePlan
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled, DeadlineError, EngineError, Released
 from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
@@ -133,6 +134,7 @@ class PipelineEngine:
         self._watchdog = Watchdog(stall, self._die)
         self._on_death, self._make_room = on_death, make_room
         self._deadline = deadline
+        self._seen: dict[Hashable, LanePlan] = {}  # by form of job: how the last picture was rendered
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -192,16 +194,17 @@ class PipelineEngine:
     def numerics_of(self, parameters: JobParameters) -> dict[str, Any]:
         """Return the record that a job's picture gets if it is rendered now; from any thread.
 
-        Of calls that have not been met yet it is assumed that they run at R lanes, as most do.
+        As the last picture of its size was; before the first, as most are: at R lanes, no layer in parts.
 
         Raises:
             BadInputError: as `submit` does.
         """
         request = prepare_request(self.model, parameters, lanes=self._passes.widest)
-        return self._numerics(request, self.lanes if self.shared else request.lanes)
+        plan = self._seen.get(_form(request))
+        return self._numerics(request, plan or LanePlan(lanes=self.lanes if self.shared else request.lanes))
 
-    def _numerics(self, request: PipelineRequest, lanes: int) -> dict[str, Any]:
-        return lora_numerics({**self.numerics, "lanes": lanes}, self.model, request.loras)
+    def _numerics(self, request: PipelineRequest, plan: LanePlan) -> dict[str, Any]:
+        return lora_numerics({**self.numerics, **plan.record}, self.model, request.loras)
 
     def release_waiting(self) -> int:
         """Drain: give back every request that has not begun (Released) and take no new ones.
@@ -404,11 +407,13 @@ class PipelineEngine:
                     raise
                 self._passes.mend()  # it may have left off while the VAE was in another dtype
                 request.begin_again()
+        plan = LanePlan(lanes=request.width, parts=tuple(sorted(request.parts)))
+        self._seen[_form(request)] = plan
         return RenderResult(
             pixels=checked_pixels(images, request),
             warnings=[request.shrunk] if request.shrunk else [],
             seconds=request.seconds(),
-            numerics=self._numerics(request, request.width),
+            numerics=self._numerics(request, plan),
         )
 
     def _post(self, request: PipelineRequest, inputs: dict[str, Any]) -> Any:
@@ -438,3 +443,8 @@ class PipelineEngine:
         self._baton.end(Released(sentence))
         if self._on_death is not None:
             self._on_death(error)
+
+
+def _form(request: PipelineRequest) -> Hashable:
+    """Return what jobs have in common whose calls are of the same sizes, usually."""
+    return request.size, (request.parameters.guidance_scale or 0) > 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from worker.coalescing.axes import (
 from worker.coalescing.call import Modes, run
 from worker.coalescing.joining import place, run_joined
 from worker.coalescing.learning import learn
-from worker.coalescing.leaves import UnknownValueError
+from worker.coalescing.leaves import UnknownValueError, equal, leaves
 from worker.engine.faults import is_device_fault, is_out_of_memory
 
 # Relative difference of a joined result from the one alone: rounding, and nothing else.
@@ -60,19 +59,6 @@ class Sharing:
     reason: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """What forward passes of one width showed.
-
-    Attributes:
-        exact: whether a call's result was bitwise the same in any company, at any place.
-        lanes_per_second: of the fastest pass.
-    """
-
-    exact: bool
-    lanes_per_second: float
-
-
 def learn_sharing(denoiser: Any, pairs: Sequence[tuple[Recording, Recording]]) -> Sharing:
     """Learn the axes of all calls that were recorded, and prove them.
 
@@ -83,7 +69,7 @@ def learn_sharing(denoiser: Any, pairs: Sequence[tuple[Recording, Recording]]) -
     reason = "the pipeline did not call its denoiser"
     proven: dict[Axis, tuple[Axes, Recording]] = {}
     for one, two in pairs:
-        if not _equal(run(denoiser, one.inputs, one.modes), one.outputs):
+        if not equal(run(denoiser, one.inputs, one.modes), one.outputs):
             return Sharing(reason="its denoiser answers the same call differently")
         try:
             axes = learn((one.inputs, one.outputs), (two.inputs, two.outputs))
@@ -103,31 +89,6 @@ def learn_sharing(denoiser: Any, pairs: Sequence[tuple[Recording, Recording]]) -
         axes=tuple(axes for axes, _ in proven.values()),
         samples=tuple(sample for _, sample in proven.values()),
     )
-
-
-def try_width(denoiser: Any, sample: Recording, axes: Axes, width: int) -> Trial:
-    """Run forward passes of one width that show whether a call's result depends on its company.
-
-    The call at every other place, first and then second, among calls of other content, then among idle lanes.
-
-    Raises:
-        torch.OutOfMemoryError: when that many lanes do not fit.
-        NotAlikeError: when the result cannot be divided.
-    """
-    lanes = axes.lanes(sample.inputs)
-    places = max(1, width // lanes)
-    other = varied(sample.inputs, axes)
-    rows = [[sample.inputs if i % 2 == first else other for i in range(places)] for first in (0, 1)]
-    rows = [row for row in rows if any(inputs is sample.inputs for inputs in row)] + [[sample.inputs]]
-    results, seconds = [], []
-    for row in rows:
-        began = perf_counter()
-        outputs = run_joined(denoiser, row, axes, sample.modes, width=width)
-        results += [result for result, inputs in zip(outputs, row, strict=True) if inputs is sample.inputs]
-        _wait_for(results[-1])
-        seconds.append(perf_counter() - began)
-    exact = all(_equal(results[0], result) for result in results)
-    return Trial(exact=exact, lanes_per_second=width / min(seconds))
 
 
 def varied(inputs: dict[str, Any], axes: Axes) -> dict[str, Any]:
@@ -182,28 +143,14 @@ def _holds(denoiser: Any, axes: Axes, one: Recording) -> bool:
     alone = [run(denoiser, inputs, one.modes) for inputs in calls]
     for order in ((0, 1), (1, 0, 1)):
         joined = run_joined(denoiser, [calls[i] for i in order], axes, one.modes, width=0)
-        if not all(_near(result, alone[i]) for result, i in zip(joined, order, strict=True)):
+        if not all(near(result, alone[i]) for result, i in zip(joined, order, strict=True)):
             return False
     return True
 
 
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for element in value.values() for leaf in _leaves(element)]
-    if isinstance(value, list | tuple):
-        return [leaf for element in value for leaf in _leaves(element)]
-    return [value]
-
-
-def _equal(ours: Any, theirs: Any) -> bool:
-    """Tell whether two results are bitwise the same."""
-    pairs = list(zip(_leaves(ours), _leaves(theirs), strict=True))
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
-
-
-def _near(ours: Any, right: Any) -> bool:
+def near(ours: Any, right: Any) -> bool:
     """Tell whether two results differ by rounding only."""
-    for a, b in zip(_leaves(ours), _leaves(right), strict=True):
+    for a, b in zip(leaves(ours), leaves(right), strict=True):
         if not isinstance(a, torch.Tensor):
             if a != b:
                 return False
@@ -212,11 +159,3 @@ def _near(ours: Any, right: Any) -> bool:
         if a.shape != b.shape or not bool((a - b).float().norm() <= limit * b.float().norm()):
             return False
     return True
-
-
-def _wait_for(value: Any) -> None:
-    """Wait until the device has finished a result."""
-    tensors = (leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor))
-    last = next(tensors, None)
-    if last is not None and last.is_cuda:
-        torch.cuda.synchronize(last.device)

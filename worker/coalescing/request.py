@@ -35,6 +35,7 @@ class PipelineRequest:
         loras: what is turned on in the model for it.
         lanes: of its last call of the denoiser; before the first one, what such calls took at the start.
         width: R of its widest forward pass, whoever else was in it.
+        parts: layers that were called for some lanes at a time, see `worker.engine.lane_parts`.
         pictures: what it begins with, in its size.
         keys: of its calls so far.
         steps: how many have ended, of how many.
@@ -54,6 +55,7 @@ class PipelineRequest:
     future: Future[RenderResult] = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
     width: int = 0
+    parts: set[tuple[str, int]] = field(default_factory=set)
     keys: set[Hashable] = field(default_factory=set)
     steps: tuple[int, int] = (0, 1)
     calls: int = 0
@@ -101,7 +103,7 @@ class PipelineRequest:
 
     def begin_again(self) -> None:
         """Go back to the first step."""
-        self.keys, self.calls, self.width = set(), 0, 0
+        self.keys, self.parts, self.calls, self.width = set(), set(), 0, 0
         self.steps, self.first_call = (0, 1), None
 
     def seconds(self) -> dict[str, float]:

@@ -9,22 +9,18 @@ every layer of it has put out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
 
 import torch
 
 from worker.engine.admission import Group, Parts
+from worker.engine.digests import draws_for, lane_digests, listening
 from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
-from worker.engine.lane_layers import over_lanes
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, random_lanes
 from worker.models.load import LoadedModel
 
 NARROWER = (2, 4, 8, 12, 16, 24, 32, 48)  # lanes that may do for R
-DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in more numbers
-_AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
@@ -38,7 +34,7 @@ def same_at_every_place(model: LoadedModel, trial: Trial, *, group: Group, beat:
         beat: called ahead of every forward pass.
     """
     full = trial.lanes
-    for seed in range(_draws(model)):
+    for seed in range(draws_for(model.dtype)):
         lanes = random_lanes(model, full, group, seed=1000 + seed)
         places = 1 if seed % 2 == 0 else max(1, full // 2 - 1)
         here, there = (
@@ -86,7 +82,7 @@ def _agreeing(
     widths = [width for width in widths if width < full]
     if not widths:
         return
-    drawn = [random_lanes(model, full, group, seed=seed) for seed in range(_draws(model))]
+    drawn = [random_lanes(model, full, group, seed=seed) for seed in range(draws_for(model.dtype))]
     right = [_digests(model, lanes, full, rows=full, parts=parts, beat=beat) for lanes in drawn]
     for width in widths:
         if perf_counter() > began + TRIAL_SECONDS:
@@ -97,10 +93,6 @@ def _agreeing(
             for part, own in _passes(lanes, width)
         ):
             yield width
-
-
-def _draws(model: LoadedModel) -> int:
-    return 2 if model.dtype == torch.float32 else DRAWS
 
 
 def _passes(lanes: list[Lanes], width: int) -> Iterator[tuple[list[Lanes], slice]]:
@@ -116,45 +108,7 @@ def _digests(
 ) -> torch.Tensor:
     """Return what each layer put out for each lane, in a number each: (layers, lanes) int64."""
     beat()
-    with _listening(model.unet, width, silent=model.launch != "eager") as found:
+    with listening(model.unet, width, silent=model.launch != "eager") as found:
         noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, rows=rows, parts=parts)
-    own = [digest[: len(lanes)] for digest in found]
-    return torch.stack([*own, _digest(noise_pred, len(lanes))])
-
-
-@contextmanager
-def _listening(unet: Any, lanes: int, *, silent: bool) -> Iterator[list[torch.Tensor]]:
-    """Collect the digests of what a UNet's layers put out meanwhile, in the order in which they run."""
-    found: list[torch.Tensor] = []
-
-    def hear(_layer: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        if over_lanes(output, lanes):
-            found.append(_digest(output, lanes))
-
-    layers = [] if silent else [layer for layer in unet.modules() if not any(layer.children())]
-    hooks = [layer.register_forward_hook(hear) for layer in layers]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _digest(output: torch.Tensor, lanes: int) -> torch.Tensor:
-    """Return a number for each lane in which every bit of its rows counts, (lanes,) int64.
-
-    Integers add up to the same in any order. Each is weighted by a hash of its place, so that two that were
-    rounded up and down do not make up for each other.
-    """
-    numbers = output.reshape(lanes, -1)
-    if numbers.is_floating_point():
-        numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
-    weights = _hashes(numbers.shape[1], output.device)
-    return torch.stack([(lane * weights).sum() for lane in numbers])  # one by one, which takes little memory
-
-
-def _hashes(count: int, device: torch.device) -> torch.Tensor:
-    """Return odd numbers that look random, (count,) int64, by shifts and factors of known mixers."""
-    numbers = torch.arange(1, count + 1, device=device) * -0x61C8864680B583EB
-    numbers = (numbers ^ (numbers >> 33)) * -0x00AE502812AA7333
-    return (numbers ^ (numbers >> 33)) | 1
+    own = [heard[: len(lanes)] for heard in found]
+    return torch.stack([*own, lane_digests(noise_pred, len(lanes))])

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
-from tests.pipelines import load_tiny, tiny
+from tests.pipelines import fresh_tiny, load_tiny, loaded, tiny
 from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.coalescing.trying import Trials
 from worker.engine.errors import Cancelled, DeadlineError, Released, RenderError
 from worker.engine.request import RenderResult
 from worker.engine.ticket import Ticket
@@ -106,6 +107,85 @@ def test_a_job_has_the_same_bytes_alone_and_in_company(engine: PipelineEngine) -
     assert np.array_equal(first.pixels, second.pixels)
     assert first.numerics == second.numerics
     assert (first.numerics["lanes"], first.numerics["way"]) == (8, "coalescing")
+
+
+class Uneven(torch.nn.Module):
+    """A layer whose kernel goes by places: from the fifth lane on it rounds in another way."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen: set[int] = set()
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        """Do what the inner one does, nearly."""
+        self.seen.add(len(sample))
+        scale = torch.ones(len(sample))
+        scale[4:] += 1e-6
+        return self.inner(sample) * scale[:, None, None, None]
+
+
+@pytest.fixture
+def uneven() -> LoadedPipeline:
+    """A model with such a layer."""
+    pipeline = fresh_tiny("stable_diffusion")
+    pipeline.unet.conv_out = Uneven(pipeline.unet.conv_out)
+    return loaded("stable_diffusion", pipeline)
+
+
+def test_layers_that_go_by_places_are_called_for_fewer_lanes(uneven: LoadedPipeline) -> None:
+    """So the others still share their passes, in exact mode too, and the record says it."""
+    engine = PipelineEngine(uneven, lanes=8)
+    with capture_logs() as logs:
+        assert engine.numerics_of(job(1)).get("parts") is None
+        (first,) = finish(engine, engine.submit(job(1)))
+        before = engine.steps, engine.lanes_run
+        company = [job(1), job(2), job(3), job(4, guidance=1.0)]
+        second, *_ = finish(engine, *map(engine.submit, company))
+    assert [log["event"] for log in logs if log["action"] == "plan_shape"] == ["layers run in parts"]
+    assert np.array_equal(first.pixels, second.pixels)
+    assert is_right(first, 1)
+    assert (engine.lanes_run - before[1]) / (engine.steps - before[0]) > 4
+    assert first.numerics == second.numerics == engine.numerics_of(job(1))
+    assert first.numerics["parts"]
+
+
+@pytest.mark.parametrize(("repeats", "lanes"), [(True, 16), (False, 4)])
+def test_lanes_are_chosen_with_layers_in_parts(
+    repeats: bool,  # noqa: FBT001 - a parameter of pytest's
+    lanes: int,
+    uneven: LoadedPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fastest number is not given up for one layer, unless nothing can be done about it."""
+    unet, seeds = uneven.denoiser, torch.Generator().manual_seed(0)
+    original = unet.forward
+
+    @functools.wraps(original)
+    def random(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        noise = torch.rand((), generator=seeds) if len(sample) > 4 else 0.0
+        return original(sample * (1 + 1e-6 * noise), *args, **kwargs)
+
+    if not repeats:
+        monkeypatch.setattr(unet, "forward", random)
+    monkeypatch.setattr(Trials, "lanes_per_second", lambda trials, **_: float(trials._width))
+    assert PipelineEngine(uneven).lanes == lanes
+
+
+def test_what_no_parts_can_mend_runs_alone(uneven: LoadedPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that answers the same differently each time: the log says so, and the picture is there."""
+    noise = torch.Generator().manual_seed(0)
+    engine = PipelineEngine(uneven, lanes=8)
+    monkeypatch.setattr(
+        uneven.denoiser.conv_out,
+        "forward",
+        lambda sample: uneven.denoiser.conv_out.inner(sample) * (1 + 1e-6 * torch.rand((), generator=noise)),
+    )
+    with capture_logs() as logs:
+        results = finish(engine, engine.submit(job(1)), engine.submit(job(2)))
+    assert "size is rendered one job at a time" in [log["event"] for log in logs]
+    assert all(is_right(result, seed) for result, seed in zip(results, (1, 2), strict=True))
+    assert engine.lanes_run == 2 * engine.steps
 
 
 def test_sizes_take_turns(engine: PipelineEngine) -> None:

@@ -20,6 +20,7 @@ from worker.engine.engine import Engine
 from worker.engine.forward import Lanes, predict_noise
 from worker.engine.lane_layers import lane_layers
 from worker.engine.lane_parts import exact_trial
+from worker.engine.layer_search import LayerSearch
 from worker.engine.trial import native_group, random_lanes, try_lanes
 from worker.engine.tuning import Wishes, tune
 from worker.models.load import LoadedModel
@@ -223,7 +224,7 @@ def test_a_layer_that_is_called_twice_does_not_blame_what_it_is_in(made: Any) ->
     model = made(Twice())
     trial = exact_trial(model, 8)
     assert (trial.exact, trial.parts) == (True, (("layers.0.act", 1),))
-    search = lane_parts._Search(model.unet, 8, {})
+    search = LayerSearch(model.unet, 8, {})
     drawn = Lanes.stack(random_lanes(model, 8, native_group(model)))
     with lane_layers(model.unet, 8), search.on(1, inside_only=False), torch.no_grad():
         predict_noise(model, drawn, width=8)
@@ -235,7 +236,7 @@ def test_parts_that_another_worker_found_are_taken_over(made: Any, monkeypatch: 
     model = made(Conv(beyond(4)))
     known = exact_trial(model, 8).parts
     with monkeypatch.context() as patch:
-        patch.setattr(lane_parts, "_look", None)
+        patch.setattr(lane_parts, "search_parts", None)
         assert exact_trial(model, 8, known=known).exact
     assert exact_trial(made(Conv(beyond(2))), 8, known=known).parts == (("layers.0", 2),)
 

@@ -1,0 +1,217 @@
+"""Forward passes of one width on trial: does a call's result depend on its place or its company?
+
+As `worker.engine.lane_parts` asks it of Stable Diffusion's lanes: in every layer, with random content, which
+is drawn from the call's form alone. So all workers of a kind come to the same answer, whichever job they meet
+first, and call the same layers in parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from time import perf_counter
+from typing import Any
+
+import structlog
+import torch
+
+from worker.coalescing.axes import Axes, Axis, Batch, Branch, Listed, NotAlikeError, Scalar
+from worker.coalescing.joining import run_joined
+from worker.coalescing.leaves import UnknownValueError, equal, leaves
+from worker.coalescing.proof import Recording, near
+from worker.engine.admission import Parts
+from worker.engine.digests import draws_for, listening
+from worker.engine.faults import is_device_fault, is_out_of_memory
+from worker.engine.lane_layers import lane_layers
+from worker.engine.layer_search import search_parts
+
+log = structlog.get_logger()
+
+_STEPS = 1000.0  # timesteps are fractions of one or, at most, this
+
+
+class Trials:
+    """Forward passes of calls of one form.
+
+    Attributes:
+        unit: lanes that the smallest call of this form can have; places are multiples of it.
+    """
+
+    def __init__(self, denoiser: Any, sample: Recording, axes: Axes, width: int) -> None:
+        """Prepare.
+
+        Args:
+            denoiser: the module.
+            sample: a call of this form.
+            axes: what was learned of such calls.
+            width: lanes of a forward pass, R.
+        """
+        self._denoiser, self._axes, self._modes, self._width = denoiser, axes, sample.modes, width
+        self._pieces = smallest_calls(sample.inputs, axes)
+        self.unit = axes.lanes(sample.inputs) // len(self._pieces)
+
+    def lanes_per_second(self, *, parts: Parts = ()) -> float:
+        """Measure the faster of two passes.
+
+        Raises:
+            torch.OutOfMemoryError: when that many lanes do not fit.
+            NotAlikeError: when the result cannot be divided.
+        """
+        calls, seconds = self._drawn(0), []
+        for _ in range(2):
+            began = perf_counter()
+            _wait_for(self.run(calls, parts))
+            seconds.append(perf_counter() - began)
+        return self._width / min(seconds)
+
+    def exact_parts(self) -> Parts | None:
+        """Find the layers to be called in parts, so that places and company change no bit.
+
+        Returns:
+            None when that does not help; () where nothing has to be done.
+
+        Raises:
+            torch.OutOfMemoryError, NotAlikeError: as above.
+        """
+        if self._width < 2 * self.unit or self._is_exact(()):  # alone there is one place, and no company
+            return ()
+        try:
+            found = search_parts(
+                self._denoiser,
+                self._width,
+                run=lambda seed: self.run(self._drawn(seed)),
+                try_out=lambda parts: parts if self._is_exact(parts) and self._is_near(parts) else None,
+            )
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if is_device_fault(error) or is_out_of_memory(error):
+                raise
+            found = None  # a layer that cannot be called like that says so in its own way
+        if found is not None:
+            log.info("layers run in parts", action="plan_shape", lanes=self._width, layers=len(found))
+        return found
+
+    def run(self, calls: Sequence[dict[str, Any]], parts: Parts = ()) -> list[Any]:
+        """Run calls in one pass, and return each one's result."""
+        return run_in_parts(self._denoiser, calls, self._axes, self._modes, width=self._width, parts=parts)
+
+    def _is_exact(self, parts: Parts) -> bool:
+        """Compare random lanes at two places each, and one of them among idle lanes, in every layer."""
+        draws = max(1, draws_for(_dtype_of(self._denoiser)) - 1)
+        for seed in range(draws):
+            calls = self._drawn(1000 + seed)
+            places = 1 if seed % 2 == 0 else max(1, len(calls) // 2 - 1)
+            results, here = self._heard(calls, parts)
+            moved, there = self._heard(calls[-places:] + calls[:-places], parts)
+            if not (
+                all(map(equal, results, moved[places:] + moved[:places]))
+                and _same(here, there, places=places * self.unit)
+            ):
+                return False
+        alone, silent = self._heard(calls[:1], parts)
+        return equal(alone[0], results[0]) and _same(here[:, : self.unit], silent[:, : self.unit], places=0)
+
+    def _is_near(self, parts: Parts) -> bool:
+        """Tell whether parts leave results as they were, but for rounding: what was divided were lanes."""
+        calls = self._drawn(0)
+        return all(map(near, self.run(calls, parts), self.run(calls)))
+
+    def _heard(self, calls: list[dict[str, Any]], parts: Parts) -> tuple[list[Any], torch.Tensor]:
+        """Return the calls' results, and what each layer put out for their lanes: (layers, lanes) int64."""
+        with listening(self._denoiser, self._width, silent=False) as heard:
+            results = self.run(calls, parts)
+        lanes = len(calls) * self.unit
+        heard.append(torch.zeros_like(heard[0]) if heard else torch.zeros(self._width, dtype=torch.int64))
+        return results, torch.stack([digests[:lanes] for digests in heard])
+
+    def _drawn(self, seed: int) -> list[dict[str, Any]]:
+        """Draw the smallest calls of this form, so many that they fill a pass."""
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            _random(self._axes.inputs, self._pieces[i % len(self._pieces)], generator)
+            for i in range(self._width // self.unit)
+        ]
+
+
+def run_in_parts(
+    denoiser: Any,
+    calls: Sequence[dict[str, Any]],
+    axes: Axes,
+    modes: Any,
+    *,
+    width: int,
+    parts: Parts,
+) -> list[Any]:
+    """Call `run_joined` with some layers called for fewer lanes at a time."""
+    with lane_layers(denoiser, width, parts=parts) if parts else nullcontext():
+        return run_joined(denoiser, calls, axes, modes, width=width)
+
+
+def smallest_calls(inputs: dict[str, Any], axes: Axes) -> list[dict[str, Any]]:
+    """Divide a call into as many of its own form as possible: lanes of guidance and of the prompt, usually.
+
+    What has prompts of two lengths in a list cannot be divided: neither alone would be padded as both are.
+    """
+    lanes = axes.lanes(inputs)
+    whole = axes.inputs.form(inputs, lanes)
+    for unit in range(1, lanes):
+        if lanes % unit:
+            continue
+        try:
+            pieces: list[dict[str, Any]] = axes.inputs.split(inputs, [unit] * (lanes // unit))
+            if all(axes.lanes(piece) == unit and axes.inputs.form(piece, unit) == whole for piece in pieces):
+                return pieces
+        except (NotAlikeError, UnknownValueError):
+            continue
+    return [inputs]
+
+
+def _random(axis: Axis, value: Any, generator: torch.Generator) -> Any:
+    """Return a call of the same form, and of content that depends on nothing else."""
+    if isinstance(axis, Branch):
+        parts = dict(zip(axis.names, axis.parts, strict=True))
+        drawn = {name: _random(part, value[name], generator) for name, part in parts.items()}
+        return drawn if isinstance(value, dict) else type(value)(drawn.values())
+    if isinstance(axis, Listed):
+        return axis.kind(_noise(element, generator) for element in value)
+    if isinstance(axis, Batch):
+        return _noise(value, generator)
+    if isinstance(axis, Scalar) and axis.mixed:
+        return _times(value.shape, generator, like=value).to(torch.float32)
+    return value
+
+
+def _noise(value: Any, generator: torch.Generator) -> Any:
+    """Draw a float tensor anew; vectors are timesteps. Masks and whole numbers mean something, and stay."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    if value.ndim <= 1:
+        return _times(value.shape, generator, like=value).to(value.dtype)
+    return torch.randn(value.shape, generator=generator).to(value)
+
+
+def _times(shape: Any, generator: torch.Generator, *, like: torch.Tensor) -> torch.Tensor:
+    most = _STEPS if bool((like.abs() > 1).any()) else 1.0
+    return (most * torch.rand(shape, generator=generator)).to(like.device)
+
+
+def _same(here: torch.Tensor, there: torch.Tensor, *, places: int) -> bool:
+    """Compare layers' digests, (layers, lanes), of which one's lanes are some places on.
+
+    A layer whose rows are no lanes, although there are as many, puts out the same at the same place.
+    """
+    if here.shape != there.shape:
+        return False
+    moved = (here.roll(places, dims=1) == there).all(dim=1)
+    stayed = (here == there).all(dim=1)
+    return bool((moved | stayed).all())
+
+
+def _dtype_of(denoiser: Any) -> torch.dtype:
+    return next((p.dtype for p in denoiser.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _wait_for(value: Any) -> None:
+    """Wait until the device has finished a result."""
+    last = next((leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)), None)
+    if last is not None and last.is_cuda:
+        torch.cuda.synchronize(last.device)

@@ -1,0 +1,61 @@
+"""What every layer of a denoiser puts out, as a number per lane: a result in few bits hides much.
+
+In half precision two kernels that add up in another order round to the same number most of the time, so it is
+not enough to compare what comes out at the end, and of few lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from worker.engine.lane_layers import over_lanes
+
+DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in more numbers
+_AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def draws_for(dtype: torch.dtype) -> int:
+    """Say how many draws of random lanes are compared."""
+    return 2 if dtype == torch.float32 else DRAWS
+
+
+@contextmanager
+def listening(denoiser: Any, lanes: int, *, silent: bool) -> Iterator[list[torch.Tensor]]:
+    """Collect the digests of what a denoiser's layers put out meanwhile, in the order in which they run."""
+    found: list[torch.Tensor] = []
+
+    def hear(_layer: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        if over_lanes(output, lanes):
+            found.append(lane_digests(output, lanes))
+
+    layers = [] if silent else [layer for layer in denoiser.modules() if not any(layer.children())]
+    hooks = [layer.register_forward_hook(hear) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def lane_digests(output: torch.Tensor, lanes: int) -> torch.Tensor:
+    """Return a number for each lane in which every bit of its rows counts, (lanes,) int64.
+
+    Integers add up to the same in any order. Each is weighted by a hash of its place, so that two that were
+    rounded up and down do not make up for each other.
+    """
+    numbers = output.reshape(lanes, -1)
+    if numbers.is_floating_point():
+        numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
+    weights = _hashes(numbers.shape[1], output.device)
+    return torch.stack([(lane * weights).sum() for lane in numbers])  # one by one, which takes little memory
+
+
+def _hashes(count: int, device: torch.device) -> torch.Tensor:
+    """Return odd numbers that look random, (count,) int64, by shifts and factors of known mixers."""
+    numbers = torch.arange(1, count + 1, device=device) * -0x61C8864680B583EB
+    numbers = (numbers ^ (numbers >> 33)) * -0x00AE502812AA7333
+    return (numbers ^ (numbers >> 33)) | 1
