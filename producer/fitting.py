@@ -13,6 +13,7 @@ from producer.loras import unknown_loras
 from producer.problems import Problems
 from producer.prompts import MAX_COMBINATIONS, PromptList, clash_key, sample_of
 from storage.errors import BadInputError
+from storage.pipeline_limits import PipelineLimits
 
 
 def fitting(
@@ -22,6 +23,7 @@ def fitting(
     *,
     model: str,
     loras: Collection[str] = (),
+    limits: PipelineLimits | None = None,
     skip_bad: bool,
 ) -> PromptList:
     """Return the prompts that go with what the model recommends; with `skip_bad` the others are left out.
@@ -32,6 +34,7 @@ def fitting(
         defaults: what the model recommends.
         model: its name.
         loras: names of those that are known for it.
+        limits: what its pipeline can do, where that is known.
         skip_bad: see above.
 
     Raises:
@@ -41,7 +44,9 @@ def fitting(
     @lru_cache(MAX_COMBINATIONS)
     def reason_of(key: str) -> str | None:
         sample = sample_of(key)
-        return unknown_loras(sample, options, loras) or clash(sample, options, defaults, model=model)
+        return unknown_loras(sample, options, loras) or clash(
+            sample, options, defaults, model=model, limits=limits
+        )
 
     if all(reason_of(key) is None for key in prompts.all_combinations()):
         return prompts

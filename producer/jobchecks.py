@@ -11,12 +11,13 @@ from producer.jobs import MAX_IMAGES, JobOptions, in_combination, parameters_of,
 from producer.lines import Line
 from producer.sweeps import names_of
 from storage.errors import BadInputError
-from storage.inputs import OF_INPUTS, check_inputs_together
+from storage.inputs import OF_INPUTS, check_inputs_together, inputs_of
 from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, check_job, check_prompt, check_seed
+from storage.pipeline_limits import PipelineLimits
 from storage.prompt_syntax import PLAIN
 
-# What a model's recommendations can clash with.
+# What a model's recommendations and limits can clash with; of negative prompts whether there is one.
 CLASHING = ("sampler", "schedule", "num_inference_steps", "options")
 
 
@@ -57,10 +58,30 @@ def _check_apart(seeds: Iterable[int], images: int) -> None:
             )
 
 
-def clash(line: Line, options: JobOptions, defaults: Mapping[str, Any], *, model: str) -> str | None:
-    """Say why what a line and the flags ask for does not go with the model's `defaults`; None if it does."""
+def clash(
+    line: Line,
+    options: JobOptions,
+    defaults: Mapping[str, Any],
+    *,
+    model: str,
+    limits: PipelineLimits | None = None,
+) -> str | None:
+    """Say why what a line and the flags ask for does not go with a model; None if it does.
+
+    Args:
+        line: or what stands for several.
+        options: the flags.
+        defaults: what the model recommends.
+        model: its name.
+        limits: of its pipeline, for jobs that begin with no picture: other pipelines render those.
+    """
     for setting in options.sweep:
         own = with_setting(parameters_of(line, options), setting)
+        if limits is not None and not inputs_of(own.options):
+            try:
+                limits.check(fill_defaults(own, defaults))
+            except BadInputError as error:
+                return f"Model {model}: {error}"
         try:
             # Sizes go with everything, and each was checked where it came from.
             check_job(dataclasses.replace(fill_defaults(own, defaults), width=own.width, height=own.height))

@@ -15,6 +15,7 @@ from storage.lora_files import lora_files
 from storage.loras import published_loras
 from storage.model_defaults import read_defaults, read_native_size
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, is_single_file, parse_model
+from storage.pipeline_limits import LIMITS, PipelineLimits
 from storage.records import Worker, WorkerState
 from storage.served import ServedModel, served_by, served_model
 
@@ -35,6 +36,7 @@ class KnownModel:
         live_workers: how many serve it now.
         takes: which of `storage.inputs.INPUTS` the newest worker can begin with; None where none has said it.
         published: the newest worker's defaults: recommended settings, width and height; empty before any.
+        limits: what its pipeline can do, as the newest worker says; None where none does, or it has none.
         loras: those that its workers have, or that are configured, each with what tells its file from others.
     """
 
@@ -45,6 +47,7 @@ class KnownModel:
     published: dict[str, Any]
     loras: Mapping[str, str] = field(default_factory=dict)
     takes: tuple[str, ...] | None = None
+    limits: PipelineLimits | None = None
 
     @property
     def origin(self) -> str:
@@ -79,10 +82,13 @@ class KnownModel:
 
 
 def _published(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell apart what a worker's row recommends, and what it says its model can begin with."""
+    """Tell apart what a worker's row recommends, and what it says its model can do."""
     takes = defaults.get(TAKES)
-    recommended = {name: value for name, value in defaults.items() if name != TAKES}
-    return {"published": recommended, "takes": None if takes is None else tuple(takes)}
+    return {
+        "published": {name: value for name, value in defaults.items() if name not in (TAKES, LIMITS)},
+        "takes": None if takes is None else tuple(takes),
+        "limits": PipelineLimits.read(defaults.get(LIMITS)),
+    }
 
 
 def is_alive(worker: Worker, *, lease: float) -> bool:

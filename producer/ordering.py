@@ -99,6 +99,7 @@ def order_of(asked: Asked, model: KnownModel, *, again: bool = False) -> Order:
             defaults,
             model=model.name,
             loras=model.loras,
+            limits=model.limits,
             skip_bad=asked.skip_bad,
         ),
         options=asked.options,

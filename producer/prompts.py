@@ -132,6 +132,8 @@ def clash_key(line: Line) -> str:
     if not line.settings:
         return ""
     clashing = {name: line.settings[name] for name in CLASHING if name in line.settings}
+    if "negative_prompt" in line.settings:
+        clashing["negative_prompt"] = "any" if line.settings["negative_prompt"] else ""
     return json.dumps(clashing) if clashing else ""
 
 

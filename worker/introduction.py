@@ -15,13 +15,16 @@ from storage.inputs import TAKES
 from storage.loras import OPTION
 from storage.model_families import way_of
 from storage.models import parse_model
+from storage.pipeline_limits import LIMITS
 from storage.records import Worker, WorkerState
 from storage.served import ServedModel
 from storage.version import promptmill_version
+from worker.coalescing.arguments import limits_of
 from worker.coalescing.engines import Engines
 from worker.models.device import device_facts, dtype_name
 from worker.models.loras import LoadedLora
 from worker.models.memory import weights_bytes
+from worker.models.pipeline import LoadedPipeline
 from worker.orders import ChildOrder
 
 log = structlog.get_logger()
@@ -85,10 +88,13 @@ def loaded_worker(
 
 
 def _published(engine: Engines) -> dict[str, Any]:
-    """Return what submits have to know of a model: recommendations, what it takes, its LoRAs."""
+    """Return what submits have to know of a model: recommendations, what it takes, its limits and LoRAs."""
     model = engine.model
     loras = {OPTION: _revisions(model.loras)} if model.loras else {}
-    return {**model.defaults, TAKES: engine.takes, **loras}
+    limits = {}
+    if isinstance(model, LoadedPipeline):
+        limits[LIMITS] = dataclasses.asdict(limits_of(model.pipeline))
+    return {**model.defaults, TAKES: engine.takes, **limits, **loras}
 
 
 def _revisions(loras: Mapping[str, LoadedLora]) -> dict[str, str]:

@@ -101,4 +101,5 @@ def open_engine(
         alone=alone,
         make_room=make_room,
         on_death=on_death,
+        stall=settings.stall,
     )

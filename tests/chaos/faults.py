@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -217,13 +218,10 @@ def _disk_full(run: Run) -> Done:
 
 
 def _fill(filler: Path) -> None:
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 65536)
-                file.flush()
-        except OSError:
-            return
+    # Unbuffered: what was not written would be tried again, and raise, when the file is closed.
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 65536)
 
 
 def _s3(mode: str, least: float, most: float) -> Callable[[Run], Done]:

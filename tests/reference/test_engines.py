@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,3 +138,60 @@ def test_a_controlnet_fits_the_only_model_or_is_left_out() -> None:
     with pytest.raises(BadInputError, match="--controlnet"):
         Engines(main, **rest)
     assert "control_image" not in Engines(main, alone=False, **rest).takes
+
+
+def test_a_controlnet_of_another_architecture_is_refused_at_the_start(model: LoadedModel) -> None:
+    """One for Stable Diffusion 2 beside 1.5, say: its jobs would all fail."""
+    own = model.unet.config
+
+    def net(**config: Any) -> ControlNet:
+        return ControlNet(name="net", revision="f" * 64, network=SimpleNamespace(config=config))
+
+    main: Any = SimpleNamespace(model=model, lanes=2, lanes_per_job=2, numerics={})
+    rest: Any = {"make": lambda *_: None, "turns": DeviceTurns()}
+    with pytest.raises(BadInputError, match=r"for another model than .*cross_attention_dim 1024, and not"):
+        Engines(main, controlnet=net(cross_attention_dim=1024), **rest)
+    with pytest.raises(BadInputError, match="block_out_channels"):
+        Engines(main, controlnet=net(block_out_channels=[*own.block_out_channels, 8]), **rest)
+    fits = net(block_out_channels=list(own.block_out_channels), cross_attention_dim=own.cross_attention_dim)
+    assert "control_image" in Engines(main, controlnet=fits, **rest).takes
+    assert "control_image" in Engines(main, controlnet=net(joint_attention_dim=None), **rest).takes
+    Engines(main, controlnet=net(cross_attention_dim=1024), alone=False, **rest)
+
+
+def test_a_device_that_hangs_while_an_engine_is_made_is_noticed(model: LoadedModel) -> None:
+    """No engine's own watchdog looks there yet."""
+    heard, (job, *_) = queue.Queue[BaseException](), jobs_of(Kind.IMG2IMG, ("euler",))
+
+    def hang(_pipeline: Any, _kind: Kind) -> PipelineEngine:
+        error = heard.get(timeout=60)
+        heard.put(error)
+        raise error
+
+    turns = DeviceTurns()
+    engines = Engines(
+        Engine(model, lanes=2, turns=turns), make=hang, turns=turns, on_death=heard.put, stall=0.2
+    )
+    with pytest.raises(EngineDeadError, match=r"has not answered for 0\.2 s"):
+        engines.submit(job, pictures=pictures_of(job))
+
+
+def test_the_record_of_a_job_with_pictures_names_their_decoders(model: LoadedModel) -> None:
+    """A JPEG decoder may round otherwise than the last one did."""
+    makes = {
+        kind: PipelineEngine(image_pipeline(model, Kind.IMG2IMG, None), lanes=2, kind=kind)
+        for kind in (Kind.TEXT, Kind.IMG2IMG)
+    }
+    decoders = makes[Kind.IMG2IMG].numerics["versions"].keys() - makes[Kind.TEXT].numerics["versions"].keys()
+    assert decoders == {"libjpeg", "webp"}
+
+
+def test_an_engine_is_made_with_all_loras_off(attach: Callable[[Any], Any]) -> None:
+    """Whatever the last job had on: what is learned and measured is the model's own."""
+    model = attach(fresh())
+    main = Engine(model, lanes=2)
+    main.lora_switch((("a", 1.0),))
+    layers = [layer for layer in model.unet.modules() if hasattr(layer, "disable_adapters")]
+    assert not all(layer.disable_adapters for layer in layers)
+    PipelineEngine(image_pipeline(model, Kind.IMG2IMG, None), lanes=2, kind=Kind.IMG2IMG)
+    assert all(layer.disable_adapters for layer in layers)

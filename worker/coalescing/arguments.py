@@ -10,16 +10,15 @@ import diffusers
 import torch
 
 from storage.errors import BadInputError
-from storage.inputs import INIT_IMAGE, OF_INPUTS
-from storage.loras import OPTION as LORAS
-from storage.parameters import FILE_OPTIONS, JobParameters
-from storage.prompt_syntax import PLAIN
+from storage.inputs import INIT_IMAGE
+from storage.parameters import JobParameters
+from storage.pipeline_limits import PipelineLimits
 from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS
 from worker.coalescing.pictures import Pictures, picture_arguments
 from worker.models.pipeline import guidance_argument
 
 _SIZE = ("width", "height")
-_ELSEWHERE = FILE_OPTIONS | OF_INPUTS | {LORAS}  # options that are no arguments by their name
+_ARGUMENTS = ("eta", "guidance_rescale")  # options that pipelines take by their name
 OnStep = Callable[[int, int], None]  # told the number of the step that has ended, and of all
 
 
@@ -28,6 +27,21 @@ def takes_negative(parameters: Mapping[str, inspect.Parameter]) -> bool:
     if "negative_prompt" not in parameters:
         return False
     return "true_cfg_scale" not in parameters or guidance_argument(parameters) == "true_cfg_scale"
+
+
+def limits_of(pipeline: Any) -> PipelineLimits:
+    """Return what a pipeline can do of what jobs may ask."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    scheduler = pipeline.scheduler
+    # The flow-matching schedulers list classes that read their config and compute something else.
+    compatible = [] if _is_flow(scheduler) else list(getattr(scheduler, "compatibles", []))
+    return PipelineLimits(
+        pipeline=type(pipeline).__name__,
+        scheduler=type(scheduler).__name__,
+        samplers=(OWN_SAMPLER, *_names_of(compatible)),
+        negative=takes_negative(parameters),
+        options=tuple(option for option in _ARGUMENTS if option in parameters),
+    )
 
 
 def call_arguments(
@@ -44,6 +58,7 @@ def call_arguments(
     Raises:
         BadInputError: when the pipeline cannot do what the job asks for.
     """
+    limits_of(pipeline).check_settings(job)
     parameters = inspect.signature(pipeline.__call__).parameters
     name = type(pipeline).__name__
     arguments: dict[str, Any] = {
@@ -64,8 +79,8 @@ def call_arguments(
     guidance = guidance_argument(parameters)
     if guidance is not None:
         arguments[guidance] = job.guidance_scale
-    arguments |= _negative(name, job, parameters, guidance)
-    arguments |= _options(name, job, parameters)
+    arguments |= _negative(job, parameters, guidance)
+    arguments |= PipelineLimits.asked(job)
     if "callback_on_step_end" in parameters:
         arguments["callback_on_step_end"] = _callback(on_step)
     return arguments
@@ -77,23 +92,12 @@ def own_scheduler(pipeline: Any, job: JobParameters) -> Any:
     Raises:
         BadInputError: when the model cannot be rendered with the job's sampler or schedule.
     """
+    limits_of(pipeline).check_sampler(job)
     scheduler = pipeline.scheduler
     if job.sampler == OWN_SAMPLER:
-        if job.schedule not in (None, "default"):
-            raise BadInputError(
-                f"Sampler {OWN_SAMPLER} has no {job.schedule} schedule; leave the schedule out."
-            )
         return type(scheduler).from_config(scheduler.config)
     sampler = SAMPLERS[job.sampler or ""]
     wanted = getattr(diffusers, sampler.scheduler_class)
-    compatible = list(getattr(scheduler, "compatibles", []))
-    # The flow-matching schedulers list classes that read their config and compute something else.
-    if wanted not in compatible or _is_flow(scheduler):
-        possible = [] if _is_flow(scheduler) else _names_of(compatible)
-        raise BadInputError(
-            f"{type(pipeline).__name__} with its {type(scheduler).__name__} cannot be rendered with sampler "
-            f"{job.sampler}; take {', '.join([OWN_SAMPLER, *possible])}."
-        )
     overrides = dict(sampler.overrides)
     if job.schedule not in (None, "default"):
         overrides |= {option: name == job.schedule for name, option in SCHEDULE_OPTIONS.items()}
@@ -103,24 +107,13 @@ def own_scheduler(pipeline: Any, job: JobParameters) -> Any:
 
 
 def _negative(
-    name: str, job: JobParameters, parameters: Mapping[str, inspect.Parameter], guidance: str | None
+    job: JobParameters, parameters: Mapping[str, inspect.Parameter], guidance: str | None
 ) -> dict[str, Any]:
-    if not job.negative_prompt:
-        # Without any Qwen-Image would not guide at all; a blank one is what its authors write.
-        guided = guidance == "true_cfg_scale" and (job.guidance_scale or 0) > 1
-        return {"negative_prompt": " "} if guided else {}
-    if not takes_negative(parameters):
-        raise BadInputError(f"{name} takes no negative prompt; leave it out.")
-    return {"negative_prompt": job.negative_prompt}
-
-
-def _options(name: str, job: JobParameters, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    rendered = {option: value for option, value in job.options.items() if option not in _ELSEWHERE}
-    options = {option: value for option, value in rendered.items() if value not in (PLAIN, 0, 0.0)}
-    for option in options:
-        if option not in ("eta", "guidance_rescale") or option not in parameters:
-            raise BadInputError(f"{name} takes no {option.replace('_', ' ')}; leave it out.")
-    return options
+    if job.negative_prompt:
+        return {"negative_prompt": job.negative_prompt} if takes_negative(parameters) else {}
+    # Without any Qwen-Image would not guide at all; a blank one is what its authors write.
+    guided = guidance == "true_cfg_scale" and (job.guidance_scale or 0) > 1
+    return {"negative_prompt": " "} if guided else {}
 
 
 def _callback(on_step: OnStep) -> Callable[..., dict[str, Any]]:

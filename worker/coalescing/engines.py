@@ -7,7 +7,8 @@ take turns on its device.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from storage.errors import BadInputError
 from storage.inputs import INPUTS, shown_input
 from storage.parameters import JobParameters
-from worker.coalescing.image_pipelines import image_pipeline, possible_kinds
+from worker.coalescing.image_pipelines import image_pipeline, other_architecture, possible_kinds
 from worker.coalescing.pictures import Kind, Pictures, kind_of
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.device_turns import DeviceTurns
@@ -23,6 +24,7 @@ from worker.engine.engine import Engine
 from worker.engine.errors import EngineDeadError, Released
 from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
 from worker.engine.ticket import Ticket
+from worker.engine.watchdog import Watchdog
 from worker.models.controlnet import ControlNet
 from worker.models.load import LoadedModel
 from worker.models.pipeline import LoadedPipeline
@@ -49,6 +51,7 @@ class Engines:
         alone: bool = True,
         make_room: Callable[[], bool] = has_no_room,
         on_death: Callable[[BaseException], None] | None = None,
+        stall: float = 1800.0,
     ) -> None:
         """Begin with the main engine.
 
@@ -60,6 +63,7 @@ class Engines:
             alone: whether this is the worker's only model, which its ControlNet has to fit.
             make_room: see `Engine`.
             on_death: likewise.
+            stall: likewise, while another engine is made.
 
         Raises:
             BadInputError: for a ControlNet that this model's pipeline cannot be steered by.
@@ -68,13 +72,10 @@ class Engines:
         self.model: LoadedModel | LoadedPipeline = main.model
         self.lanes, self.lanes_per_job, self.numerics = main.lanes, main.lanes_per_job, main.numerics
         self._make, self._turns, self._controlnet = make, turns, controlnet
-        self._make_room, self._on_death = make_room, on_death
+        self._make_room, self._on_death, self._stall = make_room, on_death, stall
         self._kinds = possible_kinds(self.model, controlnet)
-        if controlnet and alone and not any("control_image" in kind.needs for kind in self._kinds):
-            raise BadInputError(
-                f"--controlnet cannot be used with a {self.model.family}, for which diffusers has no such "
-                f"pipeline; leave it out."
-            )
+        if controlnet and alone:
+            _check_controlnet(self.model, controlnet, self._kinds)
         self._making = threading.Lock()
         self._others: dict[Kind, PipelineEngine] = {}
         self._closed = False
@@ -145,7 +146,7 @@ class Engines:
         log.info("preparing for jobs with pictures", action="prepare", kind=kind.name.lower())
         while True:
             try:
-                with self._turns:
+                with self._turns, self._watching():
                     engine = self._make(self._pipeline(kind), kind)
                 break
             except Exception as error:
@@ -161,6 +162,17 @@ class Engines:
         engine.start()
         return engine
 
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Watch the device, on which a pipeline is tried out that no engine's own watchdog knows yet."""
+        watchdog = Watchdog(self._stall, self._tell_of_death)
+        watchdog.start()
+        try:
+            with watchdog.watching():
+                yield
+        finally:
+            watchdog.stop()
+
     def _pipeline(self, kind: Kind) -> LoadedPipeline:
         try:
             return image_pipeline(self.model, kind, self._controlnet)
@@ -170,9 +182,12 @@ class Engines:
 
     def _die(self, error: Exception) -> NoReturn:
         """After a device fault nothing that is on the device can be trusted."""
+        self._tell_of_death(error)
+        raise EngineDeadError(str(error)) from error
+
+    def _tell_of_death(self, error: BaseException) -> None:
         if self._on_death is not None:
             self._on_death(error)
-        raise EngineDeadError(str(error)) from error
 
     def _refusal(self, kind: Kind) -> str:
         if "control_image" in kind.needs and self._controlnet is None:
@@ -186,3 +201,20 @@ class Engines:
     @staticmethod
     def _words(kind: Kind) -> str:
         return " and ".join(shown_input(name) for name in kind.needs)
+
+
+def _check_controlnet(
+    model: LoadedModel | LoadedPipeline, controlnet: ControlNet, kinds: Collection[Kind]
+) -> None:
+    """Refuse a ControlNet at the start that would fail every job."""
+    if not any("control_image" in kind.needs for kind in kinds):
+        raise BadInputError(
+            f"--controlnet cannot be used with a {model.family}, for which diffusers has no such pipeline; "
+            f"leave it out."
+        )
+    other = other_architecture(model, controlnet)
+    if other:
+        raise BadInputError(
+            f"ControlNet {controlnet.name} was made for another model than {model.name} ({other}); take one "
+            f"that was made for a {model.family}, or leave --controlnet out."
+        )

@@ -23,6 +23,8 @@ _NEVER: dict[str, Any] = {
     "requires_safety_checker": False,
     "add_watermarker": False,
 }
+# What a ControlNet has in common with the denoiser whose copy it begins as, where both say it.
+_SHARED_SIZES = ("block_out_channels", "cross_attention_dim", "joint_attention_dim")
 
 
 def class_name(model: LoadedModel | LoadedPipeline, kind: Kind) -> str | None:
@@ -89,6 +91,20 @@ def image_pipeline(
         facts=facts,
         loras=model.loras,
     )
+
+
+def other_architecture(model: LoadedModel | LoadedPipeline, controlnet: ControlNet) -> str:
+    """Say where a ControlNet is built otherwise than the denoiser that it would steer; "" where it is not."""
+    denoiser = model.denoiser if isinstance(model, LoadedPipeline) else plain_unet(model.unet)
+    for name in _SHARED_SIZES:
+        own, its = (_listed(part.config.get(name)) for part in (denoiser, controlnet.network))
+        if None not in (own, its) and own != its:
+            return f"it has {name} {its}, and not {own}"
+    return ""
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_controlled(kind: Kind) -> bool:

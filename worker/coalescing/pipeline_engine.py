@@ -33,7 +33,7 @@ from worker.engine.admission import LanePlan
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled, DeadlineError, EngineError, Released
 from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
-from worker.engine.numerics import numerics_record
+from worker.engine.numerics import decoder_versions, numerics_record
 from worker.engine.request import RenderResult
 from worker.engine.roster import Roster
 from worker.engine.ticket import Ticket
@@ -106,6 +106,11 @@ class PipelineEngine:
         self.model, self.mode = model, mode
         # In a thread that starts now: one of a pool has the number of threads that another model chose.
         facts = in_passing_thread(lambda: numerics_record(model, mode=mode))
+        if kind is not Kind.TEXT:
+            facts["versions"] |= decoder_versions()
+        LoraSwitch([model.denoiser, *text_encoders_of(model)], model.loras)(
+            ()
+        )  # what is learned is the model's
         self.shared = mode != "reference"
         sharing = Sharing(reason="it was asked for")
         if self.shared:

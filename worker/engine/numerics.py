@@ -87,3 +87,9 @@ def _versions(model: LoadedModel | LoadedPipeline) -> dict[str, str]:
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
     libraries = ("diffusers", "transformers", "scipy", "torchsde", "numpy")
     return versions | {name: importlib.metadata.version(name) for name in libraries}
+
+
+def decoder_versions() -> dict[str, str]:
+    """Name the libraries that decode what a job begins with: those of lossy formats may round otherwise."""
+    names = {"libjpeg": "libjpeg_turbo", "webp": "webp"}
+    return {name: features.version(feature) or "none" for name, feature in names.items()}

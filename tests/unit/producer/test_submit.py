@@ -448,6 +448,50 @@ def test_a_line_that_does_not_go_with_the_recommendations_is_listed_or_left_out(
     assert invoke("submit", "fox.txt", "--seed", "1").stdout == done.stdout  # the very same jobs
 
 
+FLUX = {
+    "pipeline": "FluxPipeline", "scheduler": "FlowMatchEulerDiscreteScheduler", "samplers": ["default"],
+    "negative": False, "options": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sampler", "euler"], "FluxPipeline with its FlowMatchEulerDiscreteScheduler cannot be rendered"),
+        (["--schedule", "karras"], "Sampler default has no karras schedule"),
+        (["--negative", "grey"], "FluxPipeline takes no negative prompt; leave it out."),
+        (["--guidance-interval", "0.2:0.8"], "FluxPipeline takes no guidance interval; leave it out."),
+        (["--sweep", "sampler=default,euler"], "cannot be rendered with sampler euler; take default."),
+        (["--prompt-syntax", "weighted"], "FluxPipeline takes no prompt syntax; leave it out."),
+    ],
+)
+def test_what_a_pipeline_cannot_do_is_refused_at_submit(
+    invoke: Invoke, farmhand: Any, flags: list[str], said: str
+) -> None:
+    """Its worker has said what it can, so nobody has to wait for a failed job to hear of it."""
+    farmhand("flux", sampler="default", schedule="default", limits=FLUX).start()
+    done = invoke("submit", "-p", "an otter", "--model", "flux", *flags)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "Model flux: " in done.stderr
+    assert said in done.stderr
+    assert invoke("list").stdout == ""
+
+
+def test_what_a_pipeline_can_do_is_submitted(invoke: Invoke, farmhand: Any, store: JobStore) -> None:
+    """Lines that ask for more are left out; what another version says of itself is no limit."""
+    farmhand("flux", sampler="default", schedule="default", limits=FLUX).start()
+    rows = ["an otter,,", "a fox,grey,", "a bee,,ddim", "a hen,,default"]
+    Path("list.csv").write_text("\n".join(["prompt,negative,sampler", *rows]))
+    flags = ["--skip-bad", "--quality", "80", "--image-format", "jpeg"]
+    done = invoke("submit", "list.csv", "--model", "flux", *flags)
+    assert done.exit_code == 0, done.stderr
+    assert [job.parameters.prompt for job in store.jobs(done.stdout.strip())] == ["an otter", "a hen"]
+    assert "list.csv:3: Model flux: FluxPipeline takes no negative prompt" in done.stderr
+    assert "list.csv:4: Model flux: FluxPipeline with its" in done.stderr
+    farmhand("new", sampler="default", schedule="default", limits={"otherwise": 1}).start()
+    assert invoke("submit", "-p", "an otter", "--model", "new", "--negative", "grey").exit_code == 0
+
+
 def test_what_does_not_go_is_found_among_more_combinations_than_are_remembered(
     invoke: Invoke, store: JobStore, recommend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from storage.infotext import read_infotext
 from storage.inputs import digest, input_key
 from storage.jobstore import JobStore
 from storage.parameters import JobParameters
+from storage.pipeline_limits import PipelineLimits
 from storage.records import Job, JobStatus
 from storage.worker_options import WorkerOptions
 from tests.pipelines import tiny
@@ -102,6 +103,11 @@ def test_the_row_says_what_the_worker_serves(process: WorkerProcess) -> None:
     assert row.family == "StableDiffusionXLPipeline"
     assert (row.lanes, row.concurrency) == (4, 6)
     assert (row.defaults["sampler"], row.defaults["num_inference_steps"]) == ("default", 50)
+    limits = PipelineLimits.read(row.defaults["limits"])
+    assert limits is not None
+    assert (limits.pipeline, limits.negative) == ("StableDiffusionXLPipeline", True)
+    assert {"default", "lms"} <= set(limits.samplers)
+    assert set(limits.options) == {"eta", "guidance_rescale"}
 
 
 def test_one_worker_renders_from_prompts_and_from_pictures(process: WorkerProcess) -> None:
