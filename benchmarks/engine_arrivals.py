@@ -128,7 +128,8 @@ def rows(
     capacity = BATCH * len(STEPS) / sum(service[BATCH, steps] for steps in STEPS)
     engine = Engine(model)
     engine.start()
-    continuous(engine, arrivals(3, 100.0, size))  # warms up
+    # Warms up, with every step count: a worker has read a sampler's tables before, once for each of them.
+    continuous(engine, [Arrival(at=0.0, job=make_job(0, steps, size)) for steps in STEPS])
     for load in loads:
         arriving = arrivals(count, load * capacity, size)
         ours = continuous(engine, arriving)
