@@ -2,9 +2,13 @@
 
 The rival collects requests of one step count (a diffusers call has one) until a batch is full or the oldest
 has waited for a window, then renders them in one call; of five windows the best one counts, for each load.
-What a call takes is measured here, in the same run, for every batch size and step count; its queue is then
-computed, without any overhead, from the same arrivals that the engine gets in real time. Loads are shares of
-the rival's capacity: full batches of every step count in turn.
+What a call takes is measured here, in the same run, before and after the engine's: the median for every batch
+size and step count. Its queue is then computed, without any overhead, from the same arrivals that the engine
+gets in real time. Loads are shares of the rival's capacity: full batches of every step count in turn.
+
+The limit is what an engine without any overhead would reach on this device: the same queue of lanes, computed
+with bare forward passes of every width and bare decodes. Where lanes cost as much as they bring, sharing a
+step helps nobody to be done sooner.
 """
 
 from __future__ import annotations
@@ -12,19 +16,26 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from engines import call, demo_model, device_arguments, pipeline_of, second_model
+import torch
+from engines import call, demo_model, device_arguments, pipeline_of, second_model, settle
 from report import seconds, show
 
 from storage.parameters import JobParameters
+from worker.engine.agreement import NARROWER
 from worker.engine.engine import Engine
+from worker.engine.forward import Lanes, predict_noise
+from worker.engine.trial import native_group, random_lanes
 from worker.models.load import LoadedModel
+from worker.stages.decode import decode
 
 BATCH = 4
 STEPS = (10, 20, 30)
@@ -46,14 +57,53 @@ class Arrival:
         return self.job.num_inference_steps or 0
 
 
-def measure(pipeline: Any, size: int, rounds: int) -> Service:
-    """Time diffusers' calls: the best of some rounds for each batch size and step count."""
-    taken: Service = {}
-    for _ in range(rounds + 1):  # the first round warms up, and counts only if nothing was faster
-        for batch, steps in itertools.product(range(1, BATCH + 1), STEPS):
-            time_ = seconds(partial(call, pipeline, [make_job(seed, steps, size) for seed in range(batch)]))
-            taken[batch, steps] = min(time_, taken.get((batch, steps), time_))
-    return taken
+class Clock:
+    """Times of calls and forward passes, more of them each time."""
+
+    def __init__(self, model: LoadedModel, size: int, widths: tuple[int, ...]) -> None:
+        self._model, self._size = model, size
+        self._pipeline = pipeline_of(model)
+        self._lanes = {width: random_lanes(model, width, native_group(model)) for width in widths}
+        self._times: dict[Any, list[float]] = defaultdict(list)
+
+    def measure(self, rounds: int) -> None:
+        """Time everything, in turns; the first time warms up."""
+        for number in range(rounds + (not self._times)):
+            for batch, steps in itertools.product(range(1, BATCH + 1), STEPS):
+                jobs = [make_job(seed, steps, self._size) for seed in range(batch)]
+                self._note((batch, steps), partial(call, self._pipeline, jobs), keep=number)
+            for width, lanes in self._lanes.items():
+                self._note(width, partial(self._forward, lanes), keep=number)
+            latents = self._lanes[min(self._lanes)][0].sample
+            self._note("decode", partial(decode, self._model.vae, latents), keep=number)
+
+    @property
+    def service(self) -> Service:
+        """Seconds of a call, by batch size and step count."""
+        return {key: times for key, times in self._medians().items() if isinstance(key, tuple)}
+
+    @property
+    def passes(self) -> dict[int, float]:
+        """Seconds of a forward pass, by its lanes."""
+        return {key: times for key, times in self._medians().items() if isinstance(key, int)}
+
+    @property
+    def decode(self) -> float:
+        """Seconds of a picture's decoding."""
+        return self._medians()["decode"]
+
+    def _medians(self) -> dict[Any, float]:
+        return {key: statistics.median(times) for key, times in self._times.items()}
+
+    def _note(self, key: Any, action: Callable[[], object], *, keep: int) -> None:
+        taken = seconds(action)
+        if keep or self._times[key]:
+            self._times[key].append(taken)
+
+    @torch.no_grad()
+    def _forward(self, lanes: list[Lanes]) -> None:
+        predict_noise(self._model, Lanes.stack(lanes), width=len(lanes))
+        settle(self._model)
 
 
 def make_job(seed: int, steps: int, size: int) -> JobParameters:
@@ -82,8 +132,8 @@ def arrivals(count: int, rate: float, size: int) -> list[Arrival]:
 
 def static_batching(arriving: list[Arrival], service: Service, window: float) -> list[float]:
     """Compute the latencies of a server that renders batches of equal step counts, one batch at a time."""
-    now, latencies = 0.0, []
-    coming, waiting = list(arriving), []
+    now, latencies = 0.0, list[float]()
+    coming, waiting = list(arriving), list[Arrival]()
     while coming or waiting:
         while coming and coming[0].at <= now:
             waiting.append(coming.pop(0))
@@ -101,22 +151,53 @@ def static_batching(arriving: list[Arrival], service: Service, window: float) ->
 
 
 def continuous(engine: Engine, arriving: list[Arrival]) -> list[float]:
-    """Submit to a running engine as the jobs arrive, and measure their latencies."""
+    """Submit to an engine as the jobs arrive, step it meanwhile, and measure their latencies.
+
+    It is stepped in this thread, which renders with diffusers, too: one of its own would have an OpenMP team
+    beside the one that is here already, which a worker never has (`worker.models.threads`).
+    """
     began, latencies = time.perf_counter(), []
     futures: list[Future[Any]] = []
 
     def note(at: float) -> Callable[[Future[Any]], None]:
         return lambda _: latencies.append(time.perf_counter() - began - at)
 
-    for arrival in arriving:
-        time.sleep(max(0.0, began + arrival.at - time.perf_counter()))
-        future = engine.submit(arrival.job).future
-        future.add_done_callback(note(arrival.at))
-        futures.append(future)
+    def feed() -> None:
+        for arrival in arriving:
+            time.sleep(max(0.0, began + arrival.at - time.perf_counter()))
+            future = engine.submit(arrival.job).future
+            future.add_done_callback(note(arrival.at))
+            futures.append(future)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    while feeder.is_alive() or len(latencies) < len(arriving):
+        if not engine.step():
+            time.sleep(0.0005)
     for future in futures:
         future.result()
-    while len(latencies) < len(arriving):  # a future wakes its waiters before it calls back
-        time.sleep(0.001)
+    return latencies
+
+
+def without_overhead(arriving: list[Arrival], clock: Clock, lanes: int) -> list[float]:
+    """Compute the latencies of an engine that spends nothing but bare forward passes and decodes."""
+    passes, decoding = clock.passes, clock.decode
+    now, latencies, coming = 0.0, list[float](), list(arriving)
+    left: list[list[Any]] = []  # when it came, and how many steps it needs
+    while coming or left:
+        if not left:
+            now = max(now, coming[0].at)
+        while coming and coming[0].at <= now:
+            arrival = coming.pop(0)
+            left.append([arrival.at, arrival.steps])
+        chosen = left[: lanes // 2]
+        now += passes[min(width for width in passes if width >= 2 * len(chosen))]
+        for one in chosen:
+            one[1] -= 1
+            if one[1] == 0:
+                now += decoding
+                latencies.append(now - one[0])
+        left = [one for one in left if one[1]]
     return latencies
 
 
@@ -124,15 +205,18 @@ def rows(
     name: str, model: LoadedModel, size: int, *, count: int, rounds: int, loads: tuple[float, ...]
 ) -> Iterator[dict[str, Any]]:
     """Measure all loads with one model."""
-    service = measure(pipeline_of(model), size, rounds)
-    capacity = BATCH * len(STEPS) / sum(service[BATCH, steps] for steps in STEPS)
     engine = Engine(model)
-    engine.start()
     # Warms up, with every step count: a worker has read a sampler's tables before, once for each of them.
     continuous(engine, [Arrival(at=0.0, job=make_job(0, steps, size)) for steps in STEPS])
+    widths = tuple(width for width in NARROWER if width < engine.lanes)
+    clock = Clock(engine.model, size, (*widths, engine.lanes))
     for load in loads:
+        clock.measure(rounds)
+        capacity = BATCH * len(STEPS) / sum(clock.service[BATCH, steps] for steps in STEPS)
         arriving = arrivals(count, load * capacity, size)
         ours = continuous(engine, arriving)
+        clock.measure(rounds)
+        service = clock.service
         windows = [window * service[1, STEPS[0]] for window in WINDOWS]
         rivals = {window: static_batching(arriving, service, window) for window in windows}
         window, best = min(rivals.items(), key=lambda item: p95(item[1]))
@@ -147,6 +231,7 @@ def rows(
             "static p95 s": p95(best),
             "window s": window,
             "p95, ratio": p95(ours) / p95(best),
+            "its limit": p95(without_overhead(arriving, clock, engine.lanes)) / p95(best),
         }
     engine.close()
 
@@ -161,9 +246,9 @@ def main() -> None:
     options = device_arguments(__doc__ or "").parse_args()
     model = demo_model(device=options.device)
     if options.quick:
-        show(list(rows("demo, 64x64", model, 64, count=20, rounds=1, loads=(0.7,))), as_json=options.json)
+        show(list(rows("demo, 64x64", model, 64, count=40, rounds=1, loads=(0.7,))), as_json=options.json)
         return
-    table = list(rows("demo, 64x64", model, 64, count=100, rounds=3, loads=LOADS))
+    table = list(rows("demo, 64x64", model, 64, count=100, rounds=2, loads=LOADS))
     name, larger, side = second_model(model)
     table += rows(name, larger, side, count=40, rounds=1, loads=LOADS)
     show(table, as_json=options.json)
