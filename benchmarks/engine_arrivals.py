@@ -63,7 +63,10 @@ class Clock:
     def __init__(self, model: LoadedModel, size: int, widths: tuple[int, ...]) -> None:
         self._model, self._size = model, size
         self._pipeline = pipeline_of(model)
-        self._lanes = {width: random_lanes(model, width, native_group(model)) for width in widths}
+        native = native_group(model)
+        latents = size // model.vae_scale_factor
+        group = native._replace(shape=(native.shape[0], latents, latents))
+        self._lanes = {width: random_lanes(model, width, group) for width in widths}
         self._times: dict[Any, list[float]] = defaultdict(list)
 
     def measure(self, rounds: int) -> None:
