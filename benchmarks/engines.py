@@ -70,7 +70,8 @@ def _like(model: LoadedModel, unet: Any) -> Any:
 def second_model(model: LoadedModel) -> tuple[str, LoadedModel, int]:
     """Return a model of the same parts that keeps its device busy: name, model, size of pictures."""
     if model.device.type == "cpu":
-        return "17 M, random, 128x128", larger_model(model), 128
+        # R is chosen at the native size, which for a model of one's own is that of its pictures.
+        return "17 M, random, 128x128", replace(larger_model(model), native_size=(128, 128)), 128
     own = sd_sized(model)
     side, _ = own.native_size
     return f"860 M, random, {side}x{side}", own, side
