@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # isort: split
 import diffusers
 import pytest
+import torch
 
 from storage.models import ModelReference
 from storage.parameters import JobParameters
@@ -64,3 +65,12 @@ def render(model: LoadedModel) -> Render:
         return [ticket.future.result(timeout=0) for ticket in tickets]
 
     return run
+
+
+@pytest.fixture
+def odd_threads() -> Iterator[None]:
+    """Three threads: element-wise layers divide their numbers at places that no lane begins at."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from storage.parameters import JobParameters
 from tests.device import DEVICE
@@ -60,15 +58,6 @@ def test_mixed_jobs_share_passes_and_keep_their_pictures(name: str) -> None:
         difference = np.abs(picture.astype(int) - alone(name, job).astype(int)).max()
         assert difference <= 1, (name, job)
     assert engine.lanes_run / engine.steps > 1.2
-
-
-@pytest.fixture
-def odd_threads() -> Iterator[None]:
-    """Three threads: element-wise layers divide their numbers at places that no lane begins at."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("odd_threads")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -132,15 +130,6 @@ def test_bytes_do_not_depend_on_the_thread(model: LoadedModel, render: Any) -> N
     threaded = [pixel_sha256(ticket.future.result(timeout=120).pixels) for ticket in tickets]
     engine.close()
     assert threaded == [pixel_sha256(result.pixels) for result in render(jobs, lanes=LANES)]
-
-
-@pytest.fixture
-def odd_threads() -> Iterator[None]:
-    """Three threads: element-wise layers divide their numbers at places that no lane begins at."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("odd_threads")
