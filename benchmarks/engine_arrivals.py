@@ -6,9 +6,9 @@ What a call takes is measured here, in the same run, before and after the engine
 size and step count. Its queue is then computed, without any overhead, from the same arrivals that the engine
 gets in real time. Loads are shares of the rival's capacity: full batches of every step count in turn.
 
-The limit is what an engine without any overhead would reach on this device: the same queue of lanes, computed
-with bare forward passes of every width and bare decodes. Where lanes cost as much as they bring, sharing a
-step helps nobody to be done sooner.
+The limit is what an engine without any overhead would reach on this device in the same order, first come
+first served: the same queue of lanes, computed with bare forward passes of every width and bare decodes.
+Where lanes cost as much as they bring, sharing a step helps nobody to be done sooner.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -172,12 +171,12 @@ def continuous(engine: Engine, arriving: list[Arrival]) -> list[float]:
             future.add_done_callback(note(arrival.at))
             futures.append(future)
 
-    feeder = threading.Thread(target=feed)
-    feeder.start()
-    while feeder.is_alive() or len(latencies) < len(arriving):
-        if not engine.step():
-            time.sleep(0.0005)
-    for future in futures:
+    with ThreadPoolExecutor(1) as pool:
+        fed = pool.submit(feed)
+        while not fed.done() or len(latencies) < len(futures):
+            if not engine.step():
+                time.sleep(0.0005)
+    for future in (fed, *futures):
         future.result()
     return latencies
 

@@ -36,7 +36,8 @@ class KnownModel:
         live_workers: how many serve it now.
         takes: which of `storage.inputs.INPUTS` the newest worker can begin with; None where none has said it.
         published: the newest worker's defaults: recommended settings, width and height; empty before any.
-        limits: what its pipeline can do, as the newest worker says; None where none does, or it has none.
+        limits: what its pipeline can do, as the newest live worker says: jobs are refused for it, and what
+            another one said may be of other files; None where none does, or it has none.
         loras: those that its workers have, or that are configured, each with what tells its file from others.
     """
 
@@ -87,7 +88,6 @@ def _published(defaults: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "published": {name: value for name, value in defaults.items() if name not in (TAKES, LIMITS)},
         "takes": None if takes is None else tuple(takes),
-        "limits": PipelineLimits.read(defaults.get(LIMITS)),
     }
 
 
@@ -141,12 +141,23 @@ def known_models(
     for model in (model for worker in workers for model in served_by(worker)):
         by_model.setdefault(model.name, []).append(model)
     told = {name: [] if name in renamed else loaded for name, loaded in by_model.items()}
+    alive = [
+        model for worker in workers if is_alive(worker, lease=settings.lease) for model in served_by(worker)
+    ]
     return {
         name: KnownModel(
             name=name,
             reference=configured.get(name),
             revision=next((model.revision for model in told[name] if model.revision), None),
             live_workers=len(serving(workers, name, lease=settings.lease)),
+            limits=next(
+                (
+                    PipelineLimits.read(model.defaults.get(LIMITS))
+                    for model in alive
+                    if model.name == name and name not in renamed and model.defaults
+                ),
+                None,
+            ),
             **_published(next((model.defaults for model in told[name] if model.defaults), {})),
             loras={
                 lora: revision

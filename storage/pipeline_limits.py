@@ -5,8 +5,6 @@ The rebuilt loop of Stable Diffusion (`storage.model_families`) has no such limi
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +41,22 @@ class PipelineLimits:
     @classmethod
     def read(cls, said: Any) -> PipelineLimits | None:
         """Return what a worker has said; None where it has not, or says it as another version does."""
-        names = {item.name for item in dataclasses.fields(cls)}
-        if not isinstance(said, Mapping) or not names <= said.keys():
-            return None
-        lists = {name: tuple(said[name]) for name in ("samplers", "options") if isinstance(said[name], list)}
-        return cls(**{name: said[name] for name in names} | lists)
+        match said:
+            case {
+                "pipeline": str(pipeline),
+                "scheduler": str(scheduler),
+                "samplers": list(samplers) | tuple(samplers),
+                "negative": bool(negative),
+                "options": list(options) | tuple(options),
+            }:
+                return cls(
+                    pipeline=pipeline,
+                    scheduler=scheduler,
+                    samplers=tuple(map(str, samplers)),
+                    negative=negative,
+                    options=tuple(map(str, options)),
+                )
+        return None
 
     def check(self, job: JobParameters) -> None:
         """Check a job, as far as it is filled in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from worker.engine.device_turns import DeviceTurns
 from worker.engine.engine import Engine
 from worker.engine.errors import EngineDeadError
 from worker.engine.faults import is_device_fault
+from worker.engine.forward import Lanes, predict_noise
+from worker.engine.trial import native_group, random_lanes
 from worker.models.choice import load
 from worker.models.controlnet import ControlNet
 from worker.models.load import LoadedModel
@@ -156,7 +159,10 @@ def test_a_controlnet_of_another_architecture_is_refused_at_the_start(model: Loa
     fits = net(block_out_channels=list(own.block_out_channels), cross_attention_dim=own.cross_attention_dim)
     assert "control_image" in Engines(main, controlnet=fits, **rest).takes
     assert "control_image" in Engines(main, controlnet=net(joint_attention_dim=None), **rest).takes
-    Engines(main, controlnet=net(cross_attention_dim=1024), alone=False, **rest)
+    one_of_several = Engines(main, controlnet=net(cross_attention_dim=1024), alone=False, **rest)
+    assert "control_image" not in one_of_several.takes
+    with pytest.raises(BadInputError, match="ControlNet net was made for another model than"):
+        one_of_several.submit(replace(jobs_of(Kind.TEXT, ("euler",))[0], options={"control_image": "a" * 64}))
 
 
 def test_a_device_that_hangs_while_an_engine_is_made_is_noticed(model: LoadedModel) -> None:
@@ -174,6 +180,28 @@ def test_a_device_that_hangs_while_an_engine_is_made_is_noticed(model: LoadedMod
     )
     with pytest.raises(EngineDeadError, match=r"has not answered for 0\.2 s"):
         engines.submit(job, pictures=pictures_of(job))
+
+
+def test_a_making_that_takes_long_but_goes_on_is_left_alone(model: LoadedModel) -> None:
+    """Each forward pass is a sign of life: trying out a large model may take longer than one may."""
+    heard: list[BaseException] = []
+    (job, *_) = jobs_of(Kind.IMG2IMG, ("euler",))
+
+    def slow(pipeline: Any, kind: Kind) -> PipelineEngine:
+        engine = PipelineEngine(pipeline, lanes=2, kind=kind)
+        lanes = Lanes.stack(random_lanes(model, 2, native_group(model)))
+        until = time.monotonic() + 3
+        while time.monotonic() < until and not heard:
+            predict_noise(model, lanes, width=2)
+        return engine
+
+    engines = Engines(
+        Engine(model, lanes=2), make=slow, turns=DeviceTurns(), on_death=heard.append, stall=1.5
+    )
+    ticket = engines.submit(job, pictures=pictures_of(job))
+    engines.close()
+    assert ticket is not None
+    assert heard == []
 
 
 def test_the_record_of_a_job_with_pictures_names_their_decoders(model: LoadedModel) -> None:

@@ -76,6 +76,10 @@ class Engines:
         self._kinds = possible_kinds(self.model, controlnet)
         if controlnet and alone:
             _check_controlnet(self.model, controlnet, self._kinds)
+        elif controlnet and other_architecture(
+            self.model, controlnet
+        ):  # it is for another model of this worker
+            self._kinds = possible_kinds(self.model, None)
         self._making = threading.Lock()
         self._others: dict[Kind, PipelineEngine] = {}
         self._closed = False
@@ -146,8 +150,10 @@ class Engines:
         log.info("preparing for jobs with pictures", action="prepare", kind=kind.name.lower())
         while True:
             try:
-                with self._turns, self._watching():
-                    engine = self._make(self._pipeline(kind), kind)
+                with self._turns:
+                    pipeline = self._pipeline(kind)
+                    with self._watching(pipeline):
+                        engine = self._make(pipeline, kind)
                 break
             except Exception as error:
                 if is_device_fault(error):
@@ -163,15 +169,17 @@ class Engines:
         return engine
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _watching(self, pipeline: LoadedPipeline) -> Iterator[None]:
         """Watch the device, on which a pipeline is tried out that no engine's own watchdog knows yet."""
         watchdog = Watchdog(self._stall, self._tell_of_death)
+        beats = pipeline.denoiser.register_forward_pre_hook(lambda *_: watchdog.beat())
         watchdog.start()
         try:
             with watchdog.watching():
                 yield
         finally:
             watchdog.stop()
+            beats.remove()
 
     def _pipeline(self, kind: Kind) -> LoadedPipeline:
         try:
@@ -190,11 +198,17 @@ class Engines:
             self._on_death(error)
 
     def _refusal(self, kind: Kind) -> str:
-        if "control_image" in kind.needs and self._controlnet is None:
-            return (
-                "This worker has no ControlNet, so it cannot render a job with a control image; start one "
-                "with --controlnet NAME=REPO_OR_PATH."
-            )
+        if "control_image" in kind.needs:
+            if self._controlnet is None:
+                return (
+                    "This worker has no ControlNet, so it cannot render a job with a control image; start "
+                    "one with --controlnet NAME=REPO_OR_PATH."
+                )
+            if other_architecture(self.model, self._controlnet):
+                return (
+                    f"This worker's ControlNet {self._controlnet.name} was made for another model than "
+                    f"{self.model.name}; leave the control image out, or start another worker for it."
+                )
         words = self._words(kind)
         return f"A {self.model.family} takes no {words}, as diffusers has no pipeline for that; leave it out."
 

@@ -97,7 +97,7 @@ def other_architecture(model: LoadedModel | LoadedPipeline, controlnet: ControlN
     """Say where a ControlNet is built otherwise than the denoiser that it would steer; "" where it is not."""
     denoiser = model.denoiser if isinstance(model, LoadedPipeline) else plain_unet(model.unet)
     for name in _SHARED_SIZES:
-        own, its = (_listed(part.config.get(name)) for part in (denoiser, controlnet.network))
+        own, its = (_listed(getattr(part, "config", {}).get(name)) for part in (denoiser, controlnet.network))
         if None not in (own, its) and own != its:
             return f"it has {name} {its}, and not {own}"
     return ""

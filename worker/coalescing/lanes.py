@@ -13,10 +13,12 @@ import torch
 from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
+from worker.coalescing.drawing import masks_of
 from worker.coalescing.passes import widest_call
 from worker.coalescing.proof import Sharing
-from worker.coalescing.trying import Trials
-from worker.engine.faults import is_out_of_memory
+from worker.coalescing.trying import UNTRIABLE, Trials
+from worker.engine.admission import Parts
+from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import TRIAL_SECONDS
 from worker.engine.tuning import CANDIDATES, ENOUGH, Tunings
 from worker.models.device import dtype_name
@@ -73,22 +75,35 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
     for lanes in sorted({max(widest, candidate) for candidate in CANDIDATES}):
         if speeds and perf_counter() > began + TRIAL_SECONDS:
             break
-        speed = _speed(model, sharing, lanes, exact=False)
+        try:
+            speed = _speed(model, sharing, lanes, exact=False)
+        except torch.OutOfMemoryError:
+            break
         if speed is None:
             break
         speeds[lanes] = speed
     why = "" if speeds else "no room for calls side by side"
-    best = _fewest(speeds)
     looked_at: set[int] = set()
-    while exact and best and best not in looked_at:  # only what will be used is looked at this closely
+    while (
+        exact and speeds and _fewest(speeds) not in looked_at
+    ):  # only what will be used is looked at closely
+        best = _fewest(speeds)
         looked_at.add(best)
-        speed = _speed(model, sharing, best, exact=True)
+        if len(looked_at) > 1 and perf_counter() > began + TRIAL_SECONDS:
+            why, speeds = "looking for a number of lanes that is exact takes too long here", {}
+            break
+        try:
+            speed = _speed(model, sharing, best, exact=True)
+        except torch.OutOfMemoryError:
+            speeds = {lanes: known for lanes, known in speeds.items() if lanes < best}  # more need more
+            why = "no room to look at calls side by side"
+            continue
         if speed is None:
             del speeds[best]
             why = "no number of lanes is exact here"
         else:
             speeds[best] = speed
-        best = _fewest(speeds)
+    best = _fewest(speeds)
     if not speeds:
         log.warning("calls run one by one", action="tune", reason=why)
         best = max(FEWEST_LANES, widest)
@@ -111,17 +126,29 @@ def _fewest(speeds: Mapping[int, float]) -> int:
 
 
 def _speed(model: LoadedPipeline, sharing: Sharing, lanes: int, *, exact: bool) -> float | None:
-    """Measure lanes/s of the slowest kind of call; None where so many do not fit, or are not `exact`."""
+    """Measure lanes/s of the slowest kind of call; None where so many are not `exact`.
+
+    Raises:
+        torch.OutOfMemoryError: where so many do not fit.
+    """
     slowest = math.inf
     for axes, sample in zip(sharing.axes, sharing.samples, strict=True):
+        parts: Parts | None
         try:
-            trials = Trials(model.denoiser, sample, axes, lanes)
-            parts = trials.exact_parts() if exact else ()
+            trials, parts = Trials(model.denoiser, sample, axes, lanes), ()
+            if exact:
+                parts = trials.exact_parts()
+            if parts is None and masks_of(axes.inputs, sample.inputs, sample.inputs):
+                parts = Trials(model.denoiser, sample, axes, lanes, masks=False).exact_parts()
             if parts is None:
                 return None
             slowest = min(slowest, trials.lanes_per_second(parts=parts))
-        except Exception as error:
-            if not is_out_of_memory(error):
+        except UNTRIABLE as error:
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from None  # a CPU raises another
+            if is_device_fault(error):
                 raise
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("calls cannot be tried out", action="tune", lanes=lanes, reason=reason)
             return None
     return slowest

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import torch
 
 from worker.coalescing.axes import Axes, NotAlikeError
 from worker.coalescing.call import Call, run
+from worker.coalescing.drawing import masks_of
 from worker.coalescing.joining import place
 from worker.coalescing.proof import Recording, Sharing
 from worker.coalescing.trying import Trials, run_in_parts
 from worker.engine.admission import Parts
 from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
 from worker.engine.planning import fewer_lanes
+from worker.engine.trial import Beat, nothing
 from worker.models.loras import LoraSwitch
 from worker.models.pipeline import LoadedPipeline
 
@@ -24,6 +26,18 @@ log = structlog.get_logger()
 
 class RestartError(Exception):
     """A request has to begin again, because its lanes were changed."""
+
+
+class Tried(NamedTuple):
+    """What a trial of a key showed.
+
+    Attributes:
+        unit: lanes that its calls are multiples of.
+        parts: layers to be called for fewer lanes at a time; None where calls have to run alone.
+    """
+
+    unit: int = 1
+    parts: Parts | None = None
 
 
 class Passes:
@@ -44,17 +58,16 @@ class Passes:
         exact: bool,
         shared: bool,
         make_room: Callable[[], bool] = has_no_room,
+        beat: Beat = nothing,
     ) -> None:
         """Begin with R `lanes` for every key; `exact` pads to them, where that keeps a call's bytes."""
         self._model, self._sharing, self._make_room = model, sharing, make_room
-        self._lanes, self._exact, self._shared = lanes, exact, shared
+        self._lanes, self._exact, self._shared, self._beat = lanes, exact, shared, beat
         self.widest = widest_call(sharing)
         self.lora_switch = LoraSwitch([model.denoiser], model.loras)
         self.steps = self.lanes_run = 0
         self._widths: dict[Hashable, int] = {}
-        self._tried: dict[
-            Hashable, tuple[int, Parts | None]
-        ] = {}  # lanes of the smallest call, and the parts
+        self._tried: dict[Hashable, Tried] = {}
         self._refused: set[Hashable] = set()
         self._dtypes = {
             name: part.dtype
@@ -70,8 +83,9 @@ class Passes:
         if home is not None:
             call.axes, call.lanes = home.axes, home.lanes
             key: Hashable = (home.key, call.loras) if call.loras else home.key
-            if key not in self._refused and (not self._exact or self._is_exact(call, key)):
-                call.key = key
+            call.key = self._exact_key(call, home.axes, key) if self._exact else key
+            if call.key in self._refused:
+                call.key = None
         elif self._shared:
             log.info("a call of no known form runs alone", action="place", request=call.owner.arrival)
         if call.key is None:
@@ -146,46 +160,68 @@ class Passes:
         log.warning("calls of this form run alone from here on", action="refuse", reason=str(error))
         return outputs
 
-    def _is_exact(self, call: Call, key: Hashable) -> bool:
-        """Find out, once per key, how a call can have the same bytes in any company; tell whether it has."""
-        if key not in self._tried and call.axes is not None:
-            self._tried[key] = self._try_out(call, call.axes, key)
-        unit, parts = self._tried.get(key, (1, None))
-        return parts is not None and call.lanes % unit == 0
+    def _exact_key(self, call: Call, axes: Axes, key: Hashable) -> Hashable:
+        """Find out, once per key, in whose company a call has its bytes; None for nobody's."""
+        if key not in self._tried:
+            self._tried[key] = self._try_out(call, axes, key)
+        masks = masks_of(axes.inputs, call.inputs, self._learned(axes).inputs)
+        if self._tried[key].parts is None and masks:
+            finer: Hashable = (key, masks)
+            if finer not in self._tried:
+                self._widths[finer] = self.width(key)
+                self._tried[finer] = self._try_out(call, axes, finer, masks=False)
+            key = finer
+        tried = self._tried[key]
+        fits = call.lanes % tried.unit == 0 and call.lanes <= self.width(key)
+        return key if tried.parts is not None and fits else None
 
     def _parts(self, key: Hashable) -> Parts:
-        _, parts = self._tried.get(key, (1, None))
-        return parts or ()
+        return self._tried.get(key, Tried()).parts or ()
 
-    def _try_out(self, call: Call, axes: Axes, key: Hashable) -> tuple[int, Parts | None]:
-        """Try a key at R lanes, at fewer where memory is short; parts are None where only alone is exact."""
+    def _try_out(self, call: Call, axes: Axes, key: Hashable, *, masks: bool = True) -> Tried:
+        """Try a key at R lanes, or at fewer where memory is short; `masks` as in `Trials`."""
         self.lora_switch(call.loras)
-        sample = Recording(inputs=call.inputs, modes=call.modes, outputs=None)
         width = self.width(key)
-        while True:
-            failure: Exception | None = None
-            try:
-                trials = Trials(self._model.denoiser, sample, axes, width)
-                unit, parts = trials.unit, trials.exact_parts()
-            except Exception as error:
-                if is_device_fault(error):
-                    raise
-                failure = error.with_traceback(None)  # its frames hold what the failed pass took
-            if failure is None:
-                break
-            unit, parts = 1, None
-            fewer = max(call.lanes, fewer_lanes(width))
-            if not is_out_of_memory(failure):
-                break
+        tried, failure = self._attempt(call, axes, width, masks=masks)
+        while failure is not None and is_out_of_memory(failure):
             if not self._make_room():
+                fewer = max(call.lanes, fewer_lanes(width))
                 if fewer >= width:
                     break
                 width = fewer
             self._free_memory()
             self._widths[key] = width
-        if parts is None:
-            log.warning("size is rendered one job at a time", action="plan_shape", lanes=width)
-        return unit, parts
+            tried, failure = self._attempt(call, axes, width, masks=masks)
+        if tried.parts is None and masks and masks_of(axes.inputs, call.inputs, self._learned(axes).inputs):
+            log.info("prompts of other lengths show", action="plan_shape", lanes=width)
+        elif tried.parts is None:
+            why = "places or company show" if failure is None else f"{type(failure).__name__}: {failure}"
+            log.warning("size is rendered one job at a time", action="plan_shape", lanes=width, reason=why)
+        return tried
+
+    def _attempt(self, call: Call, axes: Axes, width: int, *, masks: bool) -> tuple[Tried, Exception | None]:
+        """Try calls like this one at so many lanes; return what failed, if something did."""
+        sample = Recording(inputs=call.inputs, modes=call.modes, outputs=None)
+        try:
+            trials = Trials(
+                self._model.denoiser,
+                sample,
+                axes,
+                width,
+                learned=self._learned(axes),
+                masks=masks,
+                beat=self._beat,
+            )
+            return Tried(trials.unit, trials.exact_parts()), None
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            return Tried(), error.with_traceback(None)  # its frames hold what the failed pass took
+
+    def _learned(self, axes: Axes) -> Recording:
+        """Return the call that these axes were learned from."""
+        pairs = zip(self._sharing.axes, self._sharing.samples, strict=True)
+        return next(sample for known, sample in pairs if known is axes)
 
     def _free_memory(self) -> None:
         if self._model.device.type == "cuda":

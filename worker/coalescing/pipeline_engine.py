@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -108,9 +109,8 @@ class PipelineEngine:
         facts = in_passing_thread(lambda: numerics_record(model, mode=mode))
         if kind is not Kind.TEXT:
             facts["versions"] |= decoder_versions()
-        LoraSwitch([model.denoiser, *text_encoders_of(model)], model.loras)(
-            ()
-        )  # what is learned is the model's
+        turn_on = LoraSwitch([model.denoiser, *text_encoders_of(model)], model.loras)
+        turn_on(())  # whatever another engine had on: what is learned is the model's own
         self.shared = mode != "reference"
         sharing = Sharing(reason="it was asked for")
         if self.shared:
@@ -122,6 +122,7 @@ class PipelineEngine:
         self.numerics = facts | {"way": "coalescing" if self.shared else "alone"}
         if sharing.reason and mode != "reference":
             log.warning("model is rendered one job at a time", action="share", reason=sharing.reason)
+        self._watchdog = Watchdog(stall, self._die)
         self._passes = Passes(
             model,
             sharing,
@@ -129,6 +130,7 @@ class PipelineEngine:
             exact=mode == "exact",
             shared=self.shared,
             make_room=make_room,
+            beat=self._watchdog.beat,
         )
         self._meter = StepMeter(model.name)
         self._turns = Turns()
@@ -136,7 +138,6 @@ class PipelineEngine:
         self._baton = Baton(self._device)
         self._text_switch = LoraSwitch(text_encoders_of(model), model.loras)
         self._roster: Roster[PipelineRequest] = Roster()
-        self._watchdog = Watchdog(stall, self._die)
         self._on_death, self._make_room = on_death, make_room
         self._deadline = deadline
         self._seen: dict[Hashable, LanePlan] = {}  # by form of job: how the last picture was rendered
@@ -272,7 +273,7 @@ class PipelineEngine:
             calls = [call for call in self._baton.calls() if self._is_wanted(call)]
             self._watchdog.beat()
             if calls:
-                with self._device:
+                with self._turn():
                     for call in calls:
                         self._passes.place(call)
                 self._advance(self._turns.choose(calls, width=self._passes.width))
@@ -280,6 +281,14 @@ class PipelineEngine:
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
             self._die(error)
             return False
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the device, which is no sign that it hangs, and have it for a `with`."""
+        self._watchdog.pause()
+        with self._device:
+            self._watchdog.beat()
+            yield
 
     def _drop_unwanted(self) -> None:
         """Take out who was cancelled before it began; the others hear of it at their next call."""
@@ -332,9 +341,8 @@ class PipelineEngine:
     def _advance(self, calls: list[Call]) -> None:
         """Run calls in one forward pass, and let their requests go on; one that fails fails one of them."""
         try:
-            with self._device:
+            with self._turn():
                 began = time.perf_counter()
-                self._watchdog.beat()
                 results, failure = self._passes.run(calls), None
         except Exception as error:
             if is_device_fault(error):

@@ -1,8 +1,8 @@
 """Forward passes of one width on trial: does a call's result depend on its place or its company?
 
-As `worker.engine.lane_parts` asks it of Stable Diffusion's lanes: in every layer, with random content, which
-is drawn from the call's form alone. So all workers of a kind come to the same answer, whichever job they meet
-first, and call the same layers in parts.
+As `worker.engine.lane_parts` asks it of Stable Diffusion's lanes: in every layer, with random content. That
+is drawn from the call's form, and from the call that was recorded when the model was loaded, never from the
+job that happens to come first: all workers of a kind have to find the same layers to be called in parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 import structlog
 import torch
 
-from worker.coalescing.axes import Axes, Axis, Batch, Branch, Listed, NotAlikeError, Scalar
+from worker.coalescing.axes import Axes, NotAlikeError
+from worker.coalescing.call import Modes
+from worker.coalescing.drawing import Draw, smallest_calls
 from worker.coalescing.joining import run_joined
 from worker.coalescing.leaves import UnknownValueError, equal, leaves
 from worker.coalescing.proof import Recording, near
@@ -24,10 +26,11 @@ from worker.engine.digests import draws_for, listening
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.lane_layers import lane_layers
 from worker.engine.layer_search import search_parts
+from worker.engine.trial import Beat, nothing
 
 log = structlog.get_logger()
-
-_STEPS = 1000.0  # timesteps are fractions of one or, at most, this
+# A denoiser that cannot be called like that says so in its own way.
+UNTRIABLE = (NotAlikeError, UnknownValueError, RuntimeError, TypeError, ValueError, LookupError, MemoryError)
 
 
 class Trials:
@@ -35,9 +38,21 @@ class Trials:
 
     Attributes:
         unit: lanes that the smallest call of this form can have; places are multiples of it.
+        masks: whether calls with other masks are among the company; else all have those of the sample. (Some
+            denoisers cut off what every mask hides, so that the longest prompt of a pass shows in all.)
     """
 
-    def __init__(self, denoiser: Any, sample: Recording, axes: Axes, width: int) -> None:
+    def __init__(
+        self,
+        denoiser: Any,
+        sample: Recording,
+        axes: Axes,
+        width: int,
+        *,
+        learned: Recording | None = None,
+        masks: bool = True,
+        beat: Beat = nothing,
+    ) -> None:
         """Prepare.
 
         Args:
@@ -45,8 +60,12 @@ class Trials:
             sample: a call of this form.
             axes: what was learned of such calls.
             width: lanes of a forward pass, R.
+            learned: the call that they were learned from; None where that is the sample.
+            masks: see above.
+            beat: called ahead of every forward pass.
         """
         self._denoiser, self._axes, self._modes, self._width = denoiser, axes, sample.modes, width
+        self._learned, self._beat, self.masks = (learned or sample).inputs, beat, masks
         self._pieces = smallest_calls(sample.inputs, axes)
         self.unit = axes.lanes(sample.inputs) // len(self._pieces)
 
@@ -64,38 +83,14 @@ class Trials:
             seconds.append(perf_counter() - began)
         return self._width / min(seconds)
 
-    def exact_parts(self) -> Parts | None:
-        """Find the layers to be called in parts, so that places and company change no bit.
-
-        Returns:
-            None when that does not help; () where nothing has to be done.
+    def is_exact(self, parts: Parts = ()) -> bool:
+        """Compare random lanes at two places each, and one of them among idle lanes, in every layer.
 
         Raises:
             torch.OutOfMemoryError, NotAlikeError: as above.
         """
-        if self._width < 2 * self.unit or self._is_exact(()):  # alone there is one place, and no company
-            return ()
-        try:
-            found = search_parts(
-                self._denoiser,
-                self._width,
-                run=lambda seed: self.run(self._drawn(seed)),
-                try_out=lambda parts: parts if self._is_exact(parts) and self._is_near(parts) else None,
-            )
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if is_device_fault(error) or is_out_of_memory(error):
-                raise
-            found = None  # a layer that cannot be called like that says so in its own way
-        if found is not None:
-            log.info("layers run in parts", action="plan_shape", lanes=self._width, layers=len(found))
-        return found
-
-    def run(self, calls: Sequence[dict[str, Any]], parts: Parts = ()) -> list[Any]:
-        """Run calls in one pass, and return each one's result."""
-        return run_in_parts(self._denoiser, calls, self._axes, self._modes, width=self._width, parts=parts)
-
-    def _is_exact(self, parts: Parts) -> bool:
-        """Compare random lanes at two places each, and one of them among idle lanes, in every layer."""
+        if self._width < 2 * self.unit:  # alone there is one place, and no company
+            return True
         draws = max(1, draws_for(_dtype_of(self._denoiser)) - 1)
         for seed in range(draws):
             calls = self._drawn(1000 + seed)
@@ -109,6 +104,39 @@ class Trials:
                 return False
         alone, silent = self._heard(calls[:1], parts)
         return equal(alone[0], results[0]) and _same(here[:, : self.unit], silent[:, : self.unit], places=0)
+
+    def exact_parts(self) -> Parts | None:
+        """Find the layers to be called in parts, so that places and company change no bit.
+
+        Returns:
+            () where nothing has to be done, None where nothing helps.
+
+        Raises:
+            torch.OutOfMemoryError: when that many lanes do not fit.
+        """
+        try:
+            if self.is_exact():
+                return ()
+            found = search_parts(
+                self._denoiser,
+                self._width,
+                run=lambda seed: self.run(self._drawn(seed)),
+                try_out=lambda parts: parts if self.is_exact(parts) and self._is_near(parts) else None,
+            )
+        except UNTRIABLE as error:
+            if is_device_fault(error) or is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("calls cannot be tried out", action="plan_shape", lanes=self._width, reason=reason)
+            return None
+        if found is not None:
+            log.info("layers run in parts", action="plan_shape", lanes=self._width, layers=len(found))
+        return found
+
+    def run(self, calls: Sequence[dict[str, Any]], parts: Parts = ()) -> list[Any]:
+        """Run calls in one pass, and return each one's result."""
+        self._beat()
+        return run_in_parts(self._denoiser, calls, self._axes, self._modes, width=self._width, parts=parts)
 
     def _is_near(self, parts: Parts) -> bool:
         """Tell whether parts leave results as they were, but for rounding: what was divided were lanes."""
@@ -125,18 +153,16 @@ class Trials:
 
     def _drawn(self, seed: int) -> list[dict[str, Any]]:
         """Draw the smallest calls of this form, so many that they fill a pass."""
-        generator = torch.Generator().manual_seed(seed)
-        return [
-            _random(self._axes.inputs, self._pieces[i % len(self._pieces)], generator)
-            for i in range(self._width // self.unit)
-        ]
+        draw = Draw(torch.Generator().manual_seed(seed), masks=self.masks)
+        pieces, count = self._pieces, self._width // self.unit
+        return [draw(self._axes.inputs, pieces[i % len(pieces)], self._learned) for i in range(count)]
 
 
 def run_in_parts(
     denoiser: Any,
     calls: Sequence[dict[str, Any]],
     axes: Axes,
-    modes: Any,
+    modes: Modes,
     *,
     width: int,
     parts: Parts,
@@ -144,54 +170,6 @@ def run_in_parts(
     """Call `run_joined` with some layers called for fewer lanes at a time."""
     with lane_layers(denoiser, width, parts=parts) if parts else nullcontext():
         return run_joined(denoiser, calls, axes, modes, width=width)
-
-
-def smallest_calls(inputs: dict[str, Any], axes: Axes) -> list[dict[str, Any]]:
-    """Divide a call into as many of its own form as possible: lanes of guidance and of the prompt, usually.
-
-    What has prompts of two lengths in a list cannot be divided: neither alone would be padded as both are.
-    """
-    lanes = axes.lanes(inputs)
-    whole = axes.inputs.form(inputs, lanes)
-    for unit in range(1, lanes):
-        if lanes % unit:
-            continue
-        try:
-            pieces: list[dict[str, Any]] = axes.inputs.split(inputs, [unit] * (lanes // unit))
-            if all(axes.lanes(piece) == unit and axes.inputs.form(piece, unit) == whole for piece in pieces):
-                return pieces
-        except (NotAlikeError, UnknownValueError):
-            continue
-    return [inputs]
-
-
-def _random(axis: Axis, value: Any, generator: torch.Generator) -> Any:
-    """Return a call of the same form, and of content that depends on nothing else."""
-    if isinstance(axis, Branch):
-        parts = dict(zip(axis.names, axis.parts, strict=True))
-        drawn = {name: _random(part, value[name], generator) for name, part in parts.items()}
-        return drawn if isinstance(value, dict) else type(value)(drawn.values())
-    if isinstance(axis, Listed):
-        return axis.kind(_noise(element, generator) for element in value)
-    if isinstance(axis, Batch):
-        return _noise(value, generator)
-    if isinstance(axis, Scalar) and axis.mixed:
-        return _times(value.shape, generator, like=value).to(torch.float32)
-    return value
-
-
-def _noise(value: Any, generator: torch.Generator) -> Any:
-    """Draw a float tensor anew; vectors are timesteps. Masks and whole numbers mean something, and stay."""
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return value
-    if value.ndim <= 1:
-        return _times(value.shape, generator, like=value).to(value.dtype)
-    return torch.randn(value.shape, generator=generator).to(value)
-
-
-def _times(shape: Any, generator: torch.Generator, *, like: torch.Tensor) -> torch.Tensor:
-    most = _STEPS if bool((like.abs() > 1).any()) else 1.0
-    return (most * torch.rand(shape, generator=generator)).to(like.device)
 
 
 def _same(here: torch.Tensor, there: torch.Tensor, *, places: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from worker.engine.lane_layers import over_lanes
 
 DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in more numbers
-_AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def draws_for(dtype: torch.dtype) -> int:

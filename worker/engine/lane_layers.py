@@ -65,7 +65,8 @@ class LaneLayers:
             named: what else it takes.
         """
         size = self.divided.get(layer, 0)
-        if size and self.width != size:
+        values = (*given, *named.values())
+        if size and self.width != size and any(over_lanes(value, self.width) for value in values):
             return self._in_parts(size, forward, given, named)
         if self.rows and given and type(layer) is torch.nn.Linear:
             (inputs,) = given

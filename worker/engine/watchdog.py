@@ -43,6 +43,10 @@ class Watchdog:
         finally:
             self._began = None
 
+    def pause(self) -> None:
+        """Do not watch until the next sign of life: what is waited for is no device."""
+        self._began = None
+
     def beat(self) -> None:
         """Give a sign of life: something is done, and the next thing begins."""
         self._began = time.monotonic()

@@ -488,8 +488,20 @@ def test_what_a_pipeline_can_do_is_submitted(invoke: Invoke, farmhand: Any, stor
     assert [job.parameters.prompt for job in store.jobs(done.stdout.strip())] == ["an otter", "a hen"]
     assert "list.csv:3: Model flux: FluxPipeline takes no negative prompt" in done.stderr
     assert "list.csv:4: Model flux: FluxPipeline with its" in done.stderr
-    farmhand("new", sampler="default", schedule="default", limits={"otherwise": 1}).start()
-    assert invoke("submit", "-p", "an otter", "--model", "new", "--negative", "grey").exit_code == 0
+    for number, said in enumerate(({"otherwise": 1}, FLUX | {"samplers": None}, FLUX | {"negative": "no"})):
+        farmhand(f"new{number}", sampler="default", schedule="default", limits=said).start()
+        flags = ["--model", f"new{number}", "--negative", "grey"]
+        assert invoke("submit", "-p", "an otter", *flags).exit_code == 0
+
+
+def test_what_a_worker_that_is_gone_has_said_refuses_nothing(invoke: Invoke, farmhand: Any) -> None:
+    """The next one may have other files under the same name."""
+    worker = farmhand("flux", sampler="default", schedule="default", limits=FLUX)
+    worker.start()
+    flags = ["-p", "an otter", "--model", "flux", "--negative", "grey", "--again"]
+    assert invoke("submit", *flags).exit_code == 2
+    worker.stop()
+    assert invoke("submit", *flags).exit_code == 0
 
 
 def test_what_does_not_go_is_found_among_more_combinations_than_are_remembered(

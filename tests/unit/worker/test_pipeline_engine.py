@@ -188,6 +188,55 @@ def test_what_no_parts_can_mend_runs_alone(uneven: LoadedPipeline, monkeypatch: 
     assert engine.lanes_run == 2 * engine.steps
 
 
+@pytest.mark.parametrize(("room", "lanes"), [(False, 4), (True, 8)])
+def test_a_trial_that_does_not_fit_is_made_with_fewer_lanes(
+    room: bool,  # noqa: FBT001 - a parameter of pytest's
+    lanes: int,
+    forward: Callable[[Any], None],
+) -> None:
+    """Unless something else gives up its memory; the job has its picture either way."""
+    full = [True]
+
+    def make_room() -> bool:
+        full[0] = not room
+        return room
+
+    def crowded(original: Forward) -> Forward:
+        def checked(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if full[0] and len(sample) > 4:
+                raise torch.OutOfMemoryError("full")
+            return original(sample, *args, **kwargs)
+
+        return checked
+
+    engine = PipelineEngine(load_tiny("stable_diffusion"), lanes=8, make_room=make_room)
+    forward(crowded)
+    (result,) = finish(engine, engine.submit(job(1)))
+    assert is_right(result, 1)
+    assert (result.numerics["lanes"], result.warnings) == (lanes, [])
+
+
+def test_a_trial_that_fits_nowhere_says_why(forward: Callable[[Any], None]) -> None:
+    """Not "places show": whoever reads the log can do something about it."""
+    failures = [torch.OutOfMemoryError("full")]
+
+    def once(original: Forward) -> Forward:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return original(*args, **kwargs)
+
+        return checked
+
+    engine = PipelineEngine(load_tiny("stable_diffusion"), lanes=2)
+    forward(once)
+    with capture_logs() as logs:
+        (result,) = finish(engine, engine.submit(job(1)))
+    assert is_right(result, 1)
+    (said,) = [log for log in logs if log["event"] == "size is rendered one job at a time"]
+    assert "full" in said["reason"]
+
+
 def test_sizes_take_turns(engine: PipelineEngine) -> None:
     """Jobs of two sizes cannot share a forward pass, and both are rendered."""
     small, large = finish(engine, engine.submit(job(1)), engine.submit(job(1, width=128)))

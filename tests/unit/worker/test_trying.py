@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from worker.coalescing.axes import Axes, Batch, Branch, Common, Listed, Scalar
 from worker.coalescing.call import Modes
+from worker.coalescing.drawing import masks_of, smallest_calls
 from worker.coalescing.proof import Recording
-from worker.coalescing.trying import Trials, smallest_calls
+from worker.coalescing.trying import Trials
 
 MODES = Modes(grad=False, inference=False, autocast=None, device_type="cpu")
 ONE = Fraction(1)
@@ -136,16 +139,93 @@ def test_as_many_rows_as_lanes_that_are_none() -> None:
     assert Trials(Tokens(torch.tanh), call(1), AXES, 4).exact_parts() == ()
 
 
-def test_content_is_drawn_from_the_form_alone() -> None:
+NAMES = ("sample", "t", "guidance", "mask", "step", "pooled")
+FULL = Axes(
+    inputs=Branch(kind=dict, names=NAMES, parts=(ROW, Scalar(mixed=False), ROW, ROW, ROW, ROW)), outputs=ROW
+)
+
+
+def full_call(lanes: int, *, t: float, guidance: float, length: int) -> Recording:
+    """Return a call as transformers get them: with a guidance, a mask and timesteps in whole numbers."""
+    inputs = {
+        "sample": torch.full((lanes, 6), t + 1),
+        "t": torch.tensor(t),
+        "guidance": torch.full((lanes,), guidance, dtype=torch.float16),
+        "mask": (torch.arange(7) < length).long().expand(lanes, 7),
+        "step": torch.full((lanes,), int(t)),
+        "pooled": torch.full((lanes, 3), t // 2),  # zeros, as of an empty prompt, are no mask
+    }
+    return Recording(inputs=inputs, modes=MODES, outputs=None)
+
+
+def test_content_is_drawn_from_the_form_and_what_was_learned_alone() -> None:
     """So it does not depend on the job that comes first which layers are called in parts."""
-    trials = [Trials(Denoiser(), sample, AXES, 4) for sample in (call(1, t=900), call(2, t=20))]
-    drawn = [trial._drawn(3) for trial in trials]
-    for ours, theirs in zip(*drawn, strict=True):
-        assert torch.equal(ours["sample"], theirs["sample"])
-        assert torch.equal(ours["t"], theirs["t"])
-    small = Trials(Denoiser(), call(1, t=0.5), AXES, 4)._drawn(3)
-    assert all(0 <= one["t"] <= 1 for one in small)
-    assert any(one["t"] > 1 for one in drawn[0])
+    learned = full_call(2, t=999.0, guidance=5.0, length=7)
+    jobs = [
+        full_call(1, t=900.0, guidance=3.5, length=3),
+        full_call(2, t=1.0, guidance=1.0, length=7),
+        full_call(2, t=0.25, guidance=0.0, length=1),
+    ]
+    drawn = [Trials(Denoiser(), job, FULL, 4, learned=learned)._drawn(3) for job in jobs]
+    assert all(len(calls) == 4 for calls in drawn)
+    for calls in drawn[1:]:
+        for ours, theirs in zip(drawn[0], calls, strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in NAMES)
+    for name in ("t", "guidance", "step", "mask"):
+        assert len({str(one[name]) for one in drawn[0]}) > 1, name  # or else no place could show
+        assert {one[name].dtype for one in drawn[0]} == {learned.inputs[name].dtype}
+    guidances = torch.cat([one["guidance"] for one in drawn[0]])
+    assert (
+        float(guidances.max()) <= 5.0
+    )  # a larger one than anybody asks for may be past what half precision has
+    assert [int(one["mask"].sum()) for one in drawn[0]][:2] == [1, 7]
+    assert all(one["mask"].sum() >= 1 for one in drawn[0])
+
+
+def test_masks_are_drawn_or_those_of_the_call() -> None:
+    """Where the longest mask of a pass shows in all of them, only calls of the same masks are company."""
+
+    class Cuts(Denoiser):
+        def forward(self, *, mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+            """Cut off what every mask hides."""
+            longest = int(mask.sum(dim=1).max())
+            return super().forward(inputs["sample"] * (1 + 1e-6 * longest), inputs["t"], inputs["guidance"])
+
+    sample = full_call(1, t=900.0, guidance=3.5, length=3)
+    assert Trials(Cuts(torch.tanh), sample, FULL, 4).exact_parts() is None
+    assert Trials(Cuts(torch.tanh), sample, FULL, 4, masks=False).exact_parts() == ()
+    others = [full_call(1, t=900.0, guidance=3.5, length=length) for length in (3, 4)]
+    ours, same, other = (masks_of(FULL.inputs, each.inputs, sample.inputs) for each in (sample, *others))
+    assert ours == same != other
+    assert masks_of(AXES.inputs, call(2).inputs, call(1).inputs) == ()
+
+
+def test_every_pass_is_a_sign_of_life() -> None:
+    """A trial may take much longer than a forward pass, and is no device that hangs."""
+    beats: list[int] = []
+    denoiser = Denoiser(odd_lanes)
+    trials = Trials(denoiser, call(2), AXES, 8, beat=lambda: beats.append(len(denoiser.widths)))
+    assert trials.exact_parts()
+    assert len(beats) > 10
+    assert max(b - a for a, b in itertools.pairwise(beats)) <= 1
+
+
+def test_what_cannot_be_tried_out_runs_alone() -> None:
+    """A denoiser that takes no random content says so; a device that fails is another matter."""
+
+    def raising(error: Exception) -> Any:
+        def does(_sample: torch.Tensor) -> torch.Tensor:
+            raise error
+
+        return Trials(Denoiser(does), call(2), AXES, 8)
+
+    with capture_logs() as logs:
+        assert raising(ValueError("no such positions")).exact_parts() is None
+    assert "no such positions" in logs[0]["reason"]
+    with pytest.raises(RuntimeError):
+        raising(RuntimeError("CUDA error: an illegal memory access")).exact_parts()
+    with pytest.raises(torch.OutOfMemoryError):
+        raising(torch.OutOfMemoryError("full")).exact_parts()
 
 
 def test_a_call_is_divided_where_its_pieces_are_of_its_form() -> None:
@@ -162,3 +242,5 @@ def test_a_call_is_divided_where_its_pieces_are_of_its_form() -> None:
         inputs=Branch(kind=dict, names=("x", "p"), parts=(ROW, Batch(axis=0, share=ONE / 2))), outputs=ROW
     )
     assert len(smallest_calls({"x": torch.ones(4, 3), "p": torch.ones(2, 3)}, half)) == 2
+    odd = Axes(inputs=AXES.inputs, outputs=Batch(axis=0, share=ONE / 2))
+    assert len(smallest_calls(call(2).inputs, odd)) == 1
