@@ -130,6 +130,24 @@ def test_what_one_activation_does_all_of_its_class_do(made: Any) -> None:
     assert trial.exact
 
 
+def test_a_layer_of_that_class_that_is_over_something_else_is_left_alone(made: Any) -> None:
+    """Three rows of tokens are not eight lanes: they are neither called eight times nor cut."""
+
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Activation()
+
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            """Add what is the same for all lanes."""
+            return sample + self.inner(torch.ones(3, 4)).sum()
+
+    model = made(Activation(beyond(6)), Tokens())
+    trial = exact_trial(model, 8)
+    assert trial.parts == (("layers.0", 1), ("layers.1.inner", 1))
+    assert torch.allclose(trial.noise_pred, try_lanes(model, 8).noise_pred, rtol=1e-4)
+
+
 def test_the_innermost_layer_is_the_one(made: Any) -> None:
     """What stands around it is as it should be once that is; a block that takes a tuple is not divided."""
     trial = exact_trial(made(Block(Conv(beyond(4)))), 8)
