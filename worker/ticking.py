@@ -22,6 +22,7 @@ log = structlog.get_logger()
 SWEEP_EVERY = 10  # ticks between two looks for jobs that a killed `cancel` or an ended worker left behind
 SWEEP_FOR = 0.7  # seconds of a tick: as long as the window of queued jobs lasts for others
 FORGET_EVERY = 3600.0  # seconds between two looks for rows of workers that ended long ago
+SWEEP_TICK = 0.02  # seconds, while cancelled jobs are left: others have had their turn in this tick
 FAST_TICK = 0.1  # seconds, while the queue's window was more than half empty
 
 
@@ -93,7 +94,9 @@ class Ticker:
         if self._redis is not None:  # after what needs only the database
             self._redis.ensure_running()
         ticked = [dispatch(dispatcher) for dispatcher in self._dispatchers] if self._dispatches() else []
-        return FAST_TICK if any(ticked) or self._swept else TICK
+        if self._swept:
+            return SWEEP_TICK
+        return FAST_TICK if any(ticked) else TICK
 
     def _clean_up(self) -> None:
         """See to what others have left behind: cancelled jobs, jobs of the dead, rows of the long dead."""

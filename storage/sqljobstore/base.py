@@ -60,7 +60,8 @@ class SqlBase:
             total += changed
             if over or time.monotonic() >= until:
                 return total
-            time.sleep(BREATH)
+            if self.database.is_sqlite:  # which has one writer at a time
+                time.sleep(BREATH)
 
     def _sweep(self, submission: str, *, seconds: float = math.inf) -> int:
         """Cancel what a cancelled submission still has to do; return how many jobs."""

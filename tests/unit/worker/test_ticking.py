@@ -11,7 +11,7 @@ import pytest
 from storage.errors import SchemaError
 from storage.jobstore import JobStore
 from storage.queue import JobQueue
-from worker.ticking import FAST_TICK, SWEEP_EVERY, TICK, Ticker
+from worker.ticking import SWEEP_EVERY, SWEEP_TICK, TICK, Ticker
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def tick(ticker: Ticker, times: int) -> list[float]:
 def test_a_huge_sweep_is_done_a_moment_a_tick(ticker: Ticker, jobs: Any) -> None:
     """As long as there is more to sweep, every tick sweeps for a moment, and ticks come faster."""
     jobs.sweep_cancelled.side_effect = [5_000, 5_000, 0]
-    assert tick(ticker, 3) == [FAST_TICK, FAST_TICK, TICK]
+    assert tick(ticker, 3) == [SWEEP_TICK, SWEEP_TICK, TICK]
     assert [call.kwargs["seconds"] < math.inf for call in jobs.sweep_cancelled.call_args_list] == [True] * 3
 
 
