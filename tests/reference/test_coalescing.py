@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from storage.parameters import JobParameters
 from tests.device import DEVICE
@@ -83,3 +85,29 @@ def test_layers_that_go_by_places_change_no_byte(name: str) -> None:
     assert by_itself.numerics == in_company.numerics
     assert (engine.lanes_run - before[1]) / (engine.steps - before[0]) > 1.2
     assert np.abs(by_itself.pixels.astype(int) - alone(name, first).astype(int)).max() <= 1
+
+
+def test_where_masks_show_fewer_lanes_stay_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lumina 2 shares among equal masks only; memory that was short once is not asked for again."""
+    model = load_tiny("lumina2")
+    engine = PipelineEngine(model, lanes=8)
+    _, job, *_ = jobs_for("lumina2")  # without guidance: all its calls have one mask
+
+    def rendered() -> Any:
+        ticket = engine.submit(job)
+        while engine.step():
+            pass
+        return ticket.future.result(timeout=0)
+
+    assert rendered().numerics["lanes"] == 8
+    failures, original = [torch.OutOfMemoryError("full")], model.denoiser.forward
+
+    @functools.wraps(original)
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(model.denoiser, "forward", once)
+    assert rendered().numerics["lanes"] == 4
+    assert rendered().numerics["lanes"] == 4

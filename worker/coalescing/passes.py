@@ -164,11 +164,10 @@ class Passes:
         """Find out, once per key, in whose company a call has its bytes; None for nobody's."""
         if key not in self._tried:
             self._tried[key] = self._try_out(call, axes, key)
-        masks = masks_of(axes.inputs, call.inputs, self._learned(axes).inputs)
-        if self._tried[key].parts is None and masks:
-            finer: Hashable = (key, masks)
+        if self._tried[key].parts is None and self._masks(call, axes):
+            finer: Hashable = (key, self._masks(call, axes))
+            self._widths.setdefault(finer, self.width(key))
             if finer not in self._tried:
-                self._widths[finer] = self.width(key)
                 self._tried[finer] = self._try_out(call, axes, finer, masks=False)
             key = finer
         tried = self._tried[key]
@@ -192,7 +191,7 @@ class Passes:
             self._free_memory()
             self._widths[key] = width
             tried, failure = self._attempt(call, axes, width, masks=masks)
-        if tried.parts is None and masks and masks_of(axes.inputs, call.inputs, self._learned(axes).inputs):
+        if tried.parts is None and masks and self._masks(call, axes):
             log.info("prompts of other lengths show", action="plan_shape", lanes=width)
         elif tried.parts is None:
             why = "places or company show" if failure is None else f"{type(failure).__name__}: {failure}"
@@ -217,6 +216,9 @@ class Passes:
             if is_device_fault(error):
                 raise
             return Tried(), error.with_traceback(None)  # its frames hold what the failed pass took
+
+    def _masks(self, call: Call, axes: Axes) -> tuple[Hashable, ...]:
+        return masks_of(axes.inputs, call.inputs, self._learned(axes).inputs)
 
     def _learned(self, axes: Axes) -> Recording:
         """Return the call that these axes were learned from."""
