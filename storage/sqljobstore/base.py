@@ -60,8 +60,7 @@ class SqlBase:
             total += changed
             if over or time.monotonic() >= until:
                 return total
-            if self.database.is_sqlite:  # which has one writer at a time
-                time.sleep(BREATH)
+            time.sleep(BREATH if self.database.is_sqlite else 0)  # SQLite has one writer at a time
 
     def _sweep(self, submission: str, *, seconds: float = math.inf) -> int:
         """Cancel what a cancelled submission still has to do; return how many jobs."""
