@@ -76,10 +76,8 @@ class Engines:
         self._kinds = possible_kinds(self.model, controlnet)
         if controlnet and alone:
             _check_controlnet(self.model, controlnet, self._kinds)
-        elif controlnet and other_architecture(
-            self.model, controlnet
-        ):  # it is for another model of this worker
-            self._kinds = possible_kinds(self.model, None)
+        elif controlnet and other_architecture(self.model, controlnet):
+            self._kinds = possible_kinds(self.model, None)  # it is for another model of this worker
         self._making = threading.Lock()
         self._others: dict[Kind, PipelineEngine] = {}
         self._closed = False

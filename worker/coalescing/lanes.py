@@ -84,10 +84,8 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
         speeds[lanes] = speed
     why = "" if speeds else "no room for calls side by side"
     looked_at: set[int] = set()
-    while (
-        exact and speeds and _fewest(speeds) not in looked_at
-    ):  # only what will be used is looked at closely
-        best = _fewest(speeds)
+    # Only what will be used is looked at closely.
+    while exact and speeds and (best := _fewest(speeds)) not in looked_at:
         looked_at.add(best)
         if len(looked_at) > 1 and perf_counter() > began + TRIAL_SECONDS:
             why, speeds = "looking for a number of lanes that is exact takes too long here", {}

@@ -164,8 +164,8 @@ class Passes:
         """Find out, once per key, in whose company a call has its bytes; None for nobody's."""
         if key not in self._tried:
             self._tried[key] = self._try_out(call, axes, key)
-        if self._tried[key].parts is None and self._masks(call, axes):
-            finer: Hashable = (key, self._masks(call, axes))
+        if self._tried[key].parts is None and (masks := self._masks(call, axes)):
+            finer: Hashable = (key, masks)
             self._widths.setdefault(finer, self.width(key))
             if finer not in self._tried:
                 self._tried[finer] = self._try_out(call, axes, finer, masks=False)

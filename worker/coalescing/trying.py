@@ -148,8 +148,8 @@ class Trials:
         with listening(self._denoiser, self._width, silent=False) as heard:
             results = self.run(calls, parts)
         lanes = len(calls) * self.unit
-        heard.append(torch.zeros_like(heard[0]) if heard else torch.zeros(self._width, dtype=torch.int64))
-        return results, torch.stack([digests[:lanes] for digests in heard])
+        own = [digests[:lanes] for digests in heard]
+        return results, torch.stack(own) if own else torch.zeros((0, lanes), dtype=torch.int64)
 
     def _drawn(self, seed: int) -> list[dict[str, Any]]:
         """Draw the smallest calls of this form, so many that they fill a pass."""
