@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from training.errors import TrainingError
@@ -25,9 +26,14 @@ RECIPE = Recipe(
 
 @dataclass(frozen=True)
 class LineTask:
-    """Fit y = 3x + 1; break off, or count beyond numbers, at a call if told to; sleep in each."""
+    """Fit y = 3x + 1; break off, or count beyond numbers, at a call if told to; sleep in each.
+
+    With `crashes_at`, a process dies at that call, as often as the file `crashes` has letters.
+    """
 
     breaks_at: int | None = None
+    crashes_at: int | None = None
+    crashes: Path | None = None
     nan_at: int | None = None
     pause: float = 0.0
 
@@ -40,12 +46,20 @@ class LineTask:
             calls += 1
             if calls == self.breaks_at:
                 raise RuntimeError("the power went out")
+            if calls == self.crashes_at:
+                self._crash()
             time.sleep(self.pause)
             factor = float("nan") if calls == self.nan_at else 1.0
             x = torch.from_numpy(rng.standard_normal((16, 1), dtype=np.float32))
             return factor * ((network(x) - (3 * x + 1)) ** 2).mean()
 
         return nn.Linear(1, 1), batch_loss
+
+    def _crash(self) -> None:
+        assert self.crashes is not None
+        if dist.get_rank() == 1 and (left := self.crashes.read_text()):
+            self.crashes.write_text(left[1:])
+            os.abort()
 
 
 def weights(path: Path) -> torch.Tensor:
@@ -85,6 +99,28 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(whole: Path, tmp_path: P
     assert not (tmp_path / "line.checkpoint.pt").exists()
     logs = [[(line["step"], line["loss"]) for line in losses(folder, "line")] for folder in (whole, tmp_path)]
     assert logs[0] == logs[1]
+
+
+def test_a_crash_below_python_goes_on_from_the_checkpoint(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Twice, to the weights of one piece, and says so."""
+    crashes = tmp_path / "crashes"
+    crashes.write_text("xx")
+    path = fit(LineTask(crashes_at=30, crashes=crashes), RECIPE, tmp_path)
+    assert torch.equal(weights(path), weights(whole / "line.pt"))
+    said = "line: process 1 terminated with signal SIGABRT; going on from the last checkpoint."
+    assert capfd.readouterr().err.count(said) == 2
+
+
+def test_the_third_crash_is_the_last(tmp_path: Path) -> None:
+    """What crashes again and again is no chance; the checkpoint stays."""
+    crashes = tmp_path / "crashes"
+    crashes.write_text("xxxx")
+    with pytest.raises(TrainingError, match=r"^line stopped: process 1 .* SIGABRT; start again to go on\.$"):
+        fit(LineTask(crashes_at=20, crashes=crashes), RECIPE, tmp_path)
+    assert crashes.read_text() == "x"
+    assert (tmp_path / "line.checkpoint.pt").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
