@@ -9,12 +9,13 @@ every layer of it has put out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from time import perf_counter
 
 import torch
 
 from worker.engine.admission import Group, Parts
-from worker.engine.digests import draws_for, lane_digests, listening
+from worker.engine.digests import draws, lane_digests, listening
 from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, random_lanes
@@ -34,13 +35,14 @@ def same_at_every_place(model: LoadedModel, trial: Trial, *, group: Group, beat:
         beat: called ahead of every forward pass.
     """
     full = trial.lanes
-    for seed in range(draws_for(model.dtype)):
+    for seed, within in draws(model.unet, listens=model.launch == "eager"):
         lanes = random_lanes(model, full, group, seed=1000 + seed)
         places = 1 if seed % 2 == 0 else max(1, full // 2 - 1)
-        here, there = (
-            _digests(model, moved, full, rows=full, parts=trial.parts, beat=beat)
-            for moved in (lanes, lanes[-places:] + lanes[:-places])
-        )
+        with within:
+            here, there = (
+                _digests(model, moved, full, rows=full, parts=trial.parts, beat=beat)
+                for moved in (lanes, lanes[-places:] + lanes[:-places])
+            )
         if not torch.equal(here.roll(places, dims=1), there):
             return False
     return True
@@ -82,14 +84,19 @@ def _agreeing(
     widths = [width for width in widths if width < full]
     if not widths:
         return
-    drawn = [random_lanes(model, full, group, seed=seed) for seed in range(draws_for(model.dtype))]
-    right = [_digests(model, lanes, full, rows=full, parts=parts, beat=beat) for lanes in drawn]
+
+    def digests(lanes: Sequence[Lanes], width: int, within: AbstractContextManager[object]) -> torch.Tensor:
+        with within:
+            return _digests(model, lanes, width, rows=full, parts=parts, beat=beat)
+
+    drawn = [(random_lanes(model, full, group, seed=seed), within) for seed, within in draws(model.unet)]
+    right = [digests(lanes, full, within) for lanes, within in drawn]
     for width in widths:
         if perf_counter() > began + TRIAL_SECONDS:
             return
         if all(
-            torch.equal(_digests(model, part, width, rows=full, parts=parts, beat=beat), digests[:, own])
-            for lanes, digests in zip(drawn, right, strict=True)
+            torch.equal(digests(part, width, within), found[:, own])
+            for (lanes, within), found in zip(drawn, right, strict=True)
             for part, own in _passes(lanes, width)
         ):
             yield width

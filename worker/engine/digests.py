@@ -7,20 +7,34 @@ not enough to compare what comes out at the end, and of few lanes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from worker.engine.lane_layers import over_lanes
+from worker.engine.telling import HALVES, Telling
 
 DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in more numbers
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def draws_for(dtype: torch.dtype) -> int:
-    """Say how many draws of random lanes are compared."""
-    return 2 if dtype == torch.float32 else DRAWS
+def draws(denoiser: Any, *, listens: bool = True) -> list[tuple[int, AbstractContextManager[object]]]:
+    """Return the seeds of the draws of random lanes that are compared, each with what it is run within.
+
+    Args:
+        denoiser: whose passes are compared; one in half precision takes more, and one with telling numbers.
+        listens: whether its layers are heard.
+    """
+    if not in_half_precision(denoiser):
+        return [(seed, nullcontext()) for seed in range(2)]
+    last = Telling() if listens else nullcontext()
+    return [*((seed, nullcontext()) for seed in range(DRAWS - 1)), (DRAWS - 1, last)]
+
+
+def in_half_precision(denoiser: Any) -> bool:
+    """Tell whether any of its weights is."""
+    return any(weight.dtype in HALVES for weight in denoiser.parameters())
 
 
 @contextmanager

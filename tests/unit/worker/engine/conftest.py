@@ -21,6 +21,7 @@ class FakeUnet:
     Attributes:
         before: may raise, or change the prediction.
         saw: is told what each forward pass got.
+        copies: how often it was copied, which is done to run in mixed precision: it computes in bfloat16.
         fits: latents (lanes times height times width) that the memory holds; a native lane has 64.
         widths: the lanes of all forward passes.
     """
@@ -35,10 +36,15 @@ class FakeUnet:
     attn_processors: dict[str, object] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     layout: torch.memory_format = torch.contiguous_format
+    copies: int = 0
 
     def modules(self) -> list[torch.nn.Module]:
         """Return its layers: there are none."""
         return []
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return a weight in its dtype."""
+        return [torch.nn.Parameter(torch.zeros(1, dtype=self.dtype), requires_grad=False)]
 
     def named_modules(self) -> list[tuple[str, torch.nn.Module]]:
         """Return its layers by name."""
@@ -46,7 +52,7 @@ class FakeUnet:
 
     def __deepcopy__(self, _: object) -> FakeUnet:
         """Copy, but go on counting in the same place."""
-        return replace(self)
+        return replace(self, copies=self.copies + 1)
 
     def to(
         self, dtype: torch.dtype | None = None, *, memory_format: torch.memory_format | None = None
@@ -62,7 +68,8 @@ class FakeUnet:
         self.widths.append(len(sample))
         if sample[:, 0].numel() > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return ((self.before(sample) if self.before else sample) * 0.1,)
+        sample = sample.bfloat16() if self.copies else sample
+        return (((self.before(sample) if self.before else sample) * 0.1).float(),)
 
 
 class FakeText:

@@ -22,8 +22,11 @@ class Layered(torch.nn.Module):
 
     config = SimpleNamespace(in_channels=4, time_cond_proj_dim=None, cross_attention_dim=2)
 
-    def __init__(self, first: Callable[[torch.Tensor], torch.Tensor], last: Callable[..., Any]) -> None:
+    def __init__(
+        self, first: Callable[[torch.Tensor], torch.Tensor], last: Callable[..., Any], dtype: torch.dtype
+    ) -> None:
         super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=dtype), requires_grad=False)
         self.inner, self.outer = _Layer(first), _Layer(last)
 
     def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
@@ -53,7 +56,7 @@ def found(model: LoadedModel) -> Found:
         last: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[int, ...]:
-        layered = replace(model, unet=Layered(first, last), dtype=dtype)
+        layered = replace(model, unet=Layered(first, last, dtype), dtype=dtype)
         return agreeing(layered, try_lanes(layered, 16))
 
     return run
