@@ -1,15 +1,18 @@
-"""Dtype, layout and compilation of the UNet: what each is worth, and what the pictures lose.
+"""Precision, layout and compilation of the UNet: what each is worth, and what the pictures lose.
 
 Speed: forward passes of a UNet of Stable Diffusion 1.x's size (860 M parameters, random weights, 64x64
 latents), each variant at several R, beside what this machine's own matrix product reaches in that dtype. The
-first line is diffusers' default: float32, two lanes, eager. Quality: PSNR of pictures of the project's model
-against float32, samplers that add noise included; the worst of all jobs counts.
+first line is diffusers' default: float32, two lanes, eager; `bfloat16` is diffusers' in that dtype, and
+`mixed_bfloat16` what a worker takes on CPUs (`worker.models.mixed`). Quality: PSNR of pictures of the
+project's model against float32, samplers that add noise included; the worst of all jobs counts.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
 from worker.engine.trial import try_lanes
-from worker.models.device import faster_dtypes
+from worker.models.device import MIXED, fast_dtypes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as
 
@@ -55,10 +58,10 @@ def speed(
 ) -> list[dict[str, Any]]:
     """Time every variant at every R."""
     flop = flop_of_a_lane(model)
-    peaks = {way.dtype: matmul_peak(model, getattr(torch, way.dtype)) for way, _ in ways}
+    peaks = {way.dtype: matmul_peak(model, products_of(way)) for way, _ in ways}
     rows: list[dict[str, Any]] = []
     for way, launch in ways:
-        variant = launched(run_as(model, way), launch)
+        variant = launched(as_it_is(model, way), launch)
         # A compiler takes minutes for each shape.
         for count in lanes if launch != "compiled" else lanes[-1:]:
             trial = try_lanes(variant, count)
@@ -83,12 +86,28 @@ def speed(
     return rows
 
 
+def products_of(way: Variant) -> torch.dtype:
+    """Return the dtype of its products."""
+    dtype: torch.dtype = getattr(torch, way.dtype.removeprefix("mixed_"))
+    return dtype
+
+
+def as_it_is(model: LoadedModel, way: Variant) -> LoadedModel:
+    """Return the model as a worker runs a variant, or in another dtype as a whole, as diffusers does."""
+    if way.dtype in (model.precision, MIXED):
+        return run_as(model, way)
+    dtype = products_of(way)
+    whole = replace(model, unet=copy.deepcopy(model.unet).to(dtype), dtype=dtype)
+    return run_as(whole, way)
+
+
 def quality(model: LoadedModel, jobs: list[JobParameters]) -> list[dict[str, Any]]:
     """Compare pictures in bfloat16 with the same in float32."""
-    ways = {
-        "UNet alone": run_as(model, Variant(dtype="bfloat16", layout="contiguous")),
-        "UNet, VAE and text encoder": demo_model("bfloat16", model.device.type),
-    }
+    kinds = {"the UNet": "bfloat16"}
+    if model.device.type == "cpu":
+        kinds = {"the UNet's products": MIXED} | kinds
+    ways = {name: as_it_is(model, Variant(dtype=dtype, layout="contiguous")) for name, dtype in kinds.items()}
+    ways["UNet, VAE and text encoder"] = demo_model("bfloat16", model.device.type)
     right = _pictures(model, jobs)
     rows = []
     for name, way in ways.items():
@@ -117,8 +136,8 @@ def main() -> None:
     options = device_arguments(__doc__ or "").parse_args()
     model = demo_model("float32", options.device)
     dtypes = ["float32"]
-    if faster_dtypes("auto", model.device) or not options.quick:
-        dtypes.append("bfloat16")
+    if fast_dtypes(model.device) or not options.quick:
+        dtypes += ["bfloat16", *([MIXED] if model.device.type == "cpu" else [])]
     ways = [
         (Variant(dtype=dtype, layout=layout), "eager")
         for dtype in dtypes
@@ -126,7 +145,7 @@ def main() -> None:
     ]
     if not options.quick:
         launches = ["compiled"] if model.device.type == "cpu" else ["cuda_graphs", "compiled"]
-        ways += [(Variant(dtype="bfloat16", layout="contiguous"), launch) for launch in launches]
+        ways += [(Variant(dtype=dtypes[-1], layout="contiguous"), launch) for launch in launches]
     measured = larger_model(model) if options.quick else sd_sized(model)
     lanes = (2, 4, 8) if model.device.type == "cpu" else (2, 8, 16, 32)
     table = speed(measured, ways, (2, 8) if options.quick else lanes)

@@ -16,7 +16,7 @@ from worker.models.device import (
     choose_dtype,
     device_facts,
     dtype_name,
-    faster_dtypes,
+    fast_dtypes,
 )
 
 import torch  # isort: skip - the module above sets what torch reads when it is loaded
@@ -65,7 +65,7 @@ def _kind(device: torch.device) -> str:
 def _fast(device: torch.device) -> tuple[torch.dtype, ...]:
     """Return the dtypes of half the width that the hardware multiplies natively, as far as torch says."""
     if device.type != "cuda":
-        return faster_dtypes("auto", device)
+        return fast_dtypes(device)
     return (torch.float16, torch.bfloat16) if torch.cuda.is_bf16_supported() else (torch.float16,)
 
 

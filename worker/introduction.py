@@ -21,7 +21,7 @@ from storage.served import ServedModel
 from storage.version import promptmill_version
 from worker.coalescing.arguments import limits_of
 from worker.coalescing.engines import Engines
-from worker.models.device import device_facts, dtype_name
+from worker.models.device import device_facts
 from worker.models.loras import LoadedLora
 from worker.models.memory import weights_bytes
 from worker.models.pipeline import LoadedPipeline
@@ -80,7 +80,7 @@ def loaded_worker(
         revision=model.revision,
         family=model.family,
         defaults=_published(engine),
-        dtype=dtype_name(model.dtype),
+        dtype=model.precision,
         lanes=engine.lanes,
         concurrency=concurrency,
         state=state,
@@ -110,7 +110,7 @@ def served_model_of(engine: Engines, *, name: str) -> ServedModel:
         revision=model.revision,
         family=model.family,
         defaults=_published(engine),
-        dtype=dtype_name(model.dtype),
+        dtype=model.precision,
         lanes=engine.lanes,
         concurrency=concurrency_of(engine),
         bytes=weights_bytes(model),
@@ -146,7 +146,7 @@ def log_ready(engine: Engines, *, mode: str) -> None:
         way=way_of(model.family),
         revision=model.revision[:12],
         device=str(model.device),
-        dtype=dtype_name(model.dtype),
+        dtype=model.precision,
         layout=model.layout,
         lanes=engine.lanes,
         threads=engine.numerics["threads"],

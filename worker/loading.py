@@ -17,7 +17,7 @@ from worker.engine.faults import has_no_room
 from worker.engine.tuning import Tunings
 from worker.models.choice import load
 from worker.models.controlnet import load_controlnet
-from worker.models.device import choose_device, choose_dtype, faster_dtypes, make_repeatable
+from worker.models.device import choose_device, choose_dtype, faster_precisions, make_repeatable
 from worker.models.loras import load_loras
 from worker.models.pipeline import LoadedPipeline
 from worker.models.threads import set_threads
@@ -86,7 +86,7 @@ def open_engine(
         main = Engine(
             model,
             lanes=options.lanes,
-            dtypes=faster_dtypes(options.dtype, device, mode=options.mode),
+            precisions=faster_precisions(options.dtype, device, mode=options.mode),
             launch=options.launch,
             tables=Tables(settings.tables_path),
             crowded=crowded,

@@ -24,6 +24,7 @@ from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.engine import Engine
 from worker.models.controlnet import ControlNet
+from worker.models.device import MIXED
 from worker.models.load import LoadedModel
 from worker.models.pipeline import LoadedPipeline
 from worker.models.variant import Variant, run_as
@@ -208,15 +209,15 @@ def test_one_worker_renders_all_kinds_at_once_with_the_same_bytes(
     assert together == pixels_of(engines_of(model, controlnet), [[job] for job in jobs])
 
 
-def test_a_denoiser_in_another_dtype_keeps_the_pipeline_in_its_own(model: LoadedModel) -> None:
-    """Where measuring chose bfloat16 for the UNet, what is around it stays float32, and pictures come out."""
-    mixed = run_as(model, Variant(dtype="bfloat16", layout="contiguous"))
+def test_a_denoiser_in_mixed_precision_keeps_the_pipeline_in_float32(model: LoadedModel) -> None:
+    """Where measuring chose bfloat16 for the UNet's products, what is around it stays float32."""
+    mixed = run_as(model, Variant(dtype=MIXED, layout="contiguous"))
     job = jobs_of(Kind.IMG2IMG, ("euler",))[0]
     engine = PipelineEngine(image_pipeline(mixed, Kind.IMG2IMG, None), lanes=4, kind=Kind.IMG2IMG)
     exact = PipelineEngine(image_pipeline(model, Kind.IMG2IMG, None), lanes=4, kind=Kind.IMG2IMG)
     (ours,), (right,) = rendered(engine, [job]), rendered(exact, [job])
     assert engine.shared
-    assert engine.numerics["dtype"] == "bfloat16"
+    assert engine.numerics["dtype"] == MIXED
     assert engine.numerics["vae_dtype"] == "float32"
     assert 0 < np.abs(ours.astype(int) - right.astype(int)).mean() < 8
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import diffusers
 
-from worker.coalescing.cast import Cast
 from worker.coalescing.pictures import Kind
 from worker.models.controlnet import ControlNet
 from worker.models.load import LoadedModel
@@ -68,9 +67,6 @@ def image_pipeline(
     pipeline = found(**{name: part for name, part in offered.items() if name in takes})
     pipeline.set_progress_bar_config(disable=True)
     denoiser_name = model.denoiser_name if isinstance(model, LoadedPipeline) else "unet"
-    if isinstance(model, LoadedModel) and model.dtype != model.text_encoder.dtype:
-        # Past `DiffusionPipeline.__setattr__`, which would write it into the config.
-        pipeline.__dict__["unet"] = Cast(pipeline.unet, model.text_encoder.dtype)
     facts = {"controlnet": controlled.name, "controlnet_revision": controlled.revision} if controlled else {}
     if isinstance(model, LoadedPipeline):
         facts = model.facts | facts
@@ -85,6 +81,7 @@ def image_pipeline(
         denoiser_name=denoiser_name,
         device=model.device,
         dtype=model.dtype,
+        mixed=model.mixed,
         native_size=model.native_size,
         defaults=model.defaults,
         layout=model.layout,

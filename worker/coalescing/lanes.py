@@ -21,7 +21,6 @@ from worker.engine.admission import Parts
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import TRIAL_SECONDS
 from worker.engine.tuning import CANDIDATES, ENOUGH, Tunings
-from worker.models.device import dtype_name
 from worker.models.pipeline import LoadedPipeline
 
 log = structlog.get_logger()
@@ -111,7 +110,7 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
     return {
         "lanes": best,
         "lanes_per_second": speeds[best],
-        "dtype": dtype_name(model.dtype),
+        "dtype": model.precision,
         "layout": model.layout,
     }
 

@@ -75,7 +75,7 @@ class Engine:
         *,
         lanes: int | None = None,
         mode: str = "exact",
-        dtypes: tuple[torch.dtype, ...] = (),
+        precisions: tuple[str, ...] = (),
         launch: str = "eager",
         tunings: Tunings | None = None,
         tables: Tables | None = None,
@@ -92,7 +92,7 @@ class Engine:
             model: on its device.
             lanes: R; None lets the engine choose.
             mode: see above.
-            dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
+            precisions: what the UNet may compute in if that is faster, from `faster_precisions`.
             launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`.
             tunings: where the choice is looked up and kept; None measures anew.
             tables: where samplers' tables are kept; None keeps them for this engine only.
@@ -112,7 +112,7 @@ class Engine:
         if mode == "reference" and model.dtype != torch.float32:
             raise BadInputError(f"--mode reference is float32 only, not {model.dtype}; leave --dtype out.")
         self.mode = mode
-        wishes = Wishes(mode=mode, lanes=lanes, dtypes=dtypes, launch=launch, crowded=crowded)
+        wishes = Wishes(mode=mode, lanes=lanes, precisions=precisions, launch=launch, crowded=crowded)
         facts = numerics_record(model, mode=mode)
         tuned = in_passing_thread(lambda: tune(model, wishes, facts=facts, tunings=tunings))
         self.model, self.lanes, trial = tuned

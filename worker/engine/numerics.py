@@ -37,7 +37,7 @@ def numerics_record(model: LoadedModel | LoadedPipeline, *, mode: str) -> dict[s
         **({} if configs is None else {"config_revision": configs}),
         "family": model.family,
         "mode": mode,
-        "dtype": dtype_name(model.dtype),
+        "dtype": model.precision,
         "vae_dtype": "none" if vae is None else dtype_name(vae.dtype),
         "layout": model.layout,
         "launch": model.launch,

@@ -57,7 +57,7 @@ class Wishes:
         mode: `exact`, `throughput` or `reference`.
         lanes: R; None for the smallest count within 10 % of the best lanes/s (in exact mode, among those that
             are exact with this model here). A number pins the layout too.
-        dtypes: what the UNet may be converted to if that is faster, from `faster_dtypes`.
+        precisions: what the UNet may compute in if that is faster, from `faster_precisions`.
         launch: how forward passes are launched, one of `storage.worker_options.LAUNCHES`. Variant and R are
             chosen in `eager`, whatever it is.
         crowded: whether other models are on the device. One of them can leave it, so too little memory is
@@ -66,7 +66,7 @@ class Wishes:
 
     mode: str = "exact"
     lanes: int | None = None
-    dtypes: tuple[torch.dtype, ...] = ()
+    precisions: tuple[str, ...] = ()
     launch: str = "eager"
     crowded: bool = False
 
@@ -104,7 +104,7 @@ def tune(
     check_together(mode=wishes.mode, lanes=wishes.lanes, launch=wishes.launch)
     if wishes.mode == "reference":
         return model, FEWEST_LANES, None
-    found = variants(model, dtypes=wishes.dtypes, layouts=wishes.lanes is None)
+    found = variants(model, precisions=wishes.precisions, layouts=wishes.lanes is None)
     trial: Trial | None = None
     known: Parts = ()
     if wishes.lanes is not None and len(found) == 1:
@@ -246,9 +246,9 @@ def _try(model: LoadedModel, attempt: Callable[[], Trial]) -> Trial | None:
 def _too_little_memory(model: LoadedModel, lanes: int, wishes: Wishes) -> Exception:
     if wishes.crowded:
         return torch.OutOfMemoryError(f"out of memory with {lanes} lanes beside other models")
-    lighter = "a smaller --dtype" if model.dtype == torch.float32 else "another device"
+    lighter = "a smaller --dtype" if model.precision == "float32" else "another device"
     return BadInputError(
-        f"The {model.device.type} has too little memory for {lanes} lanes in {model.dtype}; "
+        f"The {model.device.type} has too little memory for {lanes} lanes in {model.precision}; "
         f"take fewer --lanes, or {lighter}."
     )
 
@@ -263,11 +263,11 @@ def _best(trials: Sequence[Trial], model: LoadedModel, wishes: Wishes) -> Trial:
     if not eligible:
         tried = " or ".join(str(trial.lanes) for trial in trials)
         instead = [] if model.launch == "eager" else [f"leave {_flag(model)} out"]
-        instead += ["take other --lanes"] + ["--dtype float32"] * (model.dtype != torch.float32)
+        instead += ["take other --lanes"] + ["--dtype float32"] * (model.precision != "float32")
         raise BadInputError(
-            f"--mode exact is not possible with {tried} lanes on this {model.device.type}: in {model.dtype} "
-            f"({model.layout}) with {torch.get_num_threads()} threads a lane's result depends on its "
-            f"position or its neighbours; {', '.join(instead)}, or --mode reference."
+            f"--mode exact is not possible with {tried} lanes on this {model.device.type}: "
+            f"in {model.precision} ({model.layout}) with {torch.get_num_threads()} threads a lane's result "
+            f"depends on its position or its neighbours; {', '.join(instead)}, or --mode reference."
         )
     fastest = max(trial.lanes_per_second for trial in eligible)
     return min(

@@ -24,9 +24,19 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+# What a measurement may choose and nobody can ask for: a float32 UNet with products in bfloat16
+# (`worker.models.mixed`). The name is Keras'.
+MIXED = "mixed_bfloat16"
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return what a user writes for a dtype, like `float32`."""
     return str(dtype).removeprefix("torch.")
+
+
+def precision_name(dtype: torch.dtype, *, mixed: bool) -> str:
+    """Name what a denoiser of this dtype computes in."""
+    return MIXED if mixed else dtype_name(dtype)
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -80,17 +90,23 @@ def choose_dtype(wanted: str, device: torch.device, *, mode: str = "exact") -> t
     return torch.float32
 
 
-def faster_dtypes(wanted: str, device: torch.device, *, mode: str = "exact") -> tuple[torch.dtype, ...]:
-    """Return the dtypes that the UNet may be converted to if that turns out to be faster.
-
-    Only what the hardware multiplies natively: bfloat16 on CPUs with AMX or AVX512-BF16.
+def faster_precisions(wanted: str, device: torch.device, *, mode: str = "exact") -> tuple[str, ...]:
+    """Return what the UNet may compute in instead of its own dtype if that turns out to be faster.
 
     Args:
         wanted: as for `choose_dtype`; only `auto` leaves a choice.
         device: likewise.
         mode: likewise.
     """
-    if wanted != "auto" or device.type != "cpu" or mode == "reference":
+    return (MIXED,) if wanted == "auto" and mode != "reference" and fast_dtypes(device) else ()
+
+
+def fast_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Return the dtypes of half the width that a CPU multiplies natively, as far as torch says.
+
+    That is bfloat16 on those with AMX or AVX512-BF16.
+    """
+    if device.type != "cpu":
         return ()
     can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
     return (torch.bfloat16,) if can.get("amx_bf16") or can.get("avx512_bf16") else ()

@@ -20,6 +20,7 @@ from storage.errors import ModelLoadError
 from storage.model_defaults import read_defaults, read_native_size
 from storage.model_families import REBUILT, read_pipeline, rebuilt_pipeline
 from storage.models import ModelReference
+from worker.models.device import precision_name
 from worker.models.families import FAMILIES
 from worker.models.families.protocol import Family
 from worker.models.folder import SINGLE_FILES, check_folder, config_revision, folder_revision, read_json
@@ -48,7 +49,8 @@ class LoadedModel:
         force_zeros_for_empty_prompt: whether zeros stand for a missing negative prompt; likewise.
         scheduler_config: what its pipeline's `scheduler.config` would be, that one's fix-ups included.
         device: of all weights.
-        dtype: of the UNet's weights; text encoders and VAE may have another, see `worker.models.variant`.
+        dtype: of what goes into the UNet and comes out; the VAE's may be another.
+        mixed: whether the UNet's products are in bfloat16 all the same, see `worker.models.mixed`.
         layout: of the UNet's convolutions, `contiguous` or `channels_last`.
         launch: how a forward pass is launched, `eager`, `compiled` or `cuda_graphs`.
         vae_scale_factor: pixels per latent, 8 for the published models.
@@ -73,6 +75,7 @@ class LoadedModel:
     native_size: tuple[int, int]
     max_length: int
     defaults: dict[str, Any]
+    mixed: bool = False
     layout: str = "contiguous"
     launch: str = "eager"
     tokenizer_2: Any = None
@@ -80,6 +83,11 @@ class LoadedModel:
     force_zeros_for_empty_prompt: bool = False
     config_revision: str | None = None
     loras: Mapping[str, LoadedLora] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """What the UNet computes in: a dtype's name, or `mixed_bfloat16`."""
+        return precision_name(self.dtype, mixed=self.mixed)
 
     @property
     def kind(self) -> Family:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
+from worker.models.device import precision_name
 
 if TYPE_CHECKING:
+    import torch
+
     from worker.models.loras import LoadedLora
 
 COMMIT_LENGTH = 40  # hex digits of a hub commit; a folder's hash has 64
@@ -32,7 +34,7 @@ class LoadedPipeline:
         native_size: (width, height) in pixels.
         defaults: sampler, schedule, guidance_scale, num_inference_steps, width and height for jobs without.
         facts: what belongs into the numerics record besides.
-        layout, launch, loras: as in `LoadedModel`; a pipeline is run as it is.
+        mixed, layout, launch, loras: as in `LoadedModel`; a pipeline is run as it is.
     """
 
     name: str
@@ -45,10 +47,16 @@ class LoadedPipeline:
     dtype: torch.dtype
     native_size: tuple[int, int]
     defaults: dict[str, Any]
+    mixed: bool = False
     layout: str = "contiguous"
     launch: str = "eager"
     loras: Mapping[str, LoadedLora] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """What the denoiser computes in: a dtype's name, or `mixed_bfloat16`."""
+        return precision_name(self.dtype, mixed=self.mixed)
 
     @property
     def repo(self) -> str | None:

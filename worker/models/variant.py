@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 
 from storage.errors import BadInputError
-from worker.models.device import dtype_name
+from worker.models.device import MIXED
 from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
+from worker.models.mixed import in_mixed_precision
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 COMPILED_SHAPES = 256  # torch would run more shapes than its limit without compiling them: other bytes
@@ -23,7 +23,7 @@ class Variant:
     """One way to run a UNet.
 
     Attributes:
-        dtype: of its weights, `float32`, `float16` or `bfloat16`.
+        dtype: of its weights, `float32`, `float16` or `bfloat16`; `mixed_bfloat16` is the products' only.
         layout: of its convolutions' weights, `contiguous` or `channels_last`.
     """
 
@@ -31,23 +31,23 @@ class Variant:
     layout: str
 
 
-def variants(model: LoadedModel, *, dtypes: tuple[torch.dtype, ...], layouts: bool) -> list[Variant]:
+def variants(model: LoadedModel, *, precisions: tuple[str, ...], layouts: bool) -> list[Variant]:
     """List the ways in which a model may be run; the first is how it was loaded.
 
     Args:
         model: as loaded.
-        dtypes: others that it may be converted to, from `faster_dtypes`.
+        precisions: what else it may compute in, from `faster_precisions`.
         layouts: whether the memory layout is free.
     """
-    names = [dtype_name(dtype) for dtype in (model.dtype, *dtypes)]
     chosen = LAYOUTS if layouts else ("contiguous",)
-    return [Variant(dtype=dtype, layout=layout) for dtype, layout in product(names, chosen)]
+    dtypes = (model.precision, *precisions)
+    return [Variant(dtype=dtype, layout=layout) for dtype, layout in product(dtypes, chosen)]
 
 
 def run_as(model: LoadedModel, variant: Variant) -> LoadedModel:
     """Return the model with a UNet that runs so.
 
-    The layout is changed in place, which loses nothing and takes no second UNet's memory; in another dtype
+    The layout is changed in place, which loses nothing and takes no second UNet's memory; in mixed precision
     the UNet is a copy. Text encoder and VAE keep their dtype: together they are a small share of the time,
     and the VAE's rounding is what is seen.
 
@@ -55,10 +55,10 @@ def run_as(model: LoadedModel, variant: Variant) -> LoadedModel:
         model: as loaded.
         variant: one of `variants`.
     """
-    dtype: torch.dtype = getattr(torch, variant.dtype)
-    unet = model.unet if dtype == model.dtype else copy.deepcopy(model.unet).to(dtype)
+    mixed = variant.dtype == MIXED
+    unet = in_mixed_precision(model.unet) if mixed else model.unet
     unet = unet.to(memory_format=LAYOUTS[variant.layout])
-    return replace(model, unet=unet, dtype=dtype, layout=variant.layout)
+    return replace(model, unet=unet, mixed=mixed, layout=variant.layout)
 
 
 def launched(model: LoadedModel, launch: str) -> LoadedModel:

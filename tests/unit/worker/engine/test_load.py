@@ -15,7 +15,7 @@ import torch
 from storage.errors import BadInputError, ModelLoadError
 from storage.models import ModelReference
 from worker.models import load as load_module
-from worker.models.device import choose_device, choose_dtype, device_facts, faster_dtypes
+from worker.models.device import MIXED, choose_device, choose_dtype, device_facts, faster_precisions
 from worker.models.folder import folder_revision
 from worker.models.load import LoadedModel, load_model
 
@@ -139,22 +139,22 @@ def test_the_cpu_is_float32_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("can", "dtypes"),
+    ("can", "precisions"),
     [
-        ({"amx_bf16": True}, (torch.bfloat16,)),
-        ({"avx512_bf16": True}, (torch.bfloat16,)),
+        ({"amx_bf16": True}, (MIXED,)),
+        ({"avx512_bf16": True}, (MIXED,)),
         ({"avx2": True}, ()),
     ],
 )
 def test_bfloat16_is_tried_where_the_cpu_multiplies_it(
-    can: dict[str, bool], dtypes: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
+    can: dict[str, bool], precisions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only if the dtype was left open, and not in reference mode."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    assert faster_dtypes("auto", CPU) == dtypes
-    assert faster_dtypes("float32", CPU) == ()
-    assert faster_dtypes("auto", CPU, mode="reference") == ()
-    assert faster_dtypes("auto", torch.device("cuda")) == ()
+    assert faster_precisions("auto", CPU) == precisions
+    assert faster_precisions("float32", CPU) == ()
+    assert faster_precisions("auto", CPU, mode="reference") == ()
+    assert faster_precisions("auto", torch.device("cuda")) == ()
 
 
 def test_device_facts_name_the_cpu() -> None:

@@ -14,6 +14,7 @@ from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine import trial, tuning
 from worker.engine.engine import Engine
+from worker.models.device import MIXED
 from worker.models.load import LoadedModel
 
 
@@ -141,19 +142,19 @@ def test_the_first_worker_of_a_kind_decides(clock: Clock, model: LoadedModel, un
     assert [kept["lanes"] for _, kept in kept.rows] == [2, 16]
 
 
-def test_bfloat16_is_taken_where_it_is_worth_its_quality(clock: Clock, model: LoadedModel) -> None:
-    """A UNet that is a fifth faster in bfloat16 runs in it, text encoder and VAE do not; others follow."""
+def test_mixed_precision_is_taken_where_it_is_worth_its_quality(clock: Clock, model: LoadedModel) -> None:
+    """A UNet that is a fifth faster with products in bfloat16 has them so, nothing else; others follow."""
     kept = Kept()
-    clock.factor = lambda unet: 0.9 if unet.dtype == torch.bfloat16 else 1.0
-    assert Engine(model, dtypes=(torch.bfloat16,)).model.dtype == torch.float32
-    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
-    engine = Engine(model, dtypes=(torch.bfloat16,), tunings=kept)
-    assert engine.model.dtype == engine.model.unet.dtype == torch.bfloat16
-    assert (engine.numerics["dtype"], engine.numerics["vae_dtype"]) == ("bfloat16", "float32")
-    assert model.dtype == model.unet.dtype == torch.float32
+    clock.factor = lambda unet: 0.9 if unet.copies else 1.0
+    assert Engine(model, precisions=(MIXED,)).model.precision == "float32"
+    clock.factor = lambda unet: 0.5 if unet.copies else 1.0
+    engine = Engine(model, precisions=(MIXED,), tunings=kept)
+    assert engine.model.precision == MIXED
+    assert (engine.numerics["dtype"], engine.numerics["vae_dtype"]) == (MIXED, "float32")
+    assert engine.model.unet is not model.unet
     clock.factor = lambda _: 1.0
-    assert Engine(model, dtypes=(torch.bfloat16,), tunings=kept).model.dtype == torch.bfloat16
-    assert Engine(model, tunings=kept).model.dtype == torch.float32  # its user asked for float32
+    assert Engine(model, precisions=(MIXED,), tunings=kept).model.precision == MIXED
+    assert Engine(model, tunings=kept).model.precision == "float32"  # its user asked for float32
 
 
 def test_a_layout_is_taken_where_it_is_faster(clock: Clock, model: LoadedModel) -> None:
@@ -167,15 +168,15 @@ def test_a_layout_is_taken_where_it_is_faster(clock: Clock, model: LoadedModel) 
 
 def test_a_variant_that_is_not_exact_is_not_taken(clock: Clock, model: LoadedModel, unet: Any) -> None:
     """Exact mode keeps to float32 where a lane's result in bfloat16 depends on its position."""
-    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
+    clock.factor = lambda unet: 0.5 if unet.copies else 1.0
 
     def uneven(sample: torch.Tensor) -> torch.Tensor:
         scale = torch.linspace(1, 2, len(sample), dtype=sample.dtype)[:, None, None, None]
         return sample * scale if sample.dtype == torch.bfloat16 else sample
 
     unet.before = uneven
-    assert Engine(model, dtypes=(torch.bfloat16,)).model.dtype == torch.float32
-    assert Engine(model, dtypes=(torch.bfloat16,), mode="throughput").model.dtype == torch.bfloat16
+    assert Engine(model, precisions=(MIXED,)).model.precision == "float32"
+    assert Engine(model, precisions=(MIXED,), mode="throughput").model.precision == MIXED
 
 
 def test_what_is_kept_is_tried_out_here_all_the_same(model: LoadedModel, unet: Any) -> None:
@@ -228,7 +229,7 @@ def test_a_variant_that_fails_is_left_alone(said: str, clock: Clock, model: Load
 
     unet.before = no_bfloat16
     assert clock.seconds == 0.0
-    assert Engine(model, dtypes=(torch.bfloat16,)).model.dtype == torch.float32
+    assert Engine(model, precisions=(MIXED,)).model.precision == "float32"
     assert clock.seconds > 0.0
 
 
@@ -237,10 +238,10 @@ def test_a_variant_that_computes_something_else_is_not_taken(
     wrong: float, clock: Clock, model: LoadedModel, unet: Any
 ) -> None:
     """However fast it is."""
-    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
+    clock.factor = lambda unet: 0.5 if unet.copies else 1.0
     unet.before = lambda sample: sample * wrong if sample.dtype == torch.bfloat16 else sample
     for mode in ("exact", "throughput"):
-        assert Engine(model, dtypes=(torch.bfloat16,), mode=mode).model.dtype == torch.float32
+        assert Engine(model, precisions=(MIXED,), mode=mode).model.precision == "float32"
 
 
 def test_cuda_graphs_need_cuda(model: LoadedModel) -> None:
@@ -304,9 +305,9 @@ def test_what_is_compiled_runs_at_one_shape(
 def test_an_open_dtype_is_measured_even_with_pinned_lanes(clock: Clock, model: LoadedModel) -> None:
     """What is measured is kept, with the lanes that were pinned."""
     kept = Kept()
-    clock.factor = lambda unet: 0.5 if unet.dtype == torch.bfloat16 else 1.0
-    engine = Engine(model, dtypes=(torch.bfloat16,), lanes=4, tunings=kept)
-    assert (engine.lanes, engine.model.dtype, len(kept.rows)) == (4, torch.bfloat16, 1)
+    clock.factor = lambda unet: 0.5 if unet.copies else 1.0
+    engine = Engine(model, precisions=(MIXED,), lanes=4, tunings=kept)
+    assert (engine.lanes, engine.model.precision, len(kept.rows)) == (4, MIXED, 1)
 
 
 def test_pinned_lanes_are_not_kept(model: LoadedModel) -> None:
