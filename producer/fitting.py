@@ -13,7 +13,7 @@ from producer.loras import unknown_loras
 from producer.problems import Problems
 from producer.prompts import MAX_COMBINATIONS, PromptList, clash_key, sample_of
 from storage.errors import BadInputError
-from storage.pipeline_limits import PipelineLimits
+from storage.scheduler_limits import Limits
 
 
 def fitting(
@@ -23,7 +23,7 @@ def fitting(
     *,
     model: str,
     loras: Collection[str] = (),
-    limits: PipelineLimits | None = None,
+    limits: Limits | None = None,
     skip_bad: bool,
 ) -> PromptList:
     """Return the prompts that go with what the model recommends; with `skip_bad` the others are left out.
@@ -34,7 +34,7 @@ def fitting(
         defaults: what the model recommends.
         model: its name.
         loras: names of those that are known for it.
-        limits: what its pipeline can do, where that is known.
+        limits: what it can do, where that is known.
         skip_bad: see above.
 
     Raises:

@@ -14,8 +14,8 @@ from storage.errors import BadInputError
 from storage.inputs import OF_INPUTS, check_inputs_together, inputs_of
 from storage.model_defaults import fill_defaults
 from storage.parameters import MAX_SEED, check_job, check_prompt, check_seed
-from storage.pipeline_limits import PipelineLimits
 from storage.prompt_syntax import PLAIN
+from storage.scheduler_limits import Limits
 
 # What a model's recommendations and limits can clash with; of negative prompts whether there is one.
 CLASHING = ("sampler", "schedule", "num_inference_steps", "options")
@@ -64,7 +64,7 @@ def clash(
     defaults: Mapping[str, Any],
     *,
     model: str,
-    limits: PipelineLimits | None = None,
+    limits: Limits | None = None,
 ) -> str | None:
     """Say why what a line and the flags ask for does not go with a model; None if it does.
 
@@ -73,7 +73,7 @@ def clash(
         options: the flags.
         defaults: what the model recommends.
         model: its name.
-        limits: of its pipeline, for jobs that begin with no picture: other pipelines render those.
+        limits: what it can do for jobs that begin with no picture: other pipelines render those.
     """
     for setting in options.sweep:
         own = with_setting(parameters_of(line, options), setting)

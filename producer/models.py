@@ -15,8 +15,9 @@ from storage.lora_files import lora_files
 from storage.loras import published_loras
 from storage.model_defaults import read_defaults, read_native_size
 from storage.models import BUILTIN_MODEL, ModelReference, configured_models, is_single_file, parse_model
-from storage.pipeline_limits import LIMITS, PipelineLimits
+from storage.pipeline_limits import LIMITS
 from storage.records import Worker, WorkerState
+from storage.scheduler_limits import Limits, read_limits
 from storage.served import ServedModel, served_by, served_model
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class KnownModel:
         live_workers: how many serve it now.
         takes: which of `storage.inputs.INPUTS` the newest worker can begin with; None where none has said it.
         published: the newest worker's defaults: recommended settings, width and height; empty before any.
-        limits: what its pipeline can do, as the newest live worker says: jobs are refused for it, and what
-            another one said may be of other files; None where none does, or it has none.
+        limits: what it can do, as the newest live worker says: jobs are refused for it, and what another one
+            said may be of other files; None where none does.
         loras: those that its workers have, or that are configured, each with what tells its file from others.
     """
 
@@ -48,7 +49,7 @@ class KnownModel:
     published: dict[str, Any]
     loras: Mapping[str, str] = field(default_factory=dict)
     takes: tuple[str, ...] | None = None
-    limits: PipelineLimits | None = None
+    limits: Limits | None = None
 
     @property
     def origin(self) -> str:
@@ -152,7 +153,7 @@ def known_models(
             live_workers=len(serving(workers, name, lease=settings.lease)),
             limits=next(
                 (
-                    PipelineLimits.read(model.defaults.get(LIMITS))
+                    read_limits(model.defaults.get(LIMITS))
                     for model in alive
                     if model.name == name and name not in renamed and model.defaults
                 ),

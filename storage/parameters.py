@@ -21,7 +21,7 @@ from storage.inputs import CONTROL_SCALE, DEFAULT_CONTROL_SCALE, OF_INPUTS, chec
 from storage.loras import check_loras
 from storage.prompt_syntax import PLAIN, PROMPT_SYNTAXES, WEIGHTED, parse_weighted
 from storage.record import light_record
-from storage.samplers import OWN_SAMPLER, SAMPLERS, check_schedule
+from storage.samplers import OWN_SAMPLER, SAMPLERS, check_distilled, check_schedule
 
 DEFAULT_SAMPLER = "lms"
 DEFAULT_SCHEDULE = "default"
@@ -55,7 +55,6 @@ MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
 MIN_STEPS, MAX_STEPS = 1, 1000
 MAX_GUIDANCE = 100.0
 _UNIT_PIXELS = 512 * 512  # also assumed where a size is not known yet
-MAX_DISTILLED_STEPS = 50  # LCM and TCD: their schedulers know 50 original steps
 
 
 @light_record
@@ -295,10 +294,7 @@ def check_job(job: JobParameters) -> JobParameters:
             raise BadInputError(f"There is no sampler {job.sampler!r}; see `promptmill samplers`.")
         if job.schedule is not None:
             check_schedule(job.sampler, job.schedule)
-        if job.sampler in ("lcm", "tcd") and (job.num_inference_steps or 0) > MAX_DISTILLED_STEPS:
-            raise BadInputError(
-                f"Sampler {job.sampler} knows at most {MAX_DISTILLED_STEPS} steps, not "
-                f"{job.num_inference_steps}; ask for fewer, or take another sampler."
-            )
+        if job.num_inference_steps is not None:
+            check_distilled(job.sampler, job.num_inference_steps)
     check_options(job)
     return job

@@ -1,6 +1,6 @@
 """What a pipeline that is run as it is can do of what jobs may ask: its worker says it, submits hold to it.
 
-The rebuilt loop of Stable Diffusion (`storage.model_families`) has no such limits.
+What the rebuilt loop of Stable Diffusion can do is in `storage.scheduler_limits`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 from storage.errors import BadInputError
 
 OWN_SAMPLER = "default"  # the model's own noise scheduler
+MAX_DISTILLED_STEPS = 50  # LCM and TCD: their schedulers know 50 original steps
 
 SCHEDULES: dict[str, str] = {
     # our name -> infotext's "Schedule type"
@@ -191,3 +192,12 @@ def check_schedule(sampler: str, schedule: str) -> str:
             f"or take a sampler that has it (see `promptmill samplers`)."
         )
     return schedule
+
+
+def check_distilled(sampler: str, num_inference_steps: int) -> None:
+    """Raise BadInputError for more steps than the samplers of distilled models know."""
+    if sampler in ("lcm", "tcd") and num_inference_steps > MAX_DISTILLED_STEPS:
+        raise BadInputError(
+            f"Sampler {sampler} knows at most {MAX_DISTILLED_STEPS} steps, not {num_inference_steps}; "
+            f"ask for fewer, or take another sampler."
+        )

@@ -17,6 +17,7 @@ from storage.model_families import way_of
 from storage.models import parse_model
 from storage.pipeline_limits import LIMITS
 from storage.records import Worker, WorkerState
+from storage.scheduler_limits import Limits, SchedulerLimits
 from storage.served import ServedModel
 from storage.version import promptmill_version
 from worker.coalescing.arguments import limits_of
@@ -91,10 +92,12 @@ def _published(engine: Engines) -> dict[str, Any]:
     """Return what submits have to know of a model: recommendations, what it takes, its limits and LoRAs."""
     model = engine.model
     loras = {OPTION: _revisions(model.loras)} if model.loras else {}
-    limits = {}
+    limits: Limits
     if isinstance(model, LoadedPipeline):
-        limits[LIMITS] = dataclasses.asdict(limits_of(model.pipeline))
-    return {**model.defaults, TAKES: engine.takes, **limits, **loras}
+        limits = limits_of(model.pipeline)
+    else:
+        limits = SchedulerLimits.of(model.scheduler_config)
+    return {**model.defaults, TAKES: engine.takes, LIMITS: dataclasses.asdict(limits), **loras}
 
 
 def _revisions(loras: Mapping[str, LoadedLora]) -> dict[str, str]:

@@ -16,7 +16,8 @@ from storage.errors import BadInputError
 from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from storage.prompt_syntax import PLAIN
-from storage.samplers import OWN_SAMPLER, check_schedule
+from storage.samplers import OWN_SAMPLER
+from storage.scheduler_limits import with_own_sampler
 from worker.engine.admission import Group, LatentShape
 from worker.models.load import LoadedModel
 from worker.models.loras import loras_of
@@ -25,7 +26,7 @@ from worker.stages.condition import Condition
 from worker.stages.guidance import guidance_embedding, guided_evaluations, is_guided
 from worker.stages.history import History
 from worker.stages.noise import initial_noise, job_generator
-from worker.stages.sampler import SamplerSettings, own_sampler
+from worker.stages.sampler import SamplerSettings
 from worker.stages.schedule import NoiseSchedule
 from worker.stages.tables import Tables
 from worker.stages.text import Nothing, Text
@@ -247,8 +248,7 @@ def _complete(model: LoadedModel, parameters: JobParameters) -> JobParameters:
     ):
         raise BadInputError(f"A job's settings are incomplete even with the model's defaults: {job}.")
     if job.sampler == OWN_SAMPLER:
-        check_schedule(OWN_SAMPLER, cast("str", job.schedule))
-        job = replace(job, sampler=own_sampler(model.scheduler_config))
+        job = with_own_sampler(job, model.scheduler_config)
     check_options(job)
     return job
 

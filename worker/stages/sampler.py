@@ -11,8 +11,8 @@ import diffusers
 import torch
 
 from storage.errors import BadInputError
-from storage.parameters import MAX_DISTILLED_STEPS
-from storage.samplers import OWN_SAMPLER, SAMPLERS, SCHEDULE_OPTIONS, check_schedule
+from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS, check_schedule
+from storage.scheduler_limits import check_combination
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,8 @@ class SamplerSettings:
         Raises:
             BadInputError: when the combination cannot be rendered; one sentence says why.
         """
-        _check_combination(self)
+        check_schedule(self.sampler, self.schedule)
+        check_combination(self.sampler, self.num_inference_steps, self.scheduler_config)
         scheduler_class = getattr(diffusers, SAMPLERS[self.sampler].scheduler_class)
         overrides = self.overrides
         if "noise_sampler_seed" in inspect.signature(scheduler_class.__init__).parameters:
@@ -78,64 +79,6 @@ class SamplerSettings:
         return {name: value for name, value in offered.items() if name in accepted}
 
 
-def own_sampler(scheduler_config: Mapping[str, Any]) -> str:
-    """Name the sampler that a model's own noise scheduler is.
-
-    Args:
-        scheduler_config: the model's, with its class.
-
-    Raises:
-        BadInputError: when it is none of ours.
-    """
-    name = scheduler_config.get("_class_name")
-    for sampler in SAMPLERS.values():
-        wanted = sampler.overrides.items()
-        if sampler.scheduler_class == name and all(
-            scheduler_config.get(key) == value for key, value in wanted
-        ):
-            return sampler.name
-    raise BadInputError(
-        f"This model's own noise scheduler ({name}) is none that sampler {OWN_SAMPLER} could stand for; name "
-        f"a sampler (see `promptmill samplers`)."
-    )
-
-
-def _check_combination(settings: SamplerSettings) -> None:
-    """Refuse what diffusers would crash on or render as garbage.
-
-    Raises:
-        BadInputError: one sentence that names the sampler and says what to do.
-    """
-    sampler, steps = settings.sampler, settings.num_inference_steps
-    check_schedule(sampler, settings.schedule)
-    if sampler in ("lcm", "tcd") and steps > MAX_DISTILLED_STEPS:
-        raise BadInputError(
-            f"Sampler {sampler} knows at most {MAX_DISTILLED_STEPS} steps, not {steps}; "
-            f"ask for fewer, or take another sampler."
-        )
-    effective = _effective_config(settings)
-    if str(effective.get("variance_type", "")).startswith("learned"):
-        raise BadInputError(
-            f"This model predicts its variance ({effective['variance_type']}), which sampler {sampler} does "
-            f"not support here; take another sampler."
-        )
-    prediction = settings.scheduler_config.get("prediction_type", "epsilon")
-    if effective.get("rescale_betas_zero_snr") and prediction == "epsilon":
-        raise BadInputError(
-            f"This model's noise scheduler config combines zero terminal SNR with epsilon prediction, which "
-            f"sampler {sampler} cannot start from; take a sampler that ignores it, e.g. lms."
-        )
-    if "prediction_type" not in effective and prediction != "epsilon":
-        raise BadInputError(
-            f"Sampler {sampler} knows epsilon prediction only, not this model's {prediction}."
-        )
-    if sampler in ("ddim", "ddpm", "pndm") and _runs_off_the_end(effective, steps):
-        raise BadInputError(
-            f"Sampler {sampler} has one step less than {steps} with this model (leading "
-            f"spacing, steps_offset {effective['steps_offset']}); ask for {steps - 1} steps."
-        )
-
-
 def _check_positions(settings: SamplerSettings, scheduler: Any) -> None:
     """Refuse more steps than the spacing has places for, where that breaks the solver.
 
@@ -152,24 +95,3 @@ def _check_positions(settings: SamplerSettings, scheduler: Any) -> None:
             f"Sampler {settings.sampler} has no {len(timesteps)} different steps with schedule "
             f"{settings.schedule}; ask for fewer steps, or another schedule."
         )
-
-
-def _runs_off_the_end(effective: Mapping[str, Any], num_inference_steps: int) -> bool:
-    """Tell whether leading spacing, shifted by steps_offset, passes the last training timestep."""
-    trained = int(effective["num_train_timesteps"])
-    last = (num_inference_steps - 1) * (trained // max(1, num_inference_steps)) + int(
-        effective["steps_offset"]
-    )
-    return effective["timestep_spacing"] == "leading" and last >= trained
-
-
-def _effective_config(settings: SamplerSettings) -> dict[str, Any]:
-    """Return the constructor arguments that the sampler's class would get, its own defaults included."""
-    config = settings.scheduler_config
-    scheduler_class = getattr(diffusers, SAMPLERS[settings.sampler].scheduler_class)
-    parameters = inspect.signature(scheduler_class.__init__).parameters
-    # diffusers drops what an earlier class had only by default (`ConfigMixin.extract_init_dict`).
-    defaulted = config.get("_use_default_values", ())
-    given = {k: v for k, v in config.items() if k in parameters and k not in defaulted}
-    defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-    return defaults | given | settings.overrides

@@ -504,6 +504,38 @@ def test_what_a_worker_that_is_gone_has_said_refuses_nothing(invoke: Invoke, far
     assert invoke("submit", *flags).exit_code == 0
 
 
+SD = {
+    "scheduler_config": {
+        "_class_name": "PNDMScheduler", "_use_default_values": [], "num_train_timesteps": 1000,
+        "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading",
+    }
+}  # fmt: skip
+
+
+def test_what_a_sampler_cannot_do_with_a_model_is_refused_at_its_line(
+    invoke: Invoke, farmhand: Any, store: JobStore
+) -> None:
+    """A list of such jobs is not accepted to fail one by one; without a live worker only that one knows."""
+    worker = farmhand("sd", sampler="lms", schedule="default", num_inference_steps=30, limits=SD)
+    worker.start()
+    rows = ["an otter,ddim,1000", "a fox,,1000", "a bee,ddim,999", "a hen,default,1000"]
+    Path("list.csv").write_text("\n".join(["prompt,sampler,steps", *rows]))
+    refused = invoke("submit", "list.csv", "--model", "sd")
+    assert refused.exit_code == 2
+    assert [line.strip() for line in refused.stderr.splitlines()[1:]] == [
+        f"list.csv:{line}: Model sd: Sampler {sampler} has one step less than 1000 with this model (leading "
+        f"spacing, steps_offset 1); ask for 999 steps."
+        for line, sampler in ((2, "ddim"), (5, "pndm"))
+    ]
+    assert store.submissions() == []
+    done = invoke("submit", "list.csv", "--model", "sd", "--skip-bad")
+    assert [job.parameters.prompt for job in store.jobs(done.stdout.strip())] == ["a fox", "a bee"]
+    flags = ["-p", "an owl", "--model", "sd", "--sampler", "ddim", "--steps", "1000"]
+    assert "Error: Model sd: Sampler ddim has one step less" in invoke("submit", *flags).stderr
+    worker.stop()
+    assert invoke("submit", *flags).exit_code == 0
+
+
 def test_what_does_not_go_is_found_among_more_combinations_than_are_remembered(
     invoke: Invoke, store: JobStore, recommend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

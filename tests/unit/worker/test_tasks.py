@@ -742,22 +742,28 @@ def test_only_messages_of_ours_are_rendered(mill: Mill) -> None:
 
 
 def test_a_ready_worker_publishes_what_its_model_recommends(mill: Mill) -> None:
-    """Its row carries the defaults, and what jobs can begin with; one that still loads has none to tell."""
+    """Its row carries the defaults, what jobs can begin with and what its samplers can do with it.
+
+    One that still loads has none to tell.
+    """
     defaults = {"sampler": "euler", "schedule": "karras", "width": 64, "height": 64}
     model = SimpleNamespace(
         revision="0" * 64,
         family="sd",
         loras={},
         defaults=defaults,
-        dtype="torch.float32",
+        precision="float32",
         device=torch.device("cpu"),
+        scheduler_config={"_class_name": "PNDMScheduler", "steps_offset": 1, "beta_end": 0.012},
     )
     order, engine = (
         mill.process._order,
         cast("Engines", SimpleNamespace(model=model, lanes=4, takes=["init_image"])),
     )
     ready = loaded_worker(order, engine, state=WorkerState.READY, concurrency=6)
-    assert ready.defaults == defaults | {"takes": ["init_image"]}
+    scheduler_config = {"_class_name": "PNDMScheduler", "steps_offset": 1, "_use_default_values": []}
+    limits = {"scheduler_config": scheduler_config}
+    assert ready.defaults == defaults | {"takes": ["init_image"], "limits": limits}
     assert ordered_worker(order).defaults == {}
 
 
