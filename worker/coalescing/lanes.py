@@ -20,7 +20,7 @@ from worker.coalescing.trying import UNTRIABLE, Trials
 from worker.engine.admission import Parts
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import TRIAL_SECONDS
-from worker.engine.tuning import CANDIDATES, ENOUGH, Tunings
+from worker.engine.tuning import ENOUGH, Tunings, candidates
 from worker.models.pipeline import LoadedPipeline
 
 log = structlog.get_logger()
@@ -71,7 +71,7 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[st
     began = perf_counter()
     widest = widest_call(sharing)
     speeds: dict[int, float] = {}
-    for lanes in sorted({max(widest, candidate) for candidate in CANDIDATES}):
+    for lanes in sorted({max(widest, candidate) for candidate in candidates(model.device)}):
         if speeds and perf_counter() > began + TRIAL_SECONDS:
             break
         try:

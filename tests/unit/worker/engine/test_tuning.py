@@ -85,6 +85,12 @@ def test_the_fewest_lanes_that_are_nearly_as_fast(
     assert Engine(model, mode=mode).lanes == lanes
 
 
+def test_a_gpu_is_tried_with_more_lanes_than_a_cpu() -> None:
+    """Twice as many: on an H100 32 lanes were a quarter faster than 16."""
+    assert tuning.candidates(torch.device("cpu")) == (2, 4, 8, 16)
+    assert tuning.candidates(torch.device("cuda")) == (2, 4, 8, 16, 32)
+
+
 def test_only_exact_candidates_count_in_exact_mode(clock: Clock, model: LoadedModel, unet: Any) -> None:
     """A count whose results depend on the position is none for exact mode, however fast it is."""
     clock.cost = lambda _: 0.1
