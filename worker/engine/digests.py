@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from worker.engine.lane_layers import over_lanes
-from worker.engine.telling import HALVES, Telling
+from worker.engine.telltale import HALVES, TelltaleInputs
 
 DRAWS = 4  # of R random lanes each, in half precision; in float32 another order shows in more numbers
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -23,12 +23,12 @@ def draws(denoiser: Any, *, listens: bool = True) -> list[tuple[int, AbstractCon
     """Return the seeds of the draws of random lanes that are compared, each with what it is run within.
 
     Args:
-        denoiser: whose passes are compared; one in half precision takes more, and one with telling numbers.
+        denoiser: whose passes are compared; one in half precision takes more, and one with telltale inputs.
         listens: whether its layers are heard.
     """
     if not in_half_precision(denoiser):
         return [(seed, nullcontext()) for seed in range(2)]
-    last = Telling() if listens else nullcontext()
+    last = TelltaleInputs() if listens else nullcontext()
     return [*((seed, nullcontext()) for seed in range(DRAWS - 1)), (DRAWS - 1, last)]
 
 

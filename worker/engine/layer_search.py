@@ -14,7 +14,7 @@ import torch
 from worker.engine.admission import Parts
 from worker.engine.digests import in_half_precision
 from worker.engine.lane_layers import lane_layers, layers_over_lanes, over_lanes
-from worker.engine.telling import Telling
+from worker.engine.telltale import TelltaleInputs
 
 DRAWS = 6  # of random lanes: what a place changes does not show in every number
 ROUNDS = 2  # of as many draws, first for single layers, then for what they stand in
@@ -44,12 +44,12 @@ def search_parts(
         What `try_out` did; None when no parts help.
     """
     search = LayerSearch(denoiser, lanes, dict(known))
-    telling = Telling() if in_half_precision(denoiser) else nullcontext()
+    telltale = TelltaleInputs() if in_half_precision(denoiser) else nullcontext()
     for number in range(2 * ROUNDS):
         for seed in range(number * DRAWS, (number + 1) * DRAWS):
             places = 1 if seed % 2 == 0 else max(1, lanes // 2 - 1)
             inside_only = number < ROUNDS
-            within = telling if seed % DRAWS == 0 else nullcontext()
+            within = telltale if seed % DRAWS == 0 else nullcontext()
             with lane_layers(denoiser, lanes, parts=search.parts), search.on(places, inside_only), within:
                 run(seed)
         found = try_out(search.parts)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from worker.engine.lane_parts import exact_trial
-from worker.engine.telling import Telling
+from worker.engine.telltale import TelltaleInputs
 from worker.models.load import LoadedModel
 
 SHOWS = -3.140625  # the only input for which it matters which instructions compute the function
@@ -54,7 +54,7 @@ def test_a_function_is_given_the_input_that_shows() -> None:
     """As long as this lasts: no random number would have shown its last five."""
     given = torch.zeros(2, 8, dtype=torch.bfloat16)
     assert torch.equal(careless(given), given)
-    with Telling():
+    with TelltaleInputs():
         output = careless(given)
     assert shown(output) == [False] * 11 + [True] * SHARE
     assert torch.equal(careless(given), given)
@@ -63,7 +63,7 @@ def test_a_function_is_given_the_input_that_shows() -> None:
 def test_what_is_given_lies_in_memory_as_before() -> None:
     """Half a tensor goes through other kernels than a whole one, and one in place writes where it has to."""
     whole = torch.zeros(2, 8, dtype=torch.bfloat16)
-    with Telling():
+    with TelltaleInputs():
         half = careless(whole.chunk(2, dim=1)[1])
         strides = SEEN[-1]
         in_place = torch.ops.promptmill_tests.careless_(whole)
@@ -80,7 +80,7 @@ def test_other_operations_are_left_alone(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     right = [given + given, given.relu(), given.to(torch.float64), torch.bernoulli(given.sigmoid())]
     torch.manual_seed(1)
-    with Telling():
+    with TelltaleInputs():
         ours = [given + given, given.relu(), given.to(torch.float64), torch.bernoulli(given.sigmoid())]
         if dtype == torch.float32:
             right, ours = [*right, given], [*ours, careless(given)]

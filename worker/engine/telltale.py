@@ -18,7 +18,7 @@ _USUAL = (1e-3, 20.0)  # magnitudes
 _ROWS = 64  # each a multiple of every vector
 
 
-class Telling(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class TelltaleInputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """In this `with`, functions of one number in half precision get an input that shows how it is treated."""
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class Telling(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Call an operation of torch's, a function of one number with another input."""
         named = kwargs or {}
         if _is_function(func) and _is_of_half(args):
-            value = self._telling_input(func, args, named)
+            value = self._telltale_input(func, args, named)
             if value is not None:
                 args = (_filled(args[0], value, in_place=str(func.overloadpacket).endswith("_")), *args[1:])
         return func(*args, **named)
 
-    def _telling_input(self, func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> float | None:
+    def _telltale_input(self, func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> float | None:
         key = (func, args[0].dtype, args[0].device, args[0].is_contiguous(), repr((args[1:], named)))
         if key not in self._known:
             self._known[key] = _find(func, args, named)
