@@ -1,11 +1,12 @@
 """Mixed work: the engine against diffusers and Ray Data, and against the limit of the same UNet.
 
 Jobs of 4 samplers, 5 step counts and 3 guidance scales, no two alike, to pictures in memory. Rivals, in
-turns, same dtype and threads: a pipeline call a prompt; pipeline calls of equal settings, up to R / 2 prompts
-each (but no two are equal here); Ray Data's `map_batches` over the same (where `ray` is installed; the time
-inside its actor). The limit is what the same jobs cost at least: their lanes in full forward passes of R,
-their prompts' encodings and their decodes, bare. The engine's own lines say its lanes/s while requests
-waited, and its steps against an ideal list schedule.
+turns, same dtype and threads, all warmed up: a pipeline call a prompt; pipeline calls of equal settings, up
+to R / 2 prompts each (but no two are equal here); Ray Data's `map_batches` over the same (where Ray is
+installed, `pip install "ray[data]"`; the time inside its actor). The limit is what the same jobs cost at
+least: their lanes in full forward passes of R, their prompts' encodings and their decodes, bare. Prompts are
+new in every round, so that the engine encodes them as all others do. Its own lines say its lanes/s while
+requests waited, and its steps against an ideal list schedule.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from engines import call, demo_model, device_arguments, mixed_jobs, pipeline_of, second_model, settle
+from engines import (
+    call,
+    demo_model,
+    device_arguments,
+    encode_all,
+    fresh,
+    mixed_jobs,
+    pipeline_of,
+    second_model,
+    settle,
+)
 from report import median, seconds, show
 
 from storage.parameters import JobParameters
@@ -29,7 +40,6 @@ from worker.engine.engine import Engine
 from worker.models.load import LoadedModel
 from worker.stages.decode import decode
 from worker.stages.tables import Tables
-from worker.stages.text import TextStage
 
 LANES = 8
 PASSES = 4  # that are timed together: a GPU works on one while the next is launched
@@ -84,12 +94,16 @@ def in_static_batches(pipeline: Any, jobs: list[JobParameters]) -> None:
 
 
 class RayRenderer:
-    """The actor of Ray Data's rival: a pipeline, called for the equal settings of each batch."""
+    """The actor of Ray Data's rival: a pipeline, called for the equal settings of each batch.
 
-    def __init__(self, larger: bool, threads: int, device: str) -> None:  # noqa: FBT001 - Ray passes it by position
+    It renders a job before the first batch: Ray makes an actor for every data set, and each has a first time.
+    """
+
+    def __init__(self, warm_up: dict[str, Any], *, larger: bool, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         model = demo_model(device=device)
         self.pipeline = pipeline_of(second_model(model)[1] if larger else model)
+        call(self.pipeline, [JobParameters(**warm_up)])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Render a batch; returns the seconds that it took."""
@@ -107,7 +121,8 @@ def by_ray(jobs: list[JobParameters], *, larger: bool, device: str) -> float:
     items = [{"job": {name: getattr(job, name) for name in fields}} for job in jobs]
     done = ray.data.from_items(items).map_batches(
         RayRenderer,
-        fn_constructor_args=(larger, torch.get_num_threads(), device),
+        fn_constructor_args=(items[0]["job"],),
+        fn_constructor_kwargs={"larger": larger, "threads": torch.get_num_threads(), "device": device},
         num_gpus=int(device == "cuda"),
         batch_size=LANES // 2,
         concurrency=1,
@@ -132,14 +147,7 @@ def limit(model: LoadedModel, jobs: list[JobParameters], evaluations: int) -> fl
         settle(model)
 
     forward = median([seconds(passes) for _ in range(4)][1:]) / PASSES
-    text = TextStage(model.kind.prompt_encoder(model))
-
-    def encode() -> None:
-        for job in jobs:
-            text(job.prompt, what="prompt")
-        settle(model)
-
-    encoding = seconds(encode)
+    encoding = seconds(lambda: encode_all(model, jobs))
     decoding = median([seconds(lambda: decode(model.vae, sample[:1].float())) for _ in range(5)]) * len(jobs)
     return math.ceil(2 * evaluations / LANES) * forward + encoding + decoding
 
@@ -151,25 +159,26 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
     own = {"larger": not name.startswith("demo"), "device": model.device.type}
     watched: list[Watched] = []
 
-    def watch() -> float:
-        watched.append(by_engine(engine, jobs))
+    def watch(new: list[JobParameters]) -> float:
+        watched.append(by_engine(engine, new))
         return watched[-1].seconds
 
-    rivals: dict[str, Callable[[], float]] = {
-        "limit: bare forwards, full": lambda: limit(model, jobs, evaluations),
+    rivals: dict[str, Callable[[list[JobParameters]], float]] = {
+        "limit: bare forwards, full": lambda new: limit(model, new, evaluations),
         "promptmill's engine, exact": watch,
-        "diffusers, a call a prompt": lambda: seconds(lambda: [call(pipeline, [job]) for job in jobs]),
-        "diffusers, equal settings together": lambda: seconds(lambda: in_static_batches(pipeline, jobs)),
+        "diffusers, a call a prompt": lambda new: seconds(lambda: [call(pipeline, [job]) for job in new]),
+        "diffusers, equal settings together": lambda new: seconds(lambda: in_static_batches(pipeline, new)),
     }
     if ray:
-        rivals["Ray Data over diffusers"] = lambda: by_ray(jobs, **own)
+        rivals["Ray Data over diffusers"] = lambda new: by_ray(new, **own)
     # A worker reads a sampler's table once, and finds it from then on; the warm-up reads all of them.
     by_engine(engine, [replace(job, seed=0) for job in jobs])
     call(pipeline, jobs[:1])
     taken: dict[str, list[float]] = {rival: [] for rival in rivals}
-    for _ in range(rounds):
+    for take in range(rounds):
+        new = [fresh(job, take) for job in jobs]
         for rival, run in rivals.items():
-            taken[rival].append(run())
+            taken[rival].append(run(new))
     mill = median(taken["promptmill's engine, exact"])
     rates = {rival: 2 * evaluations / median(times) for rival, times in taken.items()}
     rates["promptmill's engine, while requests waited"] = median([each.queue for each in watched])
@@ -193,7 +202,7 @@ def main() -> None:
     options = device_arguments(__doc__ or "").parse_args()
     ray = importlib.util.find_spec("ray") is not None
     if not ray:
-        print("Ray is not installed: its line is left out.")
+        print('Ray is not installed (pip install "ray[data]"): its line is left out.')
     model = demo_model(device=options.device)
     if options.quick:
         jobs = mixed_jobs(12, size=64, steps=(3, 4, 5, 6, 8))

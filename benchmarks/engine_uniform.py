@@ -1,11 +1,16 @@
-"""Uniform work: 64 equal jobs by the engine, and by diffusers' pipeline at the same batch size, in turns."""
+"""Uniform work: 64 jobs of equal settings by the engine, and by diffusers' pipeline at the same batch size.
+
+In turns. Each job has a prompt of its own, another one in every round, so that both encode all of them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from engine_mixed import LANES, by_engine
-from engines import call, demo_model, device_arguments, pipeline_of, second_model
+from engines import call, demo_model, device_arguments, fresh, pipeline_of, second_model
 from report import median, seconds, show
 
 from storage.parameters import JobParameters
@@ -20,15 +25,16 @@ def measure(
     job = JobParameters(
         prompt="a fox", seed=1, sampler="dpmpp_2m", num_inference_steps=steps, width=size, height=size
     )
-    jobs = [replace(job, seed=seed) for seed in range(count)]
-    batches = [jobs[start : start + LANES // 2] for start in range(0, count, LANES // 2)]
+    jobs = [replace(job, seed=seed, prompt=f"a fox, number {seed}") for seed in range(count)]
     engine, pipeline = Engine(model, lanes=LANES), pipeline_of(model)
     by_engine(engine, jobs[:4])
     call(pipeline, jobs[:4])
     ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(seconds(lambda: by_engine(engine, jobs)))
-        theirs.append(seconds(lambda: [call(pipeline, batch) for batch in batches]))
+    for take in range(rounds):
+        new = [fresh(job, take) for job in jobs]
+        batches = [new[start : start + LANES // 2] for start in range(0, count, LANES // 2)]
+        ours.append(by_engine(engine, new).seconds)
+        theirs.append(seconds(partial(_call_all, pipeline, batches)))
     return {
         "model": name,
         "jobs": count,
@@ -36,6 +42,11 @@ def measure(
         "diffusers images/s": count / median(theirs),
         "ratio": median(theirs) / median(ours),
     }
+
+
+def _call_all(pipeline: Any, batches: list[list[JobParameters]]) -> None:
+    for batch in batches:
+        call(pipeline, batch)
 
 
 def main() -> None:

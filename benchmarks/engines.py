@@ -17,6 +17,7 @@ from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
 from worker.models.device import choose_device, choose_dtype, make_repeatable
 from worker.models.load import LoadedModel, load_model
+from worker.stages.text import TextStage
 
 MIXED_SAMPLERS = ("lms", "euler", "dpmpp_2m", "euler_a")
 MIXED_STEPS = (10, 15, 20, 25, 30)
@@ -100,6 +101,25 @@ def mixed_jobs(count: int, *, size: int, steps: tuple[int, ...] = MIXED_STEPS) -
             range(count), itertools.islice(settings, 0, None, 7), strict=False
         )
     ]
+
+
+def fresh(job: JobParameters, take: int) -> JobParameters:
+    """Give a job a prompt that no engine has kept yet, as a new prompt list has; all else is the same.
+
+    Args:
+        job: of a benchmark.
+        take: a number of its own for each time that the job is rendered.
+    """
+    return replace(job, prompt=f"{job.prompt}, take {take}")
+
+
+@torch.no_grad()
+def encode_all(model: LoadedModel, jobs: list[JobParameters]) -> None:
+    """Encode every prompt, bare: a text stage of its own has kept none."""
+    text = TextStage(model.kind.prompt_encoder(model))
+    for job in jobs:
+        text(job.prompt, what="prompt")
+    settle(model)
 
 
 def pipeline_of(model: LoadedModel) -> Any:

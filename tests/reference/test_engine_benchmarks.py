@@ -1,0 +1,102 @@
+"""The engine's benchmarks compare like with like, and notice what falls short."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from storage.parameters import JobParameters
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that imports a benchmark, as running it would."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def _settings(jobs: list[JobParameters]) -> list[JobParameters]:
+    return [replace(job, prompt="any") for job in jobs]
+
+
+def test_mixed_work_brings_new_prompts_in_every_round_and_to_all_the_same(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No prompt is one that the engine's text stage has kept; settings and their order stay."""
+    mixed = load("engine_mixed")
+    given: dict[str, list[list[JobParameters]]] = {"engine": [], "limit": [], "static": [], "ray": []}
+
+    def by_engine(_engine: Any, jobs: list[JobParameters]) -> Any:
+        given["engine"].append(jobs)
+        return mixed.Watched(seconds=1.0, queue=1.0, steps=1)
+
+    def note(who: str) -> Any:
+        return lambda *args, **_: given[who].append(next(a for a in args if isinstance(a, list))) or 1.0
+
+    calls: list[list[JobParameters]] = []
+    for name, stand_in in {
+        "Engine": lambda *_, **__: None,
+        "pipeline_of": lambda _: None,
+        "by_engine": by_engine,
+        "limit": note("limit"),
+        "in_static_batches": note("static"),
+        "by_ray": note("ray"),
+        "call": lambda _, jobs: calls.append(jobs),
+    }.items():
+        monkeypatch.setattr(mixed, name, stand_in)
+    jobs = mixed.mixed_jobs(4, size=64)
+    mixed.measure("demo", SimpleNamespace(device=SimpleNamespace(type="cpu")), jobs, 2, ray=True)
+
+    warm_up, *rounds = given["engine"]
+    prompts = [job.prompt for taken in (warm_up, *rounds) for job in taken]
+    assert len(set(prompts)) == 3 * len(jobs)
+    assert all(_settings(taken) == _settings(jobs) for taken in rounds)
+    assert given["limit"] == given["static"] == given["ray"] == rounds
+    assert [job for (job,) in calls[1:]] == [job for taken in rounds for job in taken]
+
+
+def test_rays_actor_is_warm_before_its_first_batch(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its constructor renders a job, which no batch's time includes."""
+    mixed = load("engine_mixed")
+    rendered: list[JobParameters] = []
+    monkeypatch.setattr(mixed, "demo_model", lambda **_: None)
+    monkeypatch.setattr(mixed, "pipeline_of", lambda _: None)
+    monkeypatch.setattr(mixed.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(mixed, "call", lambda _, jobs: rendered.extend(jobs))
+    item = {"prompt": "a fox", "seed": 3, "sampler": "euler"}
+    actor = mixed.RayRenderer(item, larger=False, threads=1, device="cpu")
+    assert rendered == [JobParameters(**item)]
+    assert list(actor({"job": [item]})) == ["seconds"]
+    assert rendered == 2 * [JobParameters(**item)]
+
+
+def test_uniform_work_has_a_new_prompt_for_every_job_and_round(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engine and diffusers get the same, and neither has seen one of them."""
+    uniform = load("engine_uniform")
+    ours: list[list[JobParameters]] = []
+    calls: list[list[JobParameters]] = []
+
+    def by_engine(_engine: Any, jobs: list[JobParameters]) -> Any:
+        ours.append(jobs)
+        return SimpleNamespace(seconds=1.0)
+
+    for name, stand_in in {
+        "Engine": lambda *_, **__: None,
+        "pipeline_of": lambda _: None,
+        "by_engine": by_engine,
+        "call": lambda _, jobs: calls.append(jobs),
+    }.items():
+        monkeypatch.setattr(uniform, name, stand_in)
+    uniform.measure("demo", None, size=64, count=4, steps=3, rounds=2)
+    assert len({job.prompt for taken in ours for job in taken}) == 3 * 4
+    assert calls[1:] == ours[1:]
+    assert len({(job.sampler, job.num_inference_steps) for taken in ours for job in taken}) == 1
