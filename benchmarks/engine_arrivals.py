@@ -6,9 +6,10 @@ What a call takes is measured here, in the same run, before and after the engine
 size and step count. Its queue is then computed, without any overhead, from the same arrivals that the engine
 gets in real time. Loads are shares of the rival's capacity: full batches of every step count in turn.
 
-The limit is what an engine without any overhead would reach on this device in the same order, first come
-first served: the same queue of lanes, computed with bare forward passes of every width and bare decodes.
-Where lanes cost as much as they bring, sharing a step helps nobody to be done sooner.
+The limit is what an engine without any overhead would reach on this device: the same queue of lanes in the
+order of the engine's own admission, computed with bare forward passes of every width, bare encodings and bare
+decodes. Where lanes cost as much as they bring, sharing a step helps nobody to be done sooner. Every job that
+arrives has a prompt of its own, so that the engine encodes it as diffusers does.
 """
 
 from __future__ import annotations
@@ -25,10 +26,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from engines import call, demo_model, device_arguments, pipeline_of, second_model, settle
+from engines import (
+    call,
+    demo_model,
+    device_arguments,
+    encode_all,
+    fresh,
+    pipeline_of,
+    second_model,
+    settle,
+)
 from report import seconds, show
 
 from storage.parameters import JobParameters
+from worker.engine.admission import Admission, Group, LanePlan
 from worker.engine.agreement import NARROWER
 from worker.engine.engine import Engine
 from worker.engine.forward import Lanes, predict_noise
@@ -40,6 +51,7 @@ BATCH = 4
 STEPS = (10, 20, 30)
 WINDOWS = (0.0, 0.25, 0.5, 1.0, 2.0)  # times what a call of one takes
 LOADS = (0.5, 0.7, 0.9)
+ALIKE = Group(shape=(1, 1, 1), tokens=1)  # one group: jobs of one size, with plain prompts
 Service = dict[tuple[int, int], float]  # (batch size, steps): seconds of a call
 
 
@@ -54,6 +66,19 @@ class Arrival:
     def steps(self) -> int:
         """Its step count."""
         return self.job.num_inference_steps or 0
+
+
+@dataclass(kw_only=True)
+class Simulated:
+    """An arrival as admission sees it: a `worker.engine.admission.Candidate`, guided all along."""
+
+    at: float
+    arrival: int
+    evaluations_left: int
+    started: bool = False
+    priority: int = 0
+    lanes: int = 2
+    group: Group = ALIKE
 
 
 class Clock:
@@ -76,6 +101,7 @@ class Clock:
                 self._note((batch, steps), partial(call, self._pipeline, jobs), keep=number)
             for width, lanes in self._lanes.items():
                 self._note(width, partial(self._forward, lanes), keep=number)
+            self._note("encode", partial(encode_all, self._model, [make_job(0, 1, self._size)]), keep=number)
             latents = self._lanes[min(self._lanes)][0].sample
             self._note("decode", partial(decode, self._model.vae, latents), keep=number)
 
@@ -88,6 +114,11 @@ class Clock:
     def passes(self) -> dict[int, float]:
         """Seconds of a forward pass, by its lanes."""
         return {key: times for key, times in self._medians().items() if isinstance(key, int)}
+
+    @property
+    def encode(self) -> float:
+        """Seconds of a prompt's encoding."""
+        return self._medians()["encode"]
 
     @property
     def decode(self) -> float:
@@ -111,7 +142,7 @@ class Clock:
 def make_job(seed: int, steps: int, size: int) -> JobParameters:
     """Make a job of the benchmark's settings."""
     return JobParameters(
-        prompt="a watercolor painting of an otter",
+        prompt=f"a watercolor painting of an otter, number {seed}",
         seed=seed,
         sampler="dpmpp_2m",
         schedule="karras",
@@ -122,13 +153,14 @@ def make_job(seed: int, steps: int, size: int) -> JobParameters:
     )
 
 
-def arrivals(count: int, rate: float, size: int) -> list[Arrival]:
-    """Draw jobs that arrive as a Poisson process of `rate` jobs/s."""
+def arrivals(count: int, rate: float, size: int, *, take: int) -> list[Arrival]:
+    """Draw jobs that arrive as a Poisson process of `rate` jobs/s; for `take` see `fresh`."""
     draw = random.Random(count)  # noqa: S311 - test data
     at, arriving = 0.0, []
     for seed in range(count):
         at += draw.expovariate(rate)
-        arriving.append(Arrival(at=at, job=make_job(seed, draw.choice(STEPS), size)))
+        job = fresh(make_job(seed, draw.choice(STEPS), size), take)
+        arriving.append(Arrival(at=at, job=job))
     return arriving
 
 
@@ -182,24 +214,31 @@ def continuous(engine: Engine, arriving: list[Arrival]) -> list[float]:
 
 
 def without_overhead(arriving: list[Arrival], clock: Clock, lanes: int) -> list[float]:
-    """Compute the latencies of an engine that spends nothing but bare forward passes and decodes."""
-    passes, decoding = clock.passes, clock.decode
-    now, latencies, coming = 0.0, list[float](), list(arriving)
-    left: list[list[Any]] = []  # when it came, and how many steps it needs
-    while coming or left:
-        if not left:
+    """Compute the latencies of an engine that spends nothing but bare encodings, passes and decodes."""
+    passes, encoding, decoding = clock.passes, clock.encode, clock.decode
+    admission = Admission(lambda _: LanePlan(lanes=lanes))
+    coming = [
+        Simulated(at=arrival.at, arrival=number, evaluations_left=arrival.steps)
+        for number, arrival in enumerate(arriving)
+    ]
+    now, latencies, left, denoised = 0.0, list[float](), list[Simulated](), list[Simulated]()
+    while coming or left or denoised:
+        if not left and not denoised:
             now = max(now, coming[0].at)
         while coming and coming[0].at <= now:
-            arrival = coming.pop(0)
-            left.append([arrival.at, arrival.steps])
-        chosen = left[: lanes // 2]
-        now += passes[min(width for width in passes if width >= 2 * len(chosen))]
+            left.append(coming.pop(0))
+        chosen, _ = admission.choose(left)
+        if chosen:
+            now += encoding * sum(not one.started for one in chosen)
+            now += passes[min(width for width in passes if width >= 2 * len(chosen))]
         for one in chosen:
-            one[1] -= 1
-            if one[1] == 0:
-                now += decoding
-                latencies.append(now - one[0])
-        left = [one for one in left if one[1]]
+            one.started = True
+            one.evaluations_left -= 1
+        denoised += [one for one in left if not one.evaluations_left]
+        left = [one for one in left if one.evaluations_left]
+        if denoised:  # at most one picture between two forward passes
+            now += decoding
+            latencies.append(now - denoised.pop(0).at)
     return latencies
 
 
@@ -212,10 +251,10 @@ def rows(
     continuous(engine, [Arrival(at=0.0, job=make_job(0, steps, size)) for steps in STEPS])
     widths = tuple(width for width in NARROWER if width < engine.lanes)
     clock = Clock(engine.model, size, (*widths, engine.lanes))
-    for load in loads:
+    for take, load in enumerate(loads):
         clock.measure(rounds)
         capacity = BATCH * len(STEPS) / sum(clock.service[BATCH, steps] for steps in STEPS)
-        arriving = arrivals(count, load * capacity, size)
+        arriving = arrivals(count, load * capacity, size, take=take)
         ours = continuous(engine, arriving)
         clock.measure(rounds)
         service = clock.service

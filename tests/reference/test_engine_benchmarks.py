@@ -100,3 +100,23 @@ def test_uniform_work_has_a_new_prompt_for_every_job_and_round(
     assert len({job.prompt for taken in ours for job in taken}) == 3 * 4
     assert calls[1:] == ours[1:]
     assert len({(job.sampler, job.num_inference_steps) for taken in ours for job in taken}) == 1
+
+
+def test_jobs_that_arrive_have_prompts_of_their_own(load: Any) -> None:
+    """At another load, too: the engine that served the first is the same."""
+    arrivals = load("engine_arrivals")
+    both = [arrivals.arrivals(3, 1.0, 64, take=take) for take in (0, 1)]
+    assert len({arrival.job.prompt for arriving in both for arrival in arriving}) == 2 * 3
+    assert _settings([a.job for a in both[0]]) == _settings([a.job for a in both[1]])
+
+
+def test_the_limit_of_arrivals_admits_as_the_engine_does_and_encodes_once_a_job(load: Any) -> None:
+    """Of two that wait the longer one goes first; each pays its encoding, its passes, its decode."""
+    arrivals = load("engine_arrivals")
+    arriving = [
+        arrivals.Arrival(at=at, job=arrivals.make_job(seed, steps, 64))
+        for seed, (at, steps) in enumerate([(0.0, 10), (1.0, 10), (1.0, 30)])
+    ]
+    clock = SimpleNamespace(passes={2: 1.0}, encode=0.25, decode=0.5)
+    # 10 steps end at 10.75, then 30 at 41.5, then 10 at 52.25.
+    assert arrivals.without_overhead(arriving, clock, 2) == [10.75, 40.5, 51.25]
