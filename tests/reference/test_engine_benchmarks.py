@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from storage.parameters import JobParameters
+from storage.errors import BadInputError
+from storage.parameters import JobParameters, check_job
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -120,3 +122,113 @@ def test_the_limit_of_arrivals_admits_as_the_engine_does_and_encodes_once_a_job(
     clock = SimpleNamespace(passes={2: 1.0}, encode=0.25, decode=0.5)
     # 10 steps end at 10.75, then 30 at 41.5, then 10 at 52.25.
     assert arrivals.without_overhead(arriving, clock, 2) == [10.75, 40.5, 51.25]
+
+
+@pytest.fixture
+def good_row() -> dict[str, Any]:
+    """A row of the table of equal bytes, as promised."""
+    return {
+        "dtype": "float32", "threads": 2, "jobs": 3, "equal": "3 of 3",
+        "occupancy": 0.9, "positions": 8, "widths": "4, 8",
+    }  # fmt: skip
+
+
+def test_a_dtype_that_is_not_eligible_is_a_row_like_any_other(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table is printed with it below an eligible row, and the JSON line after."""
+    same_bytes = load("same_bytes")
+
+    def in_processes(*shares: list[tuple[Any, ...]]) -> Any:
+        if shares[0][0][1] == "bfloat16":
+            raise BadInputError("With 8 lanes exact is not possible here.")
+        return [
+            [
+                same_bytes.Company(
+                    digests={job.seed: "same" for job in each[0]}, occupancy=0.9, positions=8, widths={8}
+                )
+                for each in share
+            ]
+            for share in shares
+        ]
+
+    monkeypatch.setattr(same_bytes, "in_processes", in_processes)
+    jobs = same_bytes.random_jobs(3)
+    rows = [same_bytes.row(jobs, dtype, 2) for dtype in ("float32", "bfloat16")]
+    same_bytes.show(rows, as_json=True)
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["equal"] for row in shown] == ["3 of 3", "not eligible"]
+    assert same_bytes.shortfalls(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"equal": "2 of 3"}, "depended on their company"),
+        ({"occupancy": 0.7}, "70% full"),
+        ({"positions": 7}, "7 of 8 lanes"),
+    ],
+)
+def test_what_falls_short_of_the_promise_is_said(
+    load: Any, good_row: dict[str, Any], changed: dict[str, Any], complaint: str
+) -> None:
+    """One sentence for a picture that differed, too little company, a lane that was never in use."""
+    same_bytes = load("same_bytes")
+    assert same_bytes.shortfalls([good_row]) == []
+    (said,) = same_bytes.shortfalls([good_row, good_row | changed])
+    assert complaint in said
+
+
+def test_same_bytes_ends_with_1_where_it_falls_short(
+    load: Any, good_row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said goes to stderr, so that the last line of stdout is the JSON object."""
+    same_bytes = load("same_bytes")
+    monkeypatch.setattr(same_bytes, "row", lambda *_: good_row | {"positions": 7})
+    monkeypatch.setattr("sys.argv", ["same_bytes.py", "--quick"])
+    with pytest.raises(SystemExit, match="7 of 8 lanes"):
+        same_bytes.main()
+
+
+def test_two_processes_render_at_once(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both shares are handed out, each to a process of its own, before either is waited for."""
+    same_bytes = load("same_bytes")
+    events: list[tuple[str, int]] = []
+
+    class Waited:
+        def __init__(self, share: int) -> None:
+            self.share = share
+
+        def result(self) -> int:
+            events.append(("waited for", self.share))
+            return self.share
+
+    class Pool:
+        made = 0
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.number, Pool.made = Pool.made, Pool.made + 1
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, *_: Any) -> Waited:
+            events.append(("begun", self.number))
+            return Waited(self.number)
+
+    monkeypatch.setattr(same_bytes, "ProcessPoolExecutor", Pool)
+    assert same_bytes.in_processes([()], [()]) == [[0], [1]]
+    assert events == [("begun", 0), ("begun", 1), ("waited for", 0), ("waited for", 1)]
+
+
+def test_random_jobs_differ_in_every_option_that_changes_a_picture(load: Any) -> None:
+    """Each can be submitted, and each option is there with and without, eta only where a sampler has one."""
+    jobs = load("same_bytes").random_jobs(200)
+    for job in jobs:
+        check_job(job)
+    for option in ("eta", "guidance_rescale", "guidance_interval"):
+        assert 0 < sum(option in job.options for job in jobs) < len(jobs)
+    assert len({job.negative_prompt for job in jobs}) > 1
