@@ -13,6 +13,8 @@ import pytest
 
 from storage.errors import BadInputError
 from storage.parameters import JobParameters, check_job
+from worker.engine.engine import Engine
+from worker.models.load import LoadedModel
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -232,3 +234,30 @@ def test_random_jobs_differ_in_every_option_that_changes_a_picture(load: Any) ->
     for option in ("eta", "guidance_rescale", "guidance_interval"):
         assert 0 < sum(option in job.options for job in jobs) < len(jobs)
     assert len({job.negative_prompt for job in jobs}) > 1
+
+
+def test_overhead_is_measured_in_exact_mode_with_company_that_stays_and_that_changes(
+    load: Any, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where requests join or leave is anything encoded or decoded; rescaling takes more operations."""
+    overhead = load("engine_overhead")
+    made: list[Engine] = []
+    costs: list[Any] = []
+    measured = overhead.engine_steps
+
+    def engine(*args: Any, **named: Any) -> Engine:
+        made.append(Engine(*args, **named))
+        return made[-1]
+
+    def engine_steps(*args: Any) -> Any:
+        costs.append(measured(*args))
+        return costs[-1]
+
+    monkeypatch.setattr(overhead, "Engine", engine)
+    monkeypatch.setattr(overhead, "engine_steps", engine_steps)
+    steady, rescaled, _ = overhead.rows("demo", model, 2, 64)
+    assert [each.mode for each in made] == ["exact"]
+    assert [cost.complete for cost in costs] == 3 * [True]
+    assert [max(cost.coding) > 0 for cost in costs] == [False, False, True]
+    assert min(costs[-1].coding) > 0
+    assert steady["operations outside"] < rescaled["operations outside"]
