@@ -3,9 +3,9 @@
 Jobs of any sampler, step count, guidance, negative prompt and seed, many with eta, rescaled guidance or a
 guidance interval, are rendered three times in one process, each time in another order of arrival, then one
 after the other, and once more divided between two processes at once; for each number of threads and each
-dtype that exact mode accepts. Not a measurement of speed: the table says whether all pictures and latents are
-equal, how full the lanes were in company, how many of them were in use, and how wide the passes were. Ends
-with 1 where a picture differs, or the company was no test: lanes 70 % full or less, or one never in use.
+precision that exact mode accepts. Not a measurement of speed: the table says whether all pictures and latents
+are equal, how full the lanes were in company, how many of them were in use, and how wide the passes were.
+Ends with 1 where a picture differs, or the company was no test: lanes 70 % full or less, or one never in use.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from storage.parameters import JobParameters, telling
 from storage.samplers import SAMPLERS
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
+from worker.models.device import MIXED
+from worker.models.variant import Variant, run_as
 from worker.stages.picture import encode_png
 
 LANES = 8
 HELD = LANES + 2  # jobs in an engine: those in lanes, if none is guided, and two that wait
 OCCUPANCY = 0.7  # in less company than that equal bytes say little
 NOT_ELIGIBLE = "not eligible"
-CONFIGURATIONS = [(dtype, threads) for dtype in ("float32", "bfloat16") for threads in (1, 2, 3)]
+CONFIGURATIONS = [(dtype, threads) for dtype in ("float32", MIXED, "bfloat16") for threads in (1, 2, 3)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,12 @@ def _random_options(sampler: str, draw: random.Random) -> dict[str, Any]:
 def render(jobs: list[JobParameters], dtype: str, threads: int, most: int = HELD) -> Company:
     """Render jobs in the order given, in an engine that holds at most so many at once."""
     torch.set_num_threads(threads)
-    engine = Engine(demo_model(dtype), lanes=LANES)
+    model = (
+        run_as(demo_model(), Variant(dtype=MIXED, layout="contiguous"))
+        if dtype == MIXED
+        else demo_model(dtype)
+    )
+    engine = Engine(model, lanes=LANES)
     watched = Watched(engine.model.unet)
     engine.model = replace(engine.model, unet=watched)
     waiting, held, digests = list(reversed(jobs)), {}, {}
