@@ -1,11 +1,16 @@
 """Admission: which requests get the lanes of the next step. Free of tensors, to be read and tested alone.
 
 Requests whose latents have one shape, whose prompts have one length and whose LoRAs are the same can share a
-forward pass: they are a group. Groups take turns step by step, the one that waited longest first; those of
-other LoRAs only now and then (`worker.engine.lora_turns`). Within a group, priority goes first,
-then who has started; among those who wait, who has most forward passes before it, since a long job that
-starts last leaves lanes idle at the end (Graham 1969, longest processing time first). Each step of waiting
-counts as one pass more, so that a stream of long jobs cannot hold a short one back for good.
+forward pass: they are a group. Groups take turns step by step, those that hold the highest priority first,
+then the one that waited longest; those of other LoRAs only now and then (`worker.engine.lora_turns`). Within
+a group, priority goes first, then who has started; among those who wait, who has most forward passes before
+it, since a long job that starts last leaves lanes idle at the end (Graham 1969, longest processing time
+first).
+
+Nothing is held back for good, but by more urgent work of its own group:
+- Each step of waiting counts as one pass more, so a stream of long jobs passes a short one only for a while.
+- Lanes too few for the next request go to some that rank after it; then they stay free until it fits.
+- Now and then the turn is that of the group that waited longest, whatever its priority.
 """
 
 from __future__ import annotations
@@ -20,6 +25,9 @@ from worker.engine.lora_turns import LoraTurns
 
 LatentShape = tuple[int, int, int]
 Parts = tuple[tuple[str, int], ...]  # (name of a layer, lanes that it is called for at a time), sorted
+
+OVERTAKEN = 16  # starts that a request which does not fit lets by: keeping lanes free for it leaves one idle
+TURNS_A_ROUND = 16  # the last of them goes by waiting alone, the others by priority first
 
 
 class Group(NamedTuple):
@@ -100,6 +108,21 @@ class LanePlan:
         return next((lanes for lanes in self.narrower if lanes >= needed), self.lanes)
 
 
+@dataclass(kw_only=True, slots=True)
+class _Known:
+    """What the policy remembers of a request.
+
+    Attributes:
+        since: the turn in which it was first here.
+        overtaken: how many that rank after it have started while it was next and did not fit.
+        place: in the order in which requests started.
+    """
+
+    since: int
+    overtaken: int = 0
+    place: int = 0
+
+
 class Admission:
     """The policy: call `choose` once a step with every request that could take part."""
 
@@ -107,9 +130,11 @@ class Admission:
         """Remember `plan`, which tells how a group is run."""
         self._plan = plan
         self._turn = 0
+        self._starts = 0
         self._lora_turns = LoraTurns()
-        self._last_turn: dict[Group, int] = {}
-        self._seen: dict[int, int] = {}  # the turn in which a waiting request was first here, by arrival
+        # The turn since which a group waits; True after one of its own, so that a new group goes before it.
+        self._waits: dict[Group, tuple[int, bool]] = {}
+        self._known: dict[int, _Known] = {}  # by arrival
 
     def choose(self, candidates: Sequence[C]) -> tuple[list[C], LanePlan | None]:
         """Pick the requests of the next step, all of one group, in the order in which they take lanes.
@@ -117,52 +142,68 @@ class Admission:
         Returns:
             The chosen requests and their group's plan; an empty list and None when there is no candidate.
         """
+        # Forget who left, requests and groups, so that a worker that meets many does not grow.
+        self._known = {c.arrival: self._known.get(c.arrival) or _Known(since=self._turn) for c in candidates}
+        self._waits = {c.group: self._waits.get(c.group, (self._turn, False)) for c in candidates}
         if not candidates:
-            self._last_turn.clear()
-            self._seen.clear()
             return [], None
-        self._seen = {c.arrival: self._seen.get(c.arrival, self._turn) for c in candidates if not c.started}
         group = self._next_group(candidates)
         plan = self._plan(group)
         members = sorted((c for c in candidates if c.group == group), key=self._rank)
         if plan.alone:
             # One that started is finished first: two half-rendered requests would help nobody.
             return [min(members, key=lambda c: not c.started)], plan
-        return _fill(members, plan.lanes), plan
+        chosen = self._fill(members, plan.lanes)
+        for candidate in chosen:
+            if not candidate.started:
+                self._starts += 1
+                self._known[candidate.arrival].place = self._starts
+        return chosen, plan
 
     def _rank(self, candidate: Candidate) -> tuple[int, bool, int, int]:
-        """Smaller goes first."""
-        urgency = 0
-        if not candidate.started:
-            urgency = candidate.evaluations_left + self._turn - self._seen[candidate.arrival]
-        return (-candidate.priority, not candidate.started, -urgency, candidate.arrival)
+        """Smaller goes first; who has started keeps its place, so that nothing is moved for nothing."""
+        known = self._known[candidate.arrival]
+        urgency = candidate.evaluations_left + self._turn - known.since
+        place = known.place if candidate.started else -urgency
+        return (-candidate.priority, not candidate.started, place, candidate.arrival)
+
+    def _fill(self, members: Sequence[C], lanes: int) -> list[C]:
+        """Take requests in order while their lanes fit; one that does not fit sits this step out."""
+        chosen: list[C] = []
+        left_out: _Known | None = None  # the first that waits and does not fit
+        kept = False  # what is free from here on is for one that was overtaken too often
+        for candidate in members:
+            waits = not candidate.started
+            if candidate.lanes > lanes:
+                known = self._known[candidate.arrival]
+                kept |= waits and known.overtaken >= OVERTAKEN
+                left_out = left_out or (known if waits else None)
+            elif not (waits and kept):
+                chosen.append(candidate)
+                lanes -= candidate.lanes
+                if waits and left_out:
+                    left_out.overtaken += 1
+        return chosen
 
     def _next_group(self, candidates: Sequence[C]) -> Group:
-        """Name the group whose last turn is longest ago; among new ones, that of the oldest request."""
+        """Name the group whose turn it is, and count the turn."""
         oldest = {c.group: c for c in sorted(candidates, key=_oldest_first, reverse=True)}
-        # Forget groups that left, so that a worker that meets many sizes does not grow.
-        self._last_turn = {g: turn for g, turn in self._last_turn.items() if g in oldest}
+
+        def waited_longest(group: Group) -> tuple[tuple[int, bool], tuple[int, int]]:
+            return self._waits[group], _oldest_first(oldest[group])
+
         sets = {group.loras for group in oldest}
         allowed = self._lora_turns.allowed(sets)
-        able = [group for group in oldest if group.loras in allowed]
-        group = min(able, key=lambda g: (self._last_turn.get(g, -1), _oldest_first(oldest[g])))
-        self._lora_turns.note(group.loras, waiting=len(sets) > 1)
+        group = min((g for g in oldest if g.loras in allowed), key=waited_longest)
         self._turn += 1
-        self._last_turn[group] = self._turn
+        if self._turn % TURNS_A_ROUND:
+            peers = [g for g in oldest if g.loras == group.loras]  # priority does not shorten turns of LoRAs
+            highest = max(oldest[g].priority for g in peers)
+            group = min((g for g in peers if oldest[g].priority == highest), key=waited_longest)
+        self._lora_turns.note(group.loras, waiting=len(sets) > 1)
+        self._waits[group] = (self._turn, True)
         return group
 
 
 def _oldest_first(candidate: Candidate) -> tuple[int, int]:
     return (-candidate.priority, candidate.arrival)
-
-
-def _fill(members: Sequence[C], lanes: int) -> list[C]:
-    """Take requests in order while their lanes fit; one that does not fit sits this step out."""
-    chosen: list[C] = []
-    for candidate in members:
-        if candidate.lanes <= lanes:
-            chosen.append(candidate)
-            lanes -= candidate.lanes
-        if not lanes:
-            break
-    return chosen

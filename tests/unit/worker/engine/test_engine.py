@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
+from worker.engine import engine as engine_module
 from worker.engine import request as request_module
+from worker.engine.batch import Batch
 from worker.engine.engine import Engine
 from worker.engine.errors import (
     Cancelled,
@@ -22,6 +25,7 @@ from worker.engine.errors import (
     Released,
     RenderError,
 )
+from worker.engine.request import Request
 from worker.models.load import LoadedModel
 from worker.stages import tables
 
@@ -78,6 +82,22 @@ def test_requests_share_forward_passes(engine: Engine) -> None:
     engine.submit(_job(num_inference_steps=3, sampler="ddim"))
     _run(engine)
     assert engine.steps == 6
+
+
+def test_who_joins_has_the_batch_gathered_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three companies are three batches, although the oldest request joins last."""
+    companies: list[list[int]] = []
+
+    class Watched(Batch):
+        def __init__(self, requests: Sequence[Request], *arguments: Any, **options: Any) -> None:
+            companies.append([request.arrival for request in requests])
+            super().__init__(requests, *arguments, **options)
+
+    monkeypatch.setattr(engine_module, "Batch", Watched)
+    for steps in (3, 20, 10):
+        engine.submit(_job(num_inference_steps=steps))
+    _run(engine)
+    assert companies == [[2, 3], [2, 1], [2]]
 
 
 def _by_width(sample: torch.Tensor) -> torch.Tensor:
