@@ -89,12 +89,14 @@ class LanePlan:
         alone: one request at a time, from its first step to its last.
         narrower: fewer lanes with which a request's bytes are those of R, in ascending order.
         parts: layers of the UNet, by name, that are called for so many lanes at a time.
+        short: whether it is one for fewer lanes than were wanted, for want of memory.
     """
 
     lanes: int
     alone: bool = False
     narrower: tuple[int, ...] = ()
     parts: Parts = ()
+    short: bool = False
 
     @property
     def record(self) -> dict[str, int | str]:

@@ -33,6 +33,9 @@ def same_at_every_place(model: LoadedModel, trial: Trial, *, group: Group, beat:
         trial: of R, with its parts.
         group: its latent shape and prompt length.
         beat: called ahead of every forward pass.
+
+    Raises:
+        torch.OutOfMemoryError: when there is no room to look at that many lanes.
     """
     full = trial.lanes
     for seed, within in draws(model.unet, listens=model.launch == "eager"):
@@ -118,4 +121,4 @@ def _digests(
     with listening(model.unet, width, silent=model.launch != "eager") as found:
         noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, rows=rows, parts=parts)
     own = [heard[: len(lanes)] for heard in found]
-    return torch.stack([*own, lane_digests(noise_pred, len(lanes))])
+    return torch.stack([*own, lane_digests(noise_pred)])

@@ -17,7 +17,6 @@ import torch
 
 from worker.engine.admission import Group, Parts
 from worker.engine.agreement import same_at_every_place
-from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
 from worker.engine.layer_search import search_parts
 from worker.engine.trial import Beat, Trial, native_group, nothing, random_lanes, try_lanes
@@ -47,23 +46,20 @@ def exact_trial(
         beat: called ahead of every forward pass.
 
     Returns:
-        A trial that was `compared`, with its parts; not exact where places show all the same.
+        A trial that was `compared`, with its parts; not exact where places show all the same, in the
+        prediction or in any layer.
 
     Raises:
-        torch.OutOfMemoryError: when that many lanes do not fit.
+        torch.OutOfMemoryError: when that many lanes do not fit, or there is no room to look at them: nobody
+            knows then whether they are exact.
     """
     group = group or native_group(model)
     compiled = model.launch == "compiled"  # its layers are no longer there to be called, or looked at
     plain = model if compiled else replace(model, unet=plain_unet(model.unet), launch="eager")
     trial = tried or try_lanes(plain, lanes, group=group, parts=known, beat=beat)
-    try:
-        right = trial.exact and same_at_every_place(plain, trial, group=group, beat=beat)
-        if not right and not compiled:
-            trial, right = _mended(plain, trial, group, beat)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise  # R fits, but there is no room to look at it
-        right = False
+    right = trial.exact and same_at_every_place(plain, trial, group=group, beat=beat)
+    if not right and not compiled:
+        trial, right = _mended(plain, trial, group, beat)
     if right and plain is not model and model.launch != "eager":  # captured now that it is known what to
         trial = try_lanes(model, lanes, group=group, parts=trial.parts, beat=beat)
         right = trial.exact

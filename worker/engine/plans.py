@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import structlog
 import torch
 
@@ -9,7 +11,7 @@ from storage.worker_options import FEWEST_LANES
 from worker.engine.admission import Group, LanePlan
 from worker.engine.agreement import agreeing
 from worker.engine.planning import fewer_lanes, fitting_plan, free_memory, plan_group
-from worker.engine.trial import Beat, Trial, native_group
+from worker.engine.trial import Beat, Trial, native_group, try_lanes
 from worker.models.load import LoadedModel
 from worker.models.threads import in_passing_thread
 
@@ -66,7 +68,7 @@ class Plans:
                 lanes=self._lanes,
                 **group._asdict(),
             )
-        elif plan.lanes < self._lanes:
+        if plan.short:
             _warn_of_memory(group, plan, before=self._lanes)
 
     def shrink(self, group: Group) -> LanePlan | None:
@@ -87,9 +89,17 @@ class Plans:
         exact = self._mode == "exact"
 
         def plan(count: int) -> LanePlan:
-            return plan_group(self._model, group, count, exact=exact, widths=widths, beat=self._beat)
+            found = plan_group(self._model, group, count, exact=exact, widths=widths, beat=self._beat)
+            return replace(found, short=count < self._lanes)
 
-        return fitting_plan(self._model, lanes, plan)
+        def alone(count: int) -> LanePlan:
+            try_lanes(self._model, count, group=group, beat=self._beat)
+            return LanePlan(lanes=count, alone=True, short=True)
+
+        found = fitting_plan(self._model, lanes, plan)
+        if found is None and exact and lanes >= FEWEST_LANES:  # who is alone need not be looked at
+            found = fitting_plan(self._model, FEWEST_LANES, alone)
+        return found
 
 
 def _warn_of_memory(group: Group, plan: LanePlan, *, before: int) -> None:

@@ -33,7 +33,8 @@ class Trial:
 
     Attributes:
         lanes: R.
-        exact: whether a lane's result was bitwise the same at every position and among two sets of mates.
+        exact: whether the probe's prediction was bitwise the same at every position and among two sets of
+            mates; of a trial that was `compared`, whether random lanes were so as well, in every layer.
         lanes_per_second: of the fastest pass.
         noise_pred: what the UNet predicted for the probe, the same random lane in every trial of a group,
             (channels, h, w) float32 on the CPU.

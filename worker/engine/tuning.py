@@ -8,7 +8,7 @@ takes what it found.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
@@ -126,8 +126,9 @@ def tune(
         }
         kept = tunings.tuning(facts) if tunings else None
         if kept is None:
-            measured, trial = _measure(model, wishes, found)
-            kept = tunings.keep_tuning(facts, measured) if tunings else measured
+            measured, trial, short = _measure(model, wishes, found)
+            # What somebody else's memory decided is nothing for other workers to follow.
+            kept = tunings.keep_tuning(facts, measured) if tunings and not short else measured
             trial = trial if kept == measured else None
         variant, lanes = Variant(dtype=kept["dtype"], layout=kept["layout"]), int(kept["lanes"])
         known = tuple((name, count) for name, count in kept.get("parts", ()))
@@ -140,8 +141,14 @@ def tune(
     return model, lanes, trial
 
 
-def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[dict[str, Any], Trial]:
-    """Choose a variant at one number of lanes, then the number of lanes for it; say what to keep."""
+def _measure(
+    model: LoadedModel, wishes: Wishes, found: Sequence[Variant]
+) -> tuple[dict[str, Any], Trial, bool]:
+    """Choose a variant at one number of lanes, then the number of lanes for it.
+
+    Returns:
+        What to keep, the trial of it, and whether there was no room to look at lanes that fit.
+    """
     began = perf_counter()
     variant, first = _fastest(model, wishes, found)
     model = run_as(model, variant)
@@ -158,16 +165,20 @@ def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
             break
     if not trials:
         raise _too_little_memory(model, wishes.lanes or FEWEST_LANES, wishes)
-    best = _best(trials, model, wishes)
+    best, short = _best(trials, model, wishes), False
     while wishes.exact and not best.compared:  # only what will be used is looked at this closely
         closely = _try(model, partial(exact_trial, model, best.lanes, tried=best))
-        closely = closely or replace(best, exact=False, compared=True)
-        trials = [closely if trial is best else trial for trial in trials]
+        if closely:
+            trials = [closely if trial is best else trial for trial in trials]
+        else:
+            short, trials = True, [trial for trial in trials if trial.lanes < best.lanes]  # more take more
+        if not trials or (short and wishes.crowded):
+            raise _too_little_memory(model, best.lanes, wishes)
         best = _best(trials, model, wishes)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
     log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
     kept = {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}
-    return kept | ({"parts": [list(part) for part in best.parts]} if best.parts else {}), best
+    return kept | ({"parts": [list(part) for part in best.parts]} if best.parts else {}), best, short
 
 
 def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[Variant, Trial | None]:
@@ -182,15 +193,15 @@ def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tu
         try:
             own = run_as(model, variant)
             trial = try_lanes(own, lanes)
+            first = first or trial
             if wishes.exact and wishes.divides and not trial.exact:
                 trial = exact_trial(own, lanes, tried=trial)
-        except RuntimeError as error:  # nobody asked for it, so nobody need hear but the log
+        except (RuntimeError, MemoryError) as error:  # nobody asked for it, so nobody need hear but the log
             if is_device_fault(error):
                 raise
             log.info("variant cannot be used", action="tune", reason=str(error), **asdict(variant))
             free_memory(model)
             continue
-        first = first or trial
         if not _near(trial.noise_pred, first.noise_pred) or (wishes.exact and not trial.exact):
             continue
         worth = WORTH["dtype"] if variant.dtype != best.dtype else WORTH["layout"]

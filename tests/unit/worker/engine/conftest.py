@@ -11,7 +11,26 @@ from typing import Any
 import pytest
 import torch
 
+from worker.engine import agreement
+from worker.engine.digests import lane_digests
 from worker.models.load import LoadedModel
+
+
+@dataclass
+class Looking:
+    """Compares what lanes put out.
+
+    Attributes:
+        fits: lanes that there is memory to look at; forward passes of more may fit all the same.
+    """
+
+    fits: float = math.inf
+
+    def __call__(self, output: torch.Tensor) -> torch.Tensor:
+        """Do as `lane_digests`."""
+        if len(output) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return lane_digests(output)
 
 
 @dataclass
@@ -101,6 +120,14 @@ class FakeVae:
     def decode(self, latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         """Answer as AutoencoderKL does with return_dict=False."""
         return (latents[:, :3],)
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> Looking:
+    """Return what compares lanes, to be left with little memory by the test."""
+    looking = Looking()
+    monkeypatch.setattr(agreement, "lane_digests", looking)
+    return looking
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from worker.engine import digests
 from worker.engine.agreement import agreeing
+from worker.engine.digests import lane_digests
 from worker.engine.forward import Lanes
 from worker.engine.trial import native_group, random_lanes, try_lanes
 from worker.models.load import LoadedModel
@@ -117,3 +120,43 @@ def test_memory_that_runs_out_leaves_what_was_found(found: Found) -> None:
         return sample.clone()
 
     assert found(does_not_fit) == (2, 4)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made meanwhile.
+
+    Attributes:
+        numbers: of it, those of views of a given tensor left aside.
+    """
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self._given = given.untyped_storage().data_ptr()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked, and look at what comes out."""
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() != self._given:
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_to_look_at_a_wide_layer_takes_little_memory(
+    dtype: torch.dtype, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at piece by piece, and in pieces or not every number counts at its place."""
+    output = torch.randn(3, 10, 8, 4).to(dtype)
+    whole = lane_digests(output)
+    monkeypatch.setattr(digests, "MOST", 100)  # three of the channels
+    formatted = output.to(memory_format=layout)
+    with Largest(formatted) as largest:
+        found = lane_digests(formatted)
+    assert torch.equal(found, whole)
+    assert largest.numbers == 96
+    for number in range(0, 320, 31):
+        changed = output.clone()
+        changed[1].view(-1)[number] += 1
+        assert (lane_digests(changed) == whole).tolist() == [True, False, True]

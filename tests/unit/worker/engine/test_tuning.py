@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -209,6 +210,40 @@ def test_what_is_kept_and_does_not_fit_today_runs_with_fewer_lanes(
         Engine(model, lanes=8)
 
 
+def test_lanes_that_cannot_be_looked_at_are_not_taken(clock: Clock, model: LoadedModel, looking: Any) -> None:
+    """They fit, but nobody knows whether they are exact. What is found then is not kept for other workers."""
+    kept = Kept()
+    clock.cost = lambda _: 0.1
+    looking.fits = 4
+    assert Engine(model, tunings=kept).lanes == 4
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(model, tunings=kept, crowded=True)
+    looking.fits = 1
+    with pytest.raises(BadInputError, match="too little memory for 2 lanes"):
+        Engine(model, tunings=kept)
+    assert not kept.rows
+    looking.fits = math.inf
+    assert Engine(model, tunings=kept).lanes == 16
+    assert [row["lanes"] for _, row in kept.rows] == [16]
+
+
+def test_what_is_kept_and_cannot_be_looked_at_today_runs_with_fewer_lanes(
+    clock: Clock, model: LoadedModel, looking: Any
+) -> None:
+    """As where it does not fit: that is no place that shows."""
+    kept = Kept()
+    clock.cost = lambda _: 0.1
+    Engine(model, tunings=kept)
+    looking.fits = 4
+    assert Engine(model, tunings=kept).lanes == 4
+    assert [row["lanes"] for _, row in kept.rows] == [16]
+    with pytest.raises(BadInputError, match="too little memory for 8 lanes"):
+        Engine(model, lanes=8)
+    for lanes in (None, 16):
+        with pytest.raises(torch.OutOfMemoryError):
+            Engine(model, tunings=kept, lanes=lanes, crowded=True)
+
+
 @pytest.mark.parametrize("lanes", [None, 16])
 def test_beside_other_models_too_little_memory_is_told(
     lanes: int | None, clock: Clock, model: LoadedModel, unet: Any
@@ -237,6 +272,40 @@ def test_a_variant_that_fails_is_left_alone(said: str, clock: Clock, model: Load
     assert clock.seconds == 0.0
     assert Engine(model, precisions=(MIXED,)).model.precision == "float32"
     assert clock.seconds > 0.0
+
+
+def test_a_layout_that_the_host_has_no_memory_for_is_left_alone(model: LoadedModel, unet: Any) -> None:
+    """Python says it by an error of its own."""
+
+    def full(named: dict[str, Any]) -> None:
+        if named["unet"].layout == torch.channels_last:
+            raise MemoryError
+
+    unet.saw = full
+    assert Engine(model).model.layout == "contiguous"
+
+
+def test_variants_are_held_to_the_first_even_where_that_cannot_be_looked_at(
+    clock: Clock, model: LoadedModel, unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model predicts as it was loaded is known all the same."""
+    clock.factor = lambda unet: 0.5 if unet.layout == torch.channels_last else 1.0
+    left = [torch.OutOfMemoryError("CUDA out of memory.")]
+    look = tuning.exact_trial
+
+    def wrong(sample: torch.Tensor) -> torch.Tensor:
+        uneven = sample * torch.linspace(1, 2, len(sample))[:, None, None, None]
+        as_loaded = uneven if left else sample
+        return 2 * sample if unet.layout == torch.channels_last else as_loaded
+
+    def full_at_first(*arguments: Any, **named: Any) -> trial.Trial:
+        if left:
+            raise left.pop()
+        return look(*arguments, **named)
+
+    unet.before = wrong
+    monkeypatch.setattr(tuning, "exact_trial", full_at_first)
+    assert Engine(model).model.layout == "contiguous"
 
 
 @pytest.mark.parametrize("wrong", [2.0, float("nan")])
