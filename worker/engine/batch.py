@@ -121,8 +121,7 @@ class Batch:
 
     def accept(self, history: History) -> None:
         """Move on to the next evaluation of every request."""
-        self.history = history
-        self._evaluations = self._evaluations + 1
+        self.history, self._evaluations = history, self._evaluations + 1
 
     def _noise(self) -> torch.Tensor:
         """Return what each request draws, zeros for who draws none."""

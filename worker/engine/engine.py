@@ -30,7 +30,7 @@ from worker.engine.faults import (
     too_late,
 )
 from worker.engine.numerics import numerics_record
-from worker.engine.planning import free_memory
+from worker.engine.planning import free_graphs
 from worker.engine.plans import Plans
 from worker.engine.request import RenderResult, Request, group_of, prepare_request
 from worker.engine.roster import Roster
@@ -39,7 +39,6 @@ from worker.engine.tuning import Tunings, Wishes, tune
 from worker.engine.verdict import Verdict
 from worker.engine.watchdog import Watchdog
 from worker.metrics import StepMeter
-from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 from worker.models.loras import LoraSwitch, lora_numerics, text_encoders_of
 from worker.models.threads import in_passing_thread
@@ -244,17 +243,18 @@ class Engine:
         Nothing changes in a request until the forward pass has succeeded.
 
         Returns:
-            Whether there was anything to do.
+            Whether there was any request, so that it is worth another call; False once the engine is dead.
         """
+        busy = bool(self._roster.snapshot())
         try:
             self._drop_unwanted()
             chosen, plan = self._admit()
             if plan is not None and chosen:
                 self._advance(chosen, plan)
-            return self._finish_one() or bool(chosen)
+            self._finish_one()
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
             self._die(error)
-            return False
+        return busy and not self.dead
 
     def _drop_unwanted(self) -> None:
         """Take out who was cancelled, and who has taken too long."""
@@ -279,7 +279,8 @@ class Engine:
         joining = self._roster.start_some(choose)
         if chosen:
             self._turn_on(chosen[0].group)
-        refused = [r for r in joining if not self._attempt(r, "encoding its prompt", self._encode, r)]
+        stage = "encoding its prompt"
+        refused = [r for r in joining if not self._attempt(r, stage, self._in_room, self._encode, r)]
         return [request for request in chosen if request not in refused], plan
 
     def _plan_new_groups(self) -> None:
@@ -291,8 +292,7 @@ class Engine:
     def _plan(self, group: Group) -> None:
         self._turn_on(group.kind)  # with the weights of its kind: a plan must not go by who comes first
         self._in_room(self._plans.add, group)
-        # One that is alone is so because R is not exact for it, not for want of memory.
-        while self._plans.lanes(group) < self.lanes and not self._plans[group].alone and self._make_room():
+        while self._plans[group].short and self._make_room():
             self._plans.add(group)
 
     def _turn_on(self, group: Group) -> None:
@@ -304,10 +304,9 @@ class Engine:
         """Bring a joining request onto the device: its prompts and its noise."""
         self._watchdog.beat()
         began = time.perf_counter()
-        for what, text in request.texts.items():
-            condition, warning = self._text(text, what=what)
-            request.hear(condition, self.model)
-            request.warnings += [warning] if warning else []
+        heard = [self._text(text, what=what) for what, text in request.texts.items()]
+        request.hear([condition for condition, _ in heard], self.model)
+        request.warnings = [warning for _, warning in heard if warning]
         request.move_to(self.model.device)
         request.seconds["encode"] = time.perf_counter() - began
         return True
@@ -320,6 +319,9 @@ class Engine:
         try:
             batch = self._batch_of(chosen, plan)
             history = batch.step(attempt=self._attempt)
+            if history is not None:
+                verdict = Verdict(batch.requests, history.latents[0][: len(batch.requests)])
+                batch.accept(history)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -330,7 +332,7 @@ class Engine:
         elif history is not None:
             self.steps += 1
             lanes = sum(request.lanes for request in batch.requests)  # accepted, they may need others
-            self._accept(batch, history, plan)
+            self._accept(verdict, history, plan)
             seconds = time.perf_counter() - began
             self._meter.note(lanes=lanes, room=plan.lanes, seconds=seconds)
             for request in chosen:
@@ -343,24 +345,27 @@ class Engine:
         reason for either.
         """
         self._batches.clear()
-        if self._make_room():
-            return  # the next step tries again: nothing has changed in any request
+        if self._make_room():  # the next step tries again
+            self._restart([request for request in chosen if request.schedule.table is None])
+            return
         group = chosen[0].group
-        old = self._plans[group]
+        before = self._plans[group].lanes
         self._turn_on(group.kind)
         plan = self._plans.shrink(group)
         if plan is None:
             for request in chosen:
                 self._fail(request, error, stage="denoising")
             return
-        for request in self._roster.snapshot():
-            if request.group.kind == group.kind and request.started and not request.denoised:
-                request.shrunk = (
-                    f"The device ran out of memory with {old.lanes} lanes; rendered with {plan.lanes}."
-                )
-                # A noise scheduler that was called is a step ahead.
-                if self.mode == "exact" or request.schedule.table is None:
-                    self._attempt(request, "starting again", request.restart, self.model, self._tables)
+        begun = [r for r in self._roster.snapshot() if r.started and not r.denoised]
+        touched = [request for request in begun if request.group.kind == group.kind]
+        for request in touched:
+            request.shrunk = f"The device ran out of memory with {before} lanes; rendered with {plan.lanes}."
+        self._restart([r for r in touched if self.mode == "exact" or r.schedule.table is None])
+
+    def _restart(self, requests: list[Request]) -> None:
+        """Begin again: with other lanes, or because a noise scheduler that was called is a step ahead."""
+        for request in requests:
+            self._attempt(request, "starting again", request.restart, self.model, self._tables)
 
     def _batch_of(self, chosen: list[Request], plan: LanePlan) -> Batch:
         """Return the batch of these requests: the last one of their group, unless the company has changed."""
@@ -377,16 +382,15 @@ class Engine:
             self._batches[chosen[0].group] = batch
         return batch
 
-    def _accept(self, batch: Batch, history: History, plan: LanePlan) -> None:
-        """Move every request on, and ask whether its latents are finite; the answer is read a step later."""
-        batch.accept(history)
-        for row, request in enumerate(batch.requests):
+    def _accept(self, verdict: Verdict, history: History, plan: LanePlan) -> None:
+        """Move every request on; whether its latents are finite was asked, and is read a step later."""
+        for row, request in enumerate(verdict.requests):
             if request.future.done():
                 continue  # its noise scheduler failed
             request.record = plan.record
             self._attempt(request, "reporting its progress", request.accept, history, row)
         self._hear()
-        self._verdict = Verdict(batch.requests, history.latents[0][: len(batch.requests)])
+        self._verdict = verdict
 
     def _hear(self) -> None:
         """Wait for the step that was asked about; fail the requests whose latents were not finite then."""
@@ -398,19 +402,18 @@ class Engine:
         for request in verdict.requests:
             request.note_end()
 
-    def _finish_one(self) -> bool:
+    def _finish_one(self) -> None:
         """Decode the oldest denoised request, if any, and hand over its picture."""
         denoised = [request for request in self._roster.snapshot() if request.denoised]
         if not denoised:
-            return False
+            return
         self._hear()
         request = next((request for request in denoised if not request.future.done()), None)
         if request is None:
-            return True
+            return
         result = self._attempt(request, "decoding", self._in_room, self._picture, request)
         if result is not None:
             self._roster.settle(request, result)
-        return True
 
     def _picture(self, request: Request) -> RenderResult:
         self._watchdog.beat()
@@ -444,18 +447,8 @@ class Engine:
             try:
                 return action(*arguments)
             except Exception as error:
-                if not (is_out_of_memory(error) and self._find_room()):
+                if not (is_out_of_memory(error) and (self._make_room() or free_graphs(self.model))):
                     raise
-
-    def _find_room(self) -> bool:
-        """Have something else leave the device, or else the graphs: they are captured again when needed."""
-        if self._make_room():
-            return True
-        unet = self.model.unet
-        if not isinstance(unet, GraphedUnet) or not unet.captured:
-            return False
-        free_memory(self.model)
-        return True
 
     def _fail(self, request: Request, error: Exception, *, stage: str) -> None:
         if is_device_fault(error):

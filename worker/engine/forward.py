@@ -20,7 +20,7 @@ class Lanes:
     """The rows of a forward pass.
 
     Attributes:
-        sample: the scaled latents, (lanes, channels, h, w) on the device.
+        sample: the scaled latents, (lanes, channels, h, w) float32 on the device.
         timesteps: the UNet's, (lanes,) float32 on the device.
         condition: what else the UNet takes, on the device.
     """
@@ -35,7 +35,7 @@ class Lanes:
 
     @classmethod
     def stack(cls, parts: Sequence[Lanes]) -> Lanes:
-        """Put lanes below each other."""
+        """Put lanes of one group below each other; dtypes and device are theirs, the same in all."""
         return cls(
             sample=torch.cat([part.sample for part in parts]),
             timesteps=torch.cat([part.timesteps for part in parts]),

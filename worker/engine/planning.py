@@ -12,6 +12,7 @@ from worker.engine.agreement import NARROWER, agreeing
 from worker.engine.faults import is_out_of_memory
 from worker.engine.lane_parts import exact_trial
 from worker.engine.trial import Beat, nothing, try_lanes
+from worker.models.graphed import GraphedUnet
 from worker.models.load import LoadedModel
 
 
@@ -30,7 +31,7 @@ def plan_group(
     compiled or captured is so here, before any request is in it, for one width only.
 
     Raises:
-        torch.OutOfMemoryError: when that many lanes of it do not fit.
+        torch.OutOfMemoryError: when that many lanes of it do not fit, or cannot be looked at.
     """
     eager = model.launch == "eager"
     if not exact and eager:
@@ -75,6 +76,14 @@ def fitting_plan(model: LoadedModel, lanes: int, plan: Callable[[int], LanePlan]
 def fewer_lanes(lanes: int) -> int:
     """Return the largest even number that is at most half of `lanes`."""
     return lanes // 4 * 2
+
+
+def free_graphs(model: LoadedModel) -> bool:
+    """Give back what CUDA graphs hold, which are captured again when needed; tell whether there were any."""
+    if not isinstance(model.unet, GraphedUnet) or not model.unet.captured:
+        return False
+    free_memory(model)
+    return True
 
 
 def free_memory(model: LoadedModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -66,7 +66,7 @@ class Request:
         schedule: its sampler's table, or its noise scheduler.
         place: where its latents and what its sampler looks back at are: a history, and its row there. Until
             it is admitted that is unscaled noise on the CPU.
-        timestep_cond: the embedded guidance scale for UNets that take it as an input, else None.
+        timestep_cond: guidance scale as a UNet takes it, (1, time_cond_proj_dim) float32, CPU; else None.
         conditions: of its lanes, `[uncond, cond]` or `[cond]`; none until admitted.
         evaluation: how many forward passes it has had.
         record: what of its last forward pass' plan determines its bytes.
@@ -134,16 +134,18 @@ class Request:
 
     def move_to(self, device: torch.device) -> None:
         """Bring all that it holds onto the device, and scale its noise to the sampler's first sigma."""
-        self.place = (History.start(self.latents.to(device) * self.schedule.init_noise_sigma), 0)
+        scaled = History.start(self.latents.to(device) * self.schedule.init_noise_sigma)
         self.schedule.move_noise(device)
+        self.place = (scaled, 0)  # last: where memory runs out it is done again, and nothing is scaled twice
 
-    def hear(self, condition: Condition, model: LoadedModel) -> None:
-        """Take the condition of its next text, and add what does not come from a text."""
+    def hear(self, conditions: Sequence[Condition], model: LoadedModel) -> None:
+        """Take the conditions of its texts, in their order, and add what does not come from a text."""
         width, height = cast("int", self.parameters.width), cast("int", self.parameters.height)
-        condition = model.kind.placed(condition, width=width, height=height)
+        placed = [model.kind.placed(condition, width=width, height=height) for condition in conditions]
         if self.timestep_cond is not None:
-            condition = replace(condition, timestep_cond=self.timestep_cond.to(model.device))
-        self.conditions.append(condition)
+            cond = self.timestep_cond.to(model.device)
+            placed = [replace(condition, timestep_cond=cond) for condition in placed]
+        self.conditions = placed
 
     def note_end(self) -> None:
         """After the last step, and once the device has finished it: note how long all of them took."""
@@ -151,7 +153,12 @@ class Request:
             self.seconds["denoise"] = time.perf_counter() - self.started_at - self.seconds.get("encode", 0.0)
 
     def restart(self, model: LoadedModel, tables: Tables | None) -> None:
-        """Go back to the first step, with the same noise."""
+        """Go back to the first step, with the same noise.
+
+        Raises:
+            torch.OutOfMemoryError: when there is no room for its noise.
+            BadInputError: as `prepare_request` does.
+        """
         fresh = prepare_request(
             model,
             self.parameters,

@@ -31,9 +31,9 @@ class Shared:
     Attributes:
         rows: 0, 1, 2 …, (requests,) int64.
         weights: of the tables, (requests, evaluations, 2, TERMS) float32.
-        input_scale: likewise, (requests, evaluations).
-        timesteps: the UNet's, (requests, evaluations).
-        guidance_scale: (requests, 1, 1, 1).
+        input_scale: likewise, (requests, evaluations) float32.
+        timesteps: the UNet's, (requests, evaluations) float32.
+        guidance_scale: (requests, 1, 1, 1) float32.
         uncond, cond: which lanes are a request's, (requests,) int64; one and the same without guidance.
         owners: whose each lane is, (lanes,) int64.
         condition: of the lanes.

@@ -20,11 +20,11 @@ class Verdict:
         """Ask.
 
         Args:
-            requests: which have just moved on.
-            latents: (requests, channels, h, w) float32, theirs.
+            requests: which are about to move on.
+            latents: (requests, channels, h, w) float32, theirs after the step.
         """
         self.requests = list(requests)
-        self._steps = [request.evaluation for request in requests]
+        self._steps = [request.evaluation + 1 for request in requests]
         finite = torch.isfinite(latents).flatten(1).all(dim=1)
         self._arrived: torch.cuda.Event | None = None
         if finite.is_cuda:

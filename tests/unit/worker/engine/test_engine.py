@@ -26,8 +26,12 @@ from worker.engine.errors import (
     RenderError,
 )
 from worker.engine.request import Request
+from worker.engine.ticket import Ticket
 from worker.models.load import LoadedModel
 from worker.stages import tables
+from worker.stages.history import History
+from worker.stages.schedule import NoiseSchedule
+from worker.stages.text import TextStage
 
 # numpy warns about torch's __array__ where diffusers hands it tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -191,6 +195,27 @@ def test_cancel_takes_effect_at_the_next_step(engine: Engine) -> None:
     assert isinstance(cancelled.future.exception(timeout=0), Cancelled)
     assert cancelled.progress == 0.25
     neighbour.future.result(timeout=0)
+
+
+def test_a_step_that_only_drops_requests_says_that_there_was_something(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever steps until there is nothing to do leaves nobody behind."""
+    engine.submit(_job()).cancel()
+    assert engine.step()
+    assert not engine.step()
+    encode = TextStage.__call__
+
+    def fail(stage: TextStage, text: Any, **named: Any) -> Any:
+        if text == "a bear":
+            raise ValueError("no bears")
+        return encode(stage, text, **named)
+
+    monkeypatch.setattr(TextStage, "__call__", fail)
+    sick, well = engine.submit(_job(prompt="a bear")), engine.submit(_job(width=128))
+    _run(engine)
+    assert "no bears" in str(sick.future.exception(timeout=0))
+    well.future.result(timeout=0)
 
 
 def test_draining_gives_back_what_has_not_begun(engine: Engine) -> None:
@@ -376,6 +401,156 @@ def test_what_keeps_its_scheduler_starts_again_after_out_of_memory(
     assert ticket.progress == 0.0
     _run(engine)
     assert ticket.future.result(timeout=0).numerics["lanes"] == 4
+
+
+def _latents(ticket: Ticket) -> torch.Tensor:
+    latents = ticket.future.result(timeout=0).latents
+    assert latents is not None
+    return latents
+
+
+@pytest.mark.parametrize("mode", ["exact", "throughput", "reference"])
+def test_a_noise_scheduler_that_is_a_step_ahead_starts_again(
+    mode: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory ran out after it was called; with the room that others made it is not called twice."""
+    monkeypatch.setattr(tables, "probe", lambda *_: None)
+    undisturbed = Engine(model, mode=mode)
+    expected = undisturbed.submit(_job(), keep_latents=True)
+    _run(undisturbed)
+    engine = Engine(model, mode=mode, make_room=lambda: True)
+    ticket = engine.submit(_job(), keep_latents=True)
+    engine.step()
+    step, with_latents = NoiseSchedule.step, History.with_latents
+
+    def stepped(*arguments: Any) -> Any:
+        monkeypatch.setattr(History, "with_latents", full)
+        return step(*arguments)
+
+    def full(*_: Any) -> Any:
+        monkeypatch.setattr(NoiseSchedule, "step", step)
+        monkeypatch.setattr(History, "with_latents", with_latents)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(NoiseSchedule, "step", stepped)
+    engine.step()
+    _run(engine)
+    assert torch.equal(_latents(ticket), _latents(expected))
+    assert ticket.future.result(timeout=0).warnings == []
+
+
+@pytest.mark.parametrize(("room", "lanes"), [(True, 8), (False, 4)])
+@pytest.mark.parametrize("table", [True, False], ids=["table", "scheduler"])
+def test_out_of_memory_behind_the_forward_pass_is_no_end(
+    table: bool,  # noqa: FBT001 - a parameter of the test
+    room: bool,  # noqa: FBT001 - likewise
+    lanes: int,
+    model: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody moves before latents are asked whether they are finite, so it is as if the pass had failed."""
+    if not table:
+        monkeypatch.setattr(tables, "probe", lambda *_: None)
+    undisturbed = Engine(model, lanes=lanes)
+    expected = undisturbed.submit(_job(), keep_latents=True)
+    _run(undisturbed)
+    engine = Engine(model, lanes=8, make_room=lambda: room)
+    ticket = engine.submit(_job(), keep_latents=True)
+    engine.step()
+    isfinite = torch.isfinite
+
+    def full(_: torch.Tensor) -> torch.Tensor:
+        monkeypatch.setattr(torch, "isfinite", isfinite)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "isfinite", full)
+    engine.step()
+    _run(engine)
+    assert not engine.dead
+    assert torch.equal(_latents(ticket), _latents(expected))
+    assert ticket.future.result(timeout=0).numerics["lanes"] == lanes
+
+
+def test_out_of_memory_in_reference_mode_fails_one_request(model: LoadedModel, unet: Any) -> None:
+    """There are no fewer lanes to go on with; the next request has the picture that it always has."""
+    engine = Engine(model, mode="reference")
+    sick, well = (engine.submit(_job(seed=seed), keep_latents=True) for seed in range(2))
+    engine.step()
+
+    def full(_: torch.Tensor) -> torch.Tensor:
+        unet.before = None
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    unet.before = full
+    engine.step()
+    with pytest.raises(OutOfMemoryError, match="while denoising at 64x64 with 2 lanes"):
+        sick.future.result(timeout=0)
+    assert (well.progress, engine.dead) == (0.0, False)
+    _run(engine)
+    undisturbed = Engine(model, mode="reference")
+    expected = undisturbed.submit(_job(seed=1), keep_latents=True)
+    _run(undisturbed)
+    assert torch.equal(_latents(well), _latents(expected))
+
+
+@pytest.mark.parametrize("stage", ["prompt", "noise"])
+def test_an_encoding_without_room_is_done_again(
+    stage: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once something else has left the device; nothing is heard, said or scaled twice. Else it fails."""
+    left = [torch.OutOfMemoryError("CUDA out of memory.")]
+    room = [True]
+    encode, move_noise = TextStage.__call__, NoiseSchedule.move_noise
+
+    def hear(text_stage: TextStage, text: Any, *, what: str) -> Any:
+        if (stage, what) == ("prompt", "prompt") and left:
+            raise left.pop()
+        return encode(text_stage, text, what=what)[0], f"The {what} is long."
+
+    def move(schedule: NoiseSchedule, device: torch.device) -> None:
+        if stage == "noise" and left:
+            raise left.pop()
+        move_noise(schedule, device)
+
+    monkeypatch.setattr(TextStage, "__call__", hear)
+    monkeypatch.setattr(NoiseSchedule, "move_noise", move)
+    engine = Engine(model, lanes=4, make_room=lambda: bool(room and room.pop()))
+    tickets = [engine.submit(_job(), keep_latents=True) for _ in range(2)]
+    _run(engine)
+    assert torch.equal(*map(_latents, tickets))
+    for ticket in tickets:
+        result = ticket.future.result(timeout=0)
+        assert result.warnings == ["The negative prompt is long.", "The prompt is long."]
+        assert len(ticket._request.conditions) == 2
+    left += [torch.OutOfMemoryError("CUDA out of memory.")]
+    full = engine.submit(_job())
+    _run(engine)
+    with pytest.raises(OutOfMemoryError, match="while encoding its prompt"):
+        full.future.result(timeout=0)
+
+
+@pytest.mark.parametrize(("fits", "lanes", "steps"), [(4, 4, 4), (1, 2, 8)])
+def test_a_new_size_that_cannot_be_looked_at_gets_fewer_lanes(
+    fits: int, lanes: int, steps: int, model: LoadedModel, looking: Any
+) -> None:
+    """That it fits does not say that it is exact; one request alone is so in any case. First room is made."""
+    engine = Engine(model, lanes=8)
+    looking.fits = fits
+    tickets = [engine.submit(_job(width=128, seed=seed)) for seed in range(2)]
+    _run(engine)
+    assert [ticket.future.result(timeout=0).numerics["lanes"] for ticket in tickets] == [lanes] * 2
+    assert engine.steps == steps
+
+    def make_room() -> bool:
+        looking.fits, before = math.inf, looking.fits
+        return before < math.inf
+
+    looking.fits = math.inf
+    beside = Engine(model, lanes=8, make_room=make_room)
+    looking.fits = fits
+    ticket = beside.submit(_job(width=128))
+    _run(beside)
+    assert ticket.future.result(timeout=0).numerics["lanes"] == 8
 
 
 def test_a_new_size_that_does_not_fit_gets_fewer_lanes(model: LoadedModel, unet: Any) -> None:
