@@ -18,7 +18,7 @@ from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
 from worker.engine.trial import try_lanes
 from worker.models.load import LoadedModel
-from worker.stages.picture import encode_png, pixel_sha256
+from worker.stages.picture import encode_png
 from worker.stages.tables import Tables
 
 pytestmark = [
@@ -68,8 +68,11 @@ def engine(model: LoadedModel) -> Engine:
     return Engine(model, lanes=LANES)
 
 
-def _png(result: RenderResult) -> bytes:
-    return encode_png(result.pixels, {"parameters": "same", "promptmill": str(result.numerics)})
+def _bytes(result: RenderResult) -> tuple[bytes, bytes]:
+    """Return the file, and the latents, whose last bits a picture of 8 bits hides."""
+    assert result.latents is not None
+    png = encode_png(result.pixels, {"parameters": "same", "promptmill": str(result.numerics)})
+    return png, result.latents.numpy().tobytes()
 
 
 def test_bytes_do_not_depend_on_company(
@@ -87,19 +90,19 @@ def test_bytes_do_not_depend_on_company(
     )
     jobs = random_jobs(12)
     untabled = jobs[0].sampler
-    together = [_png(result) for result in render(jobs, lanes=LANES)]
+    together = [_bytes(result) for result in render(jobs, lanes=LANES)]
 
     engine = Engine(model, lanes=LANES)
     late = {}
     for job in reversed(jobs):
-        late[job.seed] = engine.submit(job)
+        late[job.seed] = engine.submit(job, keep_latents=True)
         engine.step()  # each next one joins later
     while engine.step():
         pass
-    assert [_png(late[job.seed].future.result(timeout=0)) for job in jobs] == together
+    assert [_bytes(late[job.seed].future.result(timeout=0)) for job in jobs] == together
 
     for job, company in list(zip(jobs, together, strict=True))[:4]:
-        assert _png(render([job], lanes=LANES)[0]) == company
+        assert _bytes(render([job], lanes=LANES)[0]) == company
 
 
 @given(draw=st.randoms(use_true_random=False), count=st.integers(2, 5))
@@ -112,24 +115,24 @@ def test_whatever_the_company_the_bytes_are_the_same(draw: random.Random, count:
     for order in (arriving, arriving[::-1]):
         tickets = {}
         for job in order:
-            tickets[job.seed] = engine.submit(job)
+            tickets[job.seed] = engine.submit(job, keep_latents=True)
             for _ in range(draw.randint(0, 4)):
                 engine.step()
         while engine.step():
             pass
-        companies.append([_png(tickets[job.seed].future.result(timeout=0)) for job in jobs])
+        companies.append([_bytes(tickets[job.seed].future.result(timeout=0)) for job in jobs])
     assert companies[0] == companies[1]
 
 
 def test_bytes_do_not_depend_on_the_thread(model: LoadedModel, render: Any) -> None:
-    """The engine's own thread gives the same pixels as a test that steps by itself."""
+    """The engine's own thread gives the same bytes as a test that steps by itself."""
     jobs = random_jobs(3)
     engine = Engine(model, lanes=LANES)
     engine.start()
-    tickets = [engine.submit(job) for job in jobs]
-    threaded = [pixel_sha256(ticket.future.result(timeout=120).pixels) for ticket in tickets]
+    tickets = [engine.submit(job, keep_latents=True) for job in jobs]
+    threaded = [_bytes(ticket.future.result(timeout=120)) for ticket in tickets]
     engine.close()
-    assert threaded == [pixel_sha256(result.pixels) for result in render(jobs, lanes=LANES)]
+    assert threaded == [_bytes(result) for result in render(jobs, lanes=LANES)]
 
 
 @pytest.mark.usefixtures("odd_threads")
@@ -140,13 +143,13 @@ def test_layers_that_go_by_places_run_in_parts(model: LoadedModel) -> None:
         pytest.skip("on this processor no layer goes by places, not even with three threads")
     engine = Engine(model, lanes=LANES)
     jobs = random_jobs(4, most_steps=5)
-    tickets = [engine.submit(job) for job in jobs]
+    tickets = [engine.submit(job, keep_latents=True) for job in jobs]
     while engine.step():
         pass
     together = [ticket.future.result(timeout=0) for ticket in tickets]
     assert "parts" in engine.numerics_of(replace(jobs[0], width=64, height=64, options={}))
     for job, company in zip(jobs, together, strict=True):
-        alone = engine.submit(job)
+        alone = engine.submit(job, keep_latents=True)
         while engine.step():
             pass
-        assert _png(alone.future.result(timeout=0)) == _png(company)
+        assert _bytes(alone.future.result(timeout=0)) == _bytes(company)
