@@ -140,7 +140,10 @@ class JobStore(Keeping, Browsing, Measurements, Surveying, TakingTurns, Telling,
         weight: float | None = None,
         max_running: int | None = None,
     ) -> Submission:
-        """Change a submission's share, from the next dispatch on; None leaves one, 0 is no limit."""
+        """Change a submission's share; None leaves one, 0 is no limit.
+
+        It counts from the next dispatch on, and priority also from the next claim on.
+        """
         ...
 
     def cancel(self, submission: str) -> Submission:

@@ -111,8 +111,8 @@ class Job:
 class Claim:
     """The right to render one job: the fencing token (job, attempt, incarnation) with the parameters.
 
-    All parameters are set: what submit left open was filled in from the worker's defaults. `reuse` is its
-    submission's.
+    All parameters are set: what submit left open was filled in from the worker's defaults. `priority` and
+    `reuse` are its submission's.
     """
 
     job: int
@@ -123,6 +123,7 @@ class Claim:
     incarnation: str
     model: str
     parameters: JobParameters
+    priority: int
     reuse: bool = False
 
     @property

@@ -100,7 +100,7 @@ def get_submission(site: SiteOf, reference: Reference) -> said.OneSubmission:
 
 @router.patch("/submissions/{reference}", tags=["submissions"], summary="Change a submission's share")
 def adjust(site: SiteOf, reference: Reference, share: Annotated[said.Share, Body()]) -> said.Said:
-    """Change priority, weight or limit, from the next dispatch on."""
+    """Change priority, weight or limit, from the next dispatch on, priority also from the next claim on."""
     found = site.submission(reference)
     told = steering.adjust(site.jobs, found.id, **share.model_dump())
     return said.Said(submission=_status(site, found), said=[told])

@@ -254,7 +254,8 @@ class WorkerProcess:
 
     def render(self, claim: Claim) -> Future[RenderResult]:
         """Hand a claimed job to the engine; one that was cancelled meanwhile is dropped at its next step."""
-        ticket = self.engine.submit(claim.parameters, pictures=read_pictures(self, claim.parameters))
+        pictures = read_pictures(self, claim.parameters)
+        ticket = self.engine.submit(claim.parameters, priority=claim.priority, pictures=pictures)
         self.held.submitted(claim.job, ticket)
         return ticket.future
 

@@ -90,7 +90,7 @@ def adjust(
     weight: float | None,
     max_running: int | None,
 ) -> None:
-    """Change a submission's priority, weight or limit; jobs that are queued or running are left alone."""
+    """Change a submission's priority, weight or limit; jobs that are running are left alone."""
     said = steering.adjust(
         session.jobs, submission, priority=priority, weight=weight, max_running=max_running
     )

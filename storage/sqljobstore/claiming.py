@@ -61,7 +61,7 @@ class Claiming(SqlBase):
             row = connection.execute(_GRANT_ALONE if alone else _GRANT, asked).mappings().one_or_none()
             if row is None:
                 return _refuse(connection, job, alone=alone)
-            fields = ("submission", "index", "attempt", "failures", "model", "reuse")
+            fields = ("submission", "index", "attempt", "failures", "model", "priority", "reuse")
             return Claim(
                 job=job,
                 incarnation=incarnation,
@@ -209,7 +209,7 @@ def _grant(*, alone: bool) -> ReturningUpdate[Any]:
         incarnation=asking,
         started_at=_asked(JOBS.c.started_at, "at"),
         **chosen,
-    ).returning(JOBS, _of_submission("model"), _of_submission("reuse"))
+    ).returning(JOBS, *(_of_submission(column) for column in ("model", "priority", "reuse")))
 
 
 def _of_submission(column: str) -> ColumnElement[Any]:

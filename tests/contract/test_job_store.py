@@ -708,6 +708,14 @@ class TestJobStore:
             assert job_store.open_submission(submission.id).reuse is reuse
             assert take_and_claim(job_store).reuse is reuse
 
+    def test_a_claim_says_how_urgent_it_is(self, job_store: JobStore) -> None:
+        """It is its submission's, as it is now."""
+        add_worker(job_store)
+        submission = submit(job_store, 2, priority=5)
+        assert take_and_claim(job_store).priority == 5
+        job_store.adjust(submission.id, priority=-1)
+        assert take_and_claim(job_store).priority == -1
+
     def test_pictures_are_found_by_their_fingerprint(self, job_store: JobStore) -> None:
         """The newest few, newest first, with where they came from; one without a fingerprint never is."""
         submission = submit(job_store, 6)

@@ -120,6 +120,15 @@ def test_an_engine_that_has_no_room_asks_for_it(model: LoadedModel) -> None:
         full.submit(job, pictures=pictures_of(job))
 
 
+def test_both_kinds_of_engines_hear_a_jobs_priority(model: LoadedModel) -> None:
+    """A job with pictures is as urgent as one without."""
+    engines = _engines(model, [])
+    jobs = [jobs_of(kind, ("euler",))[0] for kind in (Kind.TEXT, Kind.IMG2IMG)]
+    tickets = [engines.submit(job, priority=3, pictures=pictures_of(job)) for job in jobs]
+    engines.close()
+    assert [ticket._request.priority for ticket in tickets] == [3, 3]  # type: ignore[attr-defined]
+
+
 def test_a_device_that_fails_while_an_engine_is_made_ends_the_process(model: LoadedModel) -> None:
     """As it does at any other time: the job is not charged with it."""
     (job, *_) = jobs_of(Kind.IMG2IMG, ("euler",))

@@ -92,11 +92,14 @@ class Engines:
         """Start the main engine; the others start when they are made."""
         self.main.start()
 
-    def submit(self, parameters: JobParameters, *, pictures: Pictures | None = None) -> Ticket:
+    def submit(
+        self, parameters: JobParameters, *, priority: int = 0, pictures: Pictures | None = None
+    ) -> Ticket:
         """Hand in a job; see `Engine.submit`.
 
         Args:
             parameters: fields that are None get the model's defaults.
+            priority: higher goes first, among jobs of one engine.
             pictures: what it begins with, decoded, by their name in INPUTS.
 
         Raises:
@@ -105,8 +108,8 @@ class Engines:
         """
         kind = kind_of(parameters.options)
         if kind is Kind.TEXT:
-            return self.main.submit(parameters)
-        return self._engine(kind).submit(parameters, pictures=pictures or {})
+            return self.main.submit(parameters, priority=priority)
+        return self._engine(kind).submit(parameters, priority=priority, pictures=pictures or {})
 
     def numerics_of(self, parameters: JobParameters) -> dict[str, Any]:
         """Return the record that a job's picture gets if it is rendered now; see `Engine.numerics_of`."""

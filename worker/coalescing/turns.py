@@ -1,9 +1,10 @@
 """Whose calls run in the next forward pass. Free of tensors, to be read and tested alone.
 
-Calls of one key are a group and share a forward pass. Groups take turns, the one that waited longest first,
-so a job whose calls agree with nobody's waits one forward pass per other group and no longer. A group waits
-from its first call on, so two jobs that call with prompts of two lengths and then with the same negative
-prompt meet there: the first one's second call is behind the second one's first.
+Calls of one key are a group and share a forward pass. Groups take turns, those that hold the highest priority
+first, then the one that waited longest, as in `worker.engine.admission`: so a job whose calls agree with
+nobody's waits one forward pass per other group of its priority. A group waits from its first call on, so two
+jobs that call with prompts of two lengths and then with the same negative prompt meet there: the first one's
+second call is behind the second one's first.
 Jobs of other LoRAs have other keys, and take longer turns (`worker.engine.lora_turns`).
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
 from storage.loras import LoraSet
+from worker.engine.admission import TURNS_A_ROUND
 from worker.engine.lora_turns import LoraTurns
 
 
@@ -59,10 +61,15 @@ class Turns:
         self._last_turn = {key: turn for key, turn in self._last_turn.items() if key in oldest}
         sets = {call.loras for call in oldest.values()}
         allowed = self._lora_turns.allowed(sets)
-        able = [key for key, call in oldest.items() if call.loras in allowed]
-        key = min(able, key=lambda key: self._waits_since(oldest[key]))
-        self._lora_turns.note(oldest[key].loras, waiting=len(sets) > 1)
+        first = min((call for call in oldest.values() if call.loras in allowed), key=self._waits_since)
         self._turn += 1
+        if self._turn % TURNS_A_ROUND:
+            peers = [call for call in calls if call.loras == first.loras]
+            highest = min(call.rank[0] for call in peers)
+            urgent = {call.key for call in peers if call.rank[0] == highest}
+            first = min((oldest[key] for key in urgent), key=self._waits_since)
+        key = first.key
+        self._lora_turns.note(first.loras, waiting=len(sets) > 1)
         self._last_turn[key] = self._turn
         chosen: list[W] = []
         free = width(key)

@@ -89,10 +89,12 @@ class FakeEngine:
         self.numerics = NUMERICS
         self.released = False
         self.pictures: dict[str, Any] = {}
+        self.priority: int | None = None  # of the last one
 
-    def submit(self, parameters: JobParameters, *, pictures: dict[str, Any]) -> FakeTicket:
+    def submit(self, parameters: JobParameters, *, priority: int, pictures: dict[str, Any]) -> FakeTicket:
         """Render at once."""
         self.submitted.append(parameters)
+        self.priority = priority
         self.pictures = pictures
         ticket = FakeTicket()
         if self.on_submit is not None:
@@ -284,6 +286,15 @@ def test_a_job_may_ask_for_another_format(image_format: str, suffix: str, mill: 
     with Picture.open(mill.process.settings.images_path / image.key) as opened:
         assert opened.format == image_format.upper()
         assert read_record(read_texts(opened).record).numerics == image.numerics
+
+
+def test_the_engine_hears_a_jobs_priority(mill: Mill) -> None:
+    """It is its submission's at the time of the claim."""
+    mill.jobs.adjust(mill.id, priority=9)
+    (job,) = mill.dispatch()
+    mill.jobs.adjust(mill.id, priority=-2)
+    render_job(mill.process, job)
+    assert mill.engine.priority == -2
 
 
 def test_a_duplicate_message_renders_nothing(mill: Mill) -> None:
@@ -479,7 +490,7 @@ def test_an_error_of_the_job_is_charged_to_it(mill: Mill, error: Exception, *, e
 def test_an_engine_that_refuses_a_job_fails_it(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal at the door is the job's failure, with the engine's sentence."""
 
-    def refuse(_: JobParameters, *, pictures: object) -> FakeTicket:
+    def refuse(_: JobParameters, *, pictures: object, **_rest: object) -> FakeTicket:
         assert pictures == {}
         raise BadInputError("This model has no such size.")
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from worker.coalescing.turns import Turns
+from worker.engine.admission import TURNS_A_ROUND
 
 
 @dataclass(eq=False)
@@ -67,6 +68,15 @@ def test_a_second_call_waits_for_others_first_ones() -> None:
     negative = Call("A", "negative")
     assert names(turns, [negative, other]) == "b"
     assert names(turns, [negative, Call("B", "negative", rank=(0, 1))]) == "AB"
+
+
+def test_groups_go_by_priority_but_for_one_turn_in_each_round() -> None:
+    """One urgent call is enough, though others of its group have waited longer or are not urgent."""
+    turns = Turns()
+    low, late = Call("a", "x"), Call("c", "y", lanes=4, rank=(0, 1))
+    assert names(turns, [low, late]) == "a"
+    calls = [low, Call("b", "y", rank=(-9, 2)), late]
+    assert "".join(names(turns, calls) for _ in range(TURNS_A_ROUND)) == "b" * (TURNS_A_ROUND - 2) + "ab"
 
 
 def test_priority_goes_first() -> None:
