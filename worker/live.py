@@ -33,7 +33,7 @@ class Live(Collector):
         used = engine.lanes_used
         for name, words, number in (
             ("promptmill_lanes", "R, of the model that has its turn.", engine.lanes),
-            ("promptmill_lanes_in_use", "Lanes of jobs that have begun.", used),
+            ("promptmill_lanes_in_use", "Lanes of jobs in the step that runs.", used),
         ):
             yield _of_model(name, words, engine.model.name, number)
         memory = GaugeMetricFamily(

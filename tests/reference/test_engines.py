@@ -129,6 +129,17 @@ def test_both_kinds_of_engines_hear_a_jobs_priority(model: LoadedModel) -> None:
     assert [ticket._request.priority for ticket in tickets] == [3, 3]  # type: ignore[attr-defined]
 
 
+def test_engines_that_take_turns_use_no_more_lanes_than_there_are(model: LoadedModel) -> None:
+    """One of them steps at a time, and one for pictures may have more lanes than the main one."""
+    engines = _engines(model, [])
+    assert engines.lanes_used == 0
+    engines._others[Kind.IMG2IMG] = SimpleNamespace(lanes_used=1)  # type: ignore[assignment]
+    engines.main = SimpleNamespace(lanes_used=1)  # type: ignore[assignment]
+    assert engines.lanes_used == 1
+    engines._others[Kind.INPAINT] = SimpleNamespace(lanes_used=4)  # type: ignore[assignment]
+    assert engines.lanes_used == 2
+
+
 def test_a_device_that_fails_while_an_engine_is_made_ends_the_process(model: LoadedModel) -> None:
     """As it does at any other time: the job is not charged with it."""
     (job, *_) = jobs_of(Kind.IMG2IMG, ("euler",))

@@ -130,8 +130,8 @@ class Engines:
 
     @property
     def lanes_used(self) -> int:
-        """How many lanes the requests take that have begun."""
-        return sum(engine.lanes_used for engine in self._all())
+        """How many of R lanes requests take: engines take turns, so those of the one that uses most."""
+        return min(self.lanes, max(engine.lanes_used for engine in self._all()))
 
     def _all(self) -> list[Engine | PipelineEngine]:
         return [self.main, *list(self._others.values())]

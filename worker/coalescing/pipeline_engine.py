@@ -134,6 +134,7 @@ class PipelineEngine:
         )
         self._meter = StepMeter(model.name)
         self._turns = Turns()
+        self._in_lanes: list[tuple[PipelineRequest, int]] = []
         self._device = turns or DeviceTurns()
         self._baton = Baton(self._device)
         self._text_switch = LoraSwitch(text_encoders_of(model), model.loras)
@@ -251,8 +252,8 @@ class PipelineEngine:
 
     @property
     def lanes_used(self) -> int:
-        """How many lanes the requests take that have called their denoiser."""
-        return sum(request.lanes for request in self._roster.snapshot() if request.first_call is not None)
+        """How many lanes are taken in the step that runs, or ran last, by requests that are not done."""
+        return sum(lanes for request, lanes in self._in_lanes if not request.future.done())
 
     def run(self) -> None:
         """Step until closed or dead; sleep while there is nothing to do."""
@@ -276,7 +277,9 @@ class PipelineEngine:
                 with self._turn():
                     for call in calls:
                         self._passes.place(call)
-                self._advance(self._turns.choose(calls, width=self._passes.width))
+                chosen = self._turns.choose(calls, width=self._passes.width)
+                self._in_lanes = [(call.owner, call.lanes) for call in chosen]
+                self._advance(chosen)
             return bool(calls or self._roster.snapshot())
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
             self._die(error)

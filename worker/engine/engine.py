@@ -130,6 +130,7 @@ class Engine:
         self._admission = Admission(self._plans.__getitem__)
         self._roster: Roster[Request] = Roster()
         self._batches: dict[Group, Batch] = {}
+        self._in_lanes: list[tuple[Request, int]] = []  # accepted, a request may need others
         self._verdict: Verdict | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -226,9 +227,8 @@ class Engine:
 
     @property
     def lanes_used(self) -> int:
-        """How many lanes the requests take that have begun."""
-        requests = self._roster.snapshot()
-        return sum(request.lanes for request in requests if request.started and not request.denoised)
+        """How many of R lanes are taken in the step that runs, or ran last, by requests that are not done."""
+        return sum(lanes for each, lanes in self._in_lanes if not (each.denoised or each.future.done()))
 
     def run(self) -> None:
         """Step until closed or dead; sleep while there is nothing to do."""
@@ -249,6 +249,7 @@ class Engine:
         try:
             self._drop_unwanted()
             chosen, plan = self._admit()
+            self._in_lanes = [(request, request.lanes) for request in chosen]
             if plan is not None and chosen:
                 self._advance(chosen, plan)
             self._finish_one()

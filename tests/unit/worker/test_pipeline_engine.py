@@ -285,6 +285,17 @@ def test_only_as_many_begin_as_there_are_lanes_for(engine: PipelineEngine) -> No
     assert all(is_right(result, seed) for seed, result in enumerate(finish(engine, *tickets)))
 
 
+def test_lanes_in_use_are_those_of_one_step(engine: PipelineEngine) -> None:
+    """Calls of another size that sit a step out have no lanes."""
+    tickets = [engine.submit(job(seed, width=width)) for width in (64, 128) for seed in range(4)]
+    used = []
+    while engine.step():
+        used.append(engine.lanes_used)
+    assert all(ticket.future.done() for ticket in tickets)
+    assert max(used) == 8
+    assert engine.lanes_used == 0
+
+
 def test_draining_gives_back_what_has_not_begun() -> None:
     """A drained engine finishes what runs, and takes nothing new."""
     engine = PipelineEngine(load_tiny("stable_diffusion"), lanes=2, mode="throughput")

@@ -178,6 +178,22 @@ def test_throughput_mode_does_not_pad(model: LoadedModel, unet: Any) -> None:
     assert set(unet.widths) == {1}
 
 
+def test_lanes_in_use_are_those_of_one_step(engine: Engine) -> None:
+    """Requests of another size that sit a step out, or that will need two lanes, are not counted."""
+    for size in (64, 128):
+        for seed in range(2):
+            engine.submit(_job(seed=seed, width=size))
+    growing = {"guidance_interval": [0.5, 1.0]}
+    for seed in range(4):
+        engine.submit(_job(seed=seed, options=growing), priority=-1)
+    used = []
+    while engine.step():
+        used.append(engine.lanes_used)
+    assert engine.load == (0, 0)
+    assert max(used) == 4
+    assert used[-1] == 0
+
+
 def test_progress_is_reported(engine: Engine) -> None:
     """The submitter hears of every step."""
     seen: list[float] = []
