@@ -67,10 +67,20 @@ def render(model: LoadedModel) -> Render:
     return run
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread: parallel regions of a small model, and on a busy machine, mostly wait for each other."""
+    yield from _threads(1)
+
+
 @pytest.fixture
 def odd_threads() -> Iterator[None]:
     """Three threads: element-wise layers divide their numbers at places that no lane begins at."""
+    yield from _threads(3)
+
+
+def _threads(count: int) -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(3)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from tests.reference.conftest import DEMO
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
+from worker.models.device import MIXED
 from worker.models.load import LoadedModel, load_model
 from worker.models.loras import load_loras
+from worker.models.variant import Variant, run_as
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 
@@ -141,6 +144,19 @@ def test_without_active_loras_it_is_the_model_without_any(engine: Engine) -> Non
     for one, other in zip(plain, mixed, strict=True):
         assert one.pixels.tobytes() == other.pixels.tobytes()
         assert one.numerics == other.numerics
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="mixed precision is for CPUs")
+def test_loras_do_the_same_in_mixed_precision(engine: Engine, attach: Callable[[Any], Any]) -> None:
+    """Their products are rounded with the layers' own: nearly float32's picture, and far from the model's."""
+    mixed = Engine(run_as(attach(fresh()), Variant(dtype=MIXED, layout="contiguous")), lanes=8)
+    pictures = [[r.pixels.astype(int) for r in together(own, jobs_of())] for own in (mixed, engine)]
+    plain = together(engine, [replace(job, options={}) for job in jobs_of()])
+    for job, ours, right, without in zip(jobs_of(), *pictures, plain, strict=True):
+        error = np.abs(ours - right).mean()
+        assert 0 < error < 2, job
+        if job.options:
+            assert np.abs(right - without.pixels.astype(int)).mean() > 4 * error, job
 
 
 def test_a_set_is_switched_on_once_for_all_its_jobs(engine: Engine) -> None:

@@ -7,14 +7,12 @@ diffusers has to draw the same.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
 import diffusers
 import pytest
-import torch
 
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
@@ -24,6 +22,7 @@ from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # torchsde, at the rounded end points
 ]
@@ -67,15 +66,6 @@ JOBS = _jobs()
 CASES = [("leading", case) for case in JOBS]
 # What does not know zero terminal SNR goes by the config as if it said nothing of it.
 CASES += [("zero SNR", case) for case, job in JOBS.items() if job.schedule == "default"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread: on a busy machine two wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Rendered:

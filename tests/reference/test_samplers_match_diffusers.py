@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS
@@ -18,6 +16,7 @@ from worker.models.load import LoadedModel
 
 # numpy warns about torch's __array__ and __array_wrap__ where diffusers hands it tensors.
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # torchsde, at the rounded end points
 ]
@@ -51,15 +50,6 @@ SHORT = {
     name: _job(name, seed=i, num_inference_steps=6 + i % 3, guidance_scale=(3.0, 7.5, 5.0, 2.0, 1.0)[i % 5])
     for i, name in enumerate(SAMPLERS)
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread: on a busy machine two wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

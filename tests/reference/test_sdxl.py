@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from worker.stages.text import Text, TextStage
 from worker.stages.weighting import level, split
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # torchsde, at the rounded end points
 ]
@@ -116,15 +116,6 @@ def together(model: LoadedModel) -> dict[str, RenderResult]:
     """Render all jobs in one engine."""
     results = run(Engine(model, lanes=LANES, tables=TABLES), ALL.values())
     return dict(zip(ALL, results, strict=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread: parallel regions of a model this small only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def alone(pipeline: Any, job: JobParameters, **changes: Any) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:

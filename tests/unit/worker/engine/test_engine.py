@@ -407,6 +407,14 @@ def test_what_keeps_its_scheduler_starts_again_after_out_of_memory(
     engine = Engine(model, lanes=8, mode=mode)
     ticket = engine.submit(_job())
     engine.step()
+    _run_out_of_memory(engine, unet)
+    assert ticket.progress == 0.0
+    _run(engine)
+    assert ticket.future.result(timeout=0).numerics["lanes"] == 4
+
+
+def _run_out_of_memory(engine: Engine, unet: Any) -> None:
+    """Take a step whose forward pass does not fit; the next one does."""
 
     def full(_: torch.Tensor) -> torch.Tensor:
         unet.before = None
@@ -414,9 +422,6 @@ def test_what_keeps_its_scheduler_starts_again_after_out_of_memory(
 
     unet.before = full
     engine.step()
-    assert ticket.progress == 0.0
-    _run(engine)
-    assert ticket.future.result(timeout=0).numerics["lanes"] == 4
 
 
 def _latents(ticket: Ticket) -> torch.Tensor:
@@ -492,13 +497,7 @@ def test_out_of_memory_in_reference_mode_fails_one_request(model: LoadedModel, u
     engine = Engine(model, mode="reference")
     sick, well = (engine.submit(_job(seed=seed), keep_latents=True) for seed in range(2))
     engine.step()
-
-    def full(_: torch.Tensor) -> torch.Tensor:
-        unet.before = None
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    unet.before = full
-    engine.step()
+    _run_out_of_memory(engine, unet)
     with pytest.raises(OutOfMemoryError, match="while denoising at 64x64 with 2 lanes"):
         sick.future.result(timeout=0)
     assert (well.progress, engine.dead) == (0.0, False)
