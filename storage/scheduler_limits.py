@@ -103,7 +103,7 @@ class SchedulerLimits:
         if job.sampler == OWN_SAMPLER:
             job = with_own_sampler(job, self.scheduler_config)
             check_options(job)
-        if job.sampler is not None:
+        if job.sampler in SAMPLERS:  # of another, which a newer worker recommends, `check_job` says so
             check_combination(job.sampler, job.num_inference_steps, self.scheduler_config)
 
 

@@ -61,14 +61,13 @@ def choose_lanes(
     facts = {**facts, "cores": usable_cores(), "shape": list(model.native_size), "way": "coalescing"}
     kept = tunings.tuning(facts) if tunings else None
     if kept is None:
-        measured, short = _measure(model, sharing, exact=mode == "exact")
-        kept = tunings.keep_tuning(facts, measured) if tunings and not short else measured
+        measured = _measure(model, sharing, exact=mode == "exact")
+        kept = tunings.keep_tuning(facts, measured) if tunings else measured
     return int(kept["lanes"])
 
 
 @torch.no_grad()
-def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> tuple[dict[str, Any], bool]:
-    """Return what to keep; and whether not to, since there was no room to look at lanes that fit."""
+def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> dict[str, Any]:
     began = perf_counter()
     widest = widest_call(sharing)
     speeds: dict[int, float] = {}
@@ -84,7 +83,6 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> tuple[d
         speeds[lanes] = speed
     why = "" if speeds else "no room for calls side by side"
     looked_at: set[int] = set()
-    short = False
     # Only what will be used is looked at closely.
     while exact and speeds and (best := _fewest(speeds)) not in looked_at:
         looked_at.add(best)
@@ -95,7 +93,7 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> tuple[d
             speed = _speed(model, sharing, best, exact=True)
         except torch.OutOfMemoryError:
             speeds = {lanes: known for lanes, known in speeds.items() if lanes < best}  # more need more
-            why, short = "no room to look at calls side by side", True
+            why = "no room to look at calls side by side"
             continue
         if speed is None:
             del speeds[best]
@@ -109,13 +107,12 @@ def _measure(model: LoadedPipeline, sharing: Sharing, *, exact: bool) -> tuple[d
         speeds[best] = 0.0
     rounded = {lanes: round(speed, 2) for lanes, speed in speeds.items()}
     log.info("tuned", action="tune", lanes=best, lanes_per_second=rounded)
-    kept = {
+    return {
         "lanes": best,
         "lanes_per_second": speeds[best],
         "dtype": model.precision,
         "layout": model.layout,
     }
-    return kept, short
 
 
 def _fewest(speeds: Mapping[int, float]) -> int:

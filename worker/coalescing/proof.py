@@ -22,6 +22,7 @@ from worker.coalescing.call import Modes, run
 from worker.coalescing.joining import place, run_joined
 from worker.coalescing.learning import learn
 from worker.coalescing.leaves import UnknownValueError, equal, leaves
+from worker.engine.digests import in_half_precision
 from worker.engine.faults import is_device_fault, is_out_of_memory
 
 # Relative difference of a joined result from the one alone: rounding, and nothing else.
@@ -143,19 +144,20 @@ def _holds(denoiser: Any, axes: Axes, one: Recording) -> bool:
     alone = [run(denoiser, inputs, one.modes) for inputs in calls]
     for order in ((0, 1), (1, 0, 1)):
         joined = run_joined(denoiser, [calls[i] for i in order], axes, one.modes, width=0)
-        if not all(near(result, alone[i]) for result, i in zip(joined, order, strict=True)):
+        half = in_half_precision(denoiser)
+        if not all(near(result, alone[i], half=half) for result, i in zip(joined, order, strict=True)):
             return False
     return True
 
 
-def near(ours: Any, right: Any) -> bool:
-    """Tell whether two results differ by rounding only."""
+def near(ours: Any, right: Any, *, half: bool) -> bool:
+    """Tell whether two results differ by rounding only; `half` is whether any weight is in half precision."""
     for a, b in zip(leaves(ours), leaves(right), strict=True):
         if not isinstance(a, torch.Tensor):
             if a != b:
                 return False
             continue
-        limit = _NEAR.get(a.dtype, _NEAR_IN_HALF)
+        limit = _NEAR_IN_HALF if half else _NEAR.get(a.dtype, _NEAR_IN_HALF)
         if a.shape != b.shape or not bool((a - b).float().norm() <= limit * b.float().norm()):
             return False
     return True

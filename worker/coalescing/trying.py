@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +23,7 @@ from worker.coalescing.joining import run_joined
 from worker.coalescing.leaves import UnknownValueError, equal, leaves
 from worker.coalescing.proof import Recording, near
 from worker.engine.admission import Parts
-from worker.engine.digests import draws, listening
+from worker.engine.digests import draws, in_half_precision, listening
 from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.lane_layers import lane_layers
 from worker.engine.layer_search import search_parts
@@ -91,10 +92,10 @@ class Trials:
         """
         if self._width < 2 * self.unit:  # alone there is one place, and no company
             return True
-        *enough, _ = reversed(draws(self._denoiser))  # the last one's is compared with company again, below
-        for number, (seed, within) in enumerate(enough):
+        *enough, _ = draws(self._denoiser)  # the last of these is looked at alone as well, below
+        for seed, within in enough:
             calls = self._drawn(1000 + seed)
-            places = 1 if number % 2 == 0 else max(1, len(calls) // 2 - 1)
+            places = 1 if seed % 2 == 0 else max(1, len(calls) // 2 - 1)
             with within:
                 results, here = self._heard(calls, parts)
                 moved, there = self._heard(calls[-places:] + calls[:-places], parts)
@@ -142,7 +143,8 @@ class Trials:
     def _is_near(self, parts: Parts) -> bool:
         """Tell whether parts leave results as they were, but for rounding: what was divided were lanes."""
         calls = self._drawn(0)
-        return all(map(near, self.run(calls, parts), self.run(calls)))
+        half = in_half_precision(self._denoiser)
+        return all(map(partial(near, half=half), self.run(calls, parts), self.run(calls)))
 
     def _heard(self, calls: list[dict[str, Any]], parts: Parts) -> tuple[list[Any], torch.Tensor]:
         """Return the calls' results, and what each layer put out for their lanes: (layers, lanes) int64."""

@@ -126,9 +126,8 @@ def tune(
         }
         kept = tunings.tuning(facts) if tunings else None
         if kept is None:
-            measured, trial, short = _measure(model, wishes, found)
-            # What somebody else's memory decided is nothing for other workers to follow.
-            kept = tunings.keep_tuning(facts, measured) if tunings and not short else measured
+            measured, trial = _measure(model, wishes, found)
+            kept = tunings.keep_tuning(facts, measured) if tunings else measured
             trial = trial if kept == measured else None
         variant, lanes = Variant(dtype=kept["dtype"], layout=kept["layout"]), int(kept["lanes"])
         known = tuple((name, count) for name, count in kept.get("parts", ()))
@@ -141,13 +140,11 @@ def tune(
     return model, lanes, trial
 
 
-def _measure(
-    model: LoadedModel, wishes: Wishes, found: Sequence[Variant]
-) -> tuple[dict[str, Any], Trial, bool]:
-    """Choose a variant at one number of lanes, then the number of lanes for it.
+def _measure(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[dict[str, Any], Trial]:
+    """Choose a variant at one number of lanes, then the number of lanes for it; say what to keep.
 
-    Returns:
-        What to keep, the trial of it, and whether there was no room to look at lanes that fit.
+    Where other models are on the device, `worker.shelf` has them leave it first. So lanes that do not fit, or
+    that there is no room to compare, are too many for this kind of device, and fewer are kept.
     """
     began = perf_counter()
     variant, first = _fastest(model, wishes, found)
@@ -165,20 +162,20 @@ def _measure(
             break
     if not trials:
         raise _too_little_memory(model, wishes.lanes or FEWEST_LANES, wishes)
-    best, short = _best(trials, model, wishes), False
+    best = _best(trials, model, wishes)
     while wishes.exact and not best.compared:  # only what will be used is looked at this closely
         closely = _try(model, partial(exact_trial, model, best.lanes, tried=best))
         if closely:
             trials = [closely if trial is best else trial for trial in trials]
         else:
-            short, trials = True, [trial for trial in trials if trial.lanes < best.lanes]  # more take more
-        if not trials or (short and wishes.crowded):
+            trials = [trial for trial in trials if trial.lanes < best.lanes]  # more take more
+        if not trials:
             raise _too_little_memory(model, best.lanes, wishes)
         best = _best(trials, model, wishes)
     tried = {trial.lanes: round(trial.lanes_per_second, 2) for trial in trials}
     log.info("tuned", action="tune", lanes=best.lanes, lanes_per_second=tried, **asdict(variant))
     kept = {"lanes": best.lanes, "lanes_per_second": best.lanes_per_second, **asdict(variant)}
-    return kept | ({"parts": [list(part) for part in best.parts]} if best.parts else {}), best, short
+    return kept | ({"parts": [list(part) for part in best.parts]} if best.parts else {}), best
 
 
 def _fastest(model: LoadedModel, wishes: Wishes, found: Sequence[Variant]) -> tuple[Variant, Trial | None]:

@@ -56,7 +56,7 @@ def run_as(model: LoadedModel, variant: Variant) -> LoadedModel:
         variant: one of `variants`.
     """
     mixed = variant.dtype == MIXED
-    unet = in_mixed_precision(model.unet) if mixed else model.unet
+    unet = in_mixed_precision(model.unet) if mixed and not model.mixed else model.unet
     unet = unet.to(memory_format=LAYOUTS[variant.layout])
     return replace(model, unet=unet, mixed=mixed, layout=variant.layout)
 

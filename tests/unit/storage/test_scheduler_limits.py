@@ -104,3 +104,8 @@ def test_only_what_is_read_is_published() -> None:
 def test_what_another_version_says_is_no_limit(said: Any) -> None:
     """The worker itself will say what it cannot do."""
     assert read_limits(said) is None
+
+
+def test_a_sampler_that_is_not_known_here_is_left_to_other_checks() -> None:
+    """A newer worker may recommend one; what is no sampler at all is said in a sentence of its own."""
+    _published().check(_job("dpm3", num_inference_steps=20))

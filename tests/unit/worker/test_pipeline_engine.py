@@ -216,38 +216,6 @@ def test_a_trial_that_does_not_fit_is_made_with_fewer_lanes(
     assert (result.numerics["lanes"], result.warnings) == (lanes, [])
 
 
-def test_lanes_that_cannot_be_looked_at_are_not_kept_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls of more lanes fit, and with more memory they may be looked at."""
-    kept: list[dict[str, Any]] = []
-
-    class Kept:
-        """Keeps tunings."""
-
-        def tuning(self, _facts: Any) -> dict[str, Any] | None:
-            """Return the last."""
-            return kept[-1] if kept else None
-
-        def keep_tuning(self, _facts: Any, tuning: Any) -> dict[str, Any]:
-            """Keep one."""
-            kept.append(tuning)
-            return kept[-1]
-
-    exact_parts = Trials.exact_parts
-
-    def full(trials: Trials) -> Any:
-        if trials._width > 4:
-            raise torch.OutOfMemoryError("full")
-        return exact_parts(trials)
-
-    monkeypatch.setattr(Trials, "lanes_per_second", lambda trials, **_: float(trials._width))
-    with monkeypatch.context() as patch:
-        patch.setattr(Trials, "exact_parts", full)
-        assert PipelineEngine(load_tiny("stable_diffusion"), tunings=Kept()).lanes == 4
-    assert not kept
-    assert PipelineEngine(load_tiny("stable_diffusion"), tunings=Kept()).lanes == 16
-    assert [tuning["lanes"] for tuning in kept] == [16]
-
-
 def test_a_trial_that_fits_nowhere_says_why(forward: Callable[[Any], None]) -> None:
     """Not "places show": whoever reads the log can do something about it."""
     failures = [torch.OutOfMemoryError("full")]

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from worker.coalescing.axes import Axes, Batch, Branch, Common, Listed, Scalar
 from worker.coalescing.call import Modes
 from worker.coalescing.drawing import masks_of, smallest_calls
-from worker.coalescing.proof import Recording
+from worker.coalescing.proof import Recording, near
 from worker.coalescing.trying import Trials
 
 MODES = Modes(grad=False, inference=False, autocast=None, device_type="cpu")
@@ -244,3 +244,11 @@ def test_a_call_is_divided_where_its_pieces_are_of_its_form() -> None:
     assert len(smallest_calls({"x": torch.ones(4, 3), "p": torch.ones(2, 3)}, half)) == 2
     odd = Axes(inputs=AXES.inputs, outputs=Batch(axis=0, share=ONE / 2))
     assert len(smallest_calls(call(2).inputs, odd)) == 1
+
+
+def test_a_denoiser_with_weights_in_half_precision_may_round_more() -> None:
+    """Whatever the dtype of its results: products in bfloat16 may be handed on in float32."""
+    right = torch.ones(4)
+    ours = right * 1.002
+    assert not near(ours, right, half=False)
+    assert near(ours, right, half=True)
