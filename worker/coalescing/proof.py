@@ -142,9 +142,9 @@ def _holds(denoiser: Any, axes: Axes, one: Recording) -> bool:
     if homes[0] is None or homes[1] is None or homes[0].key != homes[1].key:
         return False
     alone = [run(denoiser, inputs, one.modes) for inputs in calls]
+    half = in_half_precision(denoiser)
     for order in ((0, 1), (1, 0, 1)):
         joined = run_joined(denoiser, [calls[i] for i in order], axes, one.modes, width=0)
-        half = in_half_precision(denoiser)
         if not all(near(result, alone[i], half=half) for result, i in zip(joined, order, strict=True)):
             return False
     return True
