@@ -1,6 +1,8 @@
 """Uniform work: 64 jobs of equal settings by the engine, and by diffusers' pipeline at the same batch size.
 
-In turns. Each job has a prompt of its own, another one in every round, so that both encode all of them.
+In turns within a round, a call of diffusers' after as many steps of the engine as a call has, since the
+machine's speed changes meanwhile. Each job has a prompt of its own, another one in every round, so that both
+encode all of them.
 """
 
 from __future__ import annotations
@@ -27,26 +29,42 @@ def measure(
     )
     jobs = [replace(job, seed=seed, prompt=f"a fox, number {seed}") for seed in range(count)]
     engine, pipeline = Engine(model, lanes=LANES), pipeline_of(model)
-    by_engine(engine, jobs[:4])
-    call(pipeline, jobs[:4])
+    by_engine(engine, jobs[: LANES // 2])
+    call(pipeline, jobs[: LANES // 2])
     ours, theirs = [], []
     for take in range(rounds):
         new = [fresh(job, take) for job in jobs]
-        batches = [new[start : start + LANES // 2] for start in range(0, count, LANES // 2)]
-        ours.append(by_engine(engine, new).seconds)
-        theirs.append(seconds(partial(_call_all, pipeline, batches)))
+        rival = Rival(pipeline, new, steps)
+        ours.append(by_engine(engine, new, between=rival.after_step).seconds)
+        theirs.append(rival.finish())
     return {
         "model": name,
         "jobs": count,
         "engine images/s": count / median(ours),
         "diffusers images/s": count / median(theirs),
-        "ratio": median(theirs) / median(ours),
+        "ratio": median([his / own for own, his in zip(ours, theirs, strict=True)]),
     }
 
 
-def _call_all(pipeline: Any, batches: list[list[JobParameters]]) -> None:
-    for batch in batches:
-        call(pipeline, batch)
+class Rival:
+    """diffusers' pipeline, which renders R / 2 jobs in each of its turns."""
+
+    def __init__(self, pipeline: Any, jobs: list[JobParameters], steps: int) -> None:
+        batches = [jobs[start : start + LANES // 2] for start in range(0, len(jobs), LANES // 2)]
+        self._calls = [partial(call, pipeline, batch) for batch in batches]
+        self._steps, self._after, self._taken = steps, 0, 0.0
+
+    def after_step(self) -> None:
+        """Render once the engine has made as many steps as a call does."""
+        self._after += 1
+        if self._after % self._steps == 0 and self._calls:
+            self._taken += seconds(self._calls.pop(0))
+
+    def finish(self) -> float:
+        """Render what is left; returns the seconds of all calls."""
+        while self._calls:
+            self._taken += seconds(self._calls.pop(0))
+        return self._taken
 
 
 def main() -> None:

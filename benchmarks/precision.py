@@ -3,8 +3,9 @@
 Speed: forward passes of a UNet of Stable Diffusion 1.x's size (860 M parameters, random weights, 64x64
 latents), each variant at several R, beside what this machine's own matrix product reaches in that dtype. The
 first line is diffusers' default: float32, two lanes, eager; `bfloat16` is diffusers' in that dtype, and
-`mixed_bfloat16` what a worker takes on CPUs (`worker.models.mixed`). Quality: PSNR of pictures of the
-project's model against float32, samplers that add noise included; the worst of all jobs counts.
+`mixed_bfloat16` what a worker takes on CPUs (`worker.models.mixed`). Then a pass's time by kinds of work, and
+what each reaches of that product. Quality: PSNR of pictures of the project's model against float32,
+samplers that add noise included; the worst of all jobs counts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -20,25 +22,38 @@ import torch
 from engines import demo_model, device_arguments, larger_model, sd_sized, settle
 from report import median, seconds, show
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
-from worker.engine.trial import try_lanes
+from worker.engine.forward import Lanes, predict_noise
+from worker.engine.trial import native_group, random_lanes, try_lanes
 from worker.models.device import MIXED, fast_dtypes
 from worker.models.load import LoadedModel
 from worker.models.variant import Variant, launched, run_as
 
 SAMPLERS = ("lms", "euler", "euler_a", "dpmpp_2m", "dpm2_a")
+# What torch calls them on CPUs and on GPUs; everything else is no product.
+KINDS = {
+    "convolutions": ("convolution", "conv2d"),
+    "linear layers": ("addmm", "aten::mm"),
+    "attention": ("scaled_dot_product",),
+}
 PATIENCE = 120.0  # seconds; a variant whose forward pass takes this long is not tried with more lanes
 
 
-def flop_of_a_lane(model: LoadedModel) -> float:
-    """Count the floating point operations of one lane of a forward pass."""
+def flop_of_a_lane(model: LoadedModel) -> dict[str, float]:
+    """Count the floating point operations of one lane of a forward pass, by kind."""
     # The CPU's own flash attention is not counted; the plain one is the same work.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         try_lanes(model, 2)
-    return counter.get_total_flops() / 8  # four passes of two lanes
+    counts = {str(name): count / 8 for name, count in counter.get_flop_counts()["Global"].items()}
+    names = {"aten.convolution": "convolutions", "aten.bmm": "attention"}  # four passes of two lanes
+    found: dict[str, float] = defaultdict(float)
+    for name, count in counts.items():
+        found[names.get(name, "linear layers")] += count
+    return found
 
 
 def matmul_peak(model: LoadedModel, dtype: torch.dtype) -> float:
@@ -57,7 +72,7 @@ def speed(
     model: LoadedModel, ways: list[tuple[Variant, str]], lanes: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     """Time every variant at every R."""
-    flop = flop_of_a_lane(model)
+    flop = sum(flop_of_a_lane(model).values())
     peaks = {way.dtype: matmul_peak(model, products_of(way)) for way, _ in ways}
     rows: list[dict[str, Any]] = []
     for way, launch in ways:
@@ -84,6 +99,33 @@ def speed(
     for row in rows:
         del row["rate"]
     return rows
+
+
+def where(model: LoadedModel, way: Variant, lanes: int) -> list[dict[str, Any]]:
+    """Divide a forward pass's time by kinds of operation, and relate each to the matrix product's peak."""
+    flop, peak = flop_of_a_lane(model), matmul_peak(model, products_of(way))
+    variant = as_it_is(model, way)
+    batch = Lanes.stack(random_lanes(variant, lanes, native_group(variant)))
+    predict_noise(variant, batch, width=lanes)
+    with profile() as profiler, torch.no_grad():
+        predict_noise(variant, batch, width=lanes)
+        settle(variant)
+    on_cpu = model.device.type == "cpu"
+    spent: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(n in event.key for n in names)), "other")
+        spent[kind] += (event.self_cpu_time_total if on_cpu else event.self_device_time_total) / 1e6
+    return [
+        {
+            "dtype": way.dtype,
+            "R": lanes,
+            "operations": kind if kind in KINDS else "sums, norms, activations, copies",
+            "s a lane": spent[kind] / lanes,
+            "share of the time": spent[kind] / sum(spent.values()),
+            "share of matmul peak": flop[kind] * lanes / spent[kind] / peak if kind in KINDS else "",
+        }
+        for kind in (*KINDS, "other")
+    ]
 
 
 def products_of(way: Variant) -> torch.dtype:
@@ -149,6 +191,11 @@ def main() -> None:
     measured = larger_model(model) if options.quick else sd_sized(model)
     lanes = (2, 4, 8) if model.device.type == "cpu" else (2, 8, 16, 32)
     table = speed(measured, ways, (2, 8) if options.quick else lanes)
+    times = [
+        row
+        for dtype in (dtypes[0], *dtypes[1:][-1:])
+        for row in where(measured, Variant(dtype=dtype, layout="contiguous"), 2 if dtype == "float32" else 8)
+    ]
     jobs = [
         JobParameters(
             prompt="a watercolor painting of an otter",
@@ -162,10 +209,12 @@ def main() -> None:
     ]
     show(table, as_json=False)
     print()
+    show(times, as_json=False)
+    print()
     lost = quality(model, jobs)
     show(lost, as_json=False)
     if options.json:
-        print(json.dumps({"rows": table, "quality": lost}))
+        print(json.dumps({"rows": table, "times": times, "quality": lost}))
 
 
 if __name__ == "__main__":

@@ -37,9 +37,18 @@ def test_mixed_work_brings_new_prompts_in_every_round_and_to_all_the_same(
     mixed = load("engine_mixed")
     given: dict[str, list[list[JobParameters]]] = {"engine": [], "limit": [], "static": [], "ray": []}
 
-    def by_engine(_engine: Any, jobs: list[JobParameters]) -> Any:
+    def by_engine(_engine: Any, jobs: list[JobParameters], **_: Any) -> Any:
         given["engine"].append(jobs)
         return mixed.Watched(seconds=1.0, queue=1.0, steps=1)
+
+    class Limit:
+        def __init__(self, _model: Any, jobs: list[JobParameters]) -> None:
+            given["limit"].append(jobs)
+
+        def piece(self) -> None: ...
+
+        def seconds(self, _evaluations: int) -> float:
+            return 1.0
 
     def note(who: str) -> Any:
         return lambda *args, **_: given[who].append(next(a for a in args if isinstance(a, list))) or 1.0
@@ -49,7 +58,7 @@ def test_mixed_work_brings_new_prompts_in_every_round_and_to_all_the_same(
         "Engine": lambda *_, **__: None,
         "pipeline_of": lambda _: None,
         "by_engine": by_engine,
-        "limit": note("limit"),
+        "Limit": Limit,
         "in_static_batches": note("static"),
         "by_ray": note("ray"),
         "call": lambda _, jobs: calls.append(jobs),
@@ -64,6 +73,70 @@ def test_mixed_work_brings_new_prompts_in_every_round_and_to_all_the_same(
     assert all(_settings(taken) == _settings(jobs) for taken in rounds)
     assert given["limit"] == given["static"] == given["ray"] == rounds
     assert [job for (job,) in calls[1:]] == [job for taken in rounds for job in taken]
+
+
+def test_the_limits_work_is_done_between_the_engines_steps_and_off_its_clock(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many passes as steps, an encoding and a decode for each job; scaled to what the jobs need."""
+    mixed = load("engine_mixed")
+    clock = SimpleNamespace(now=0.0)
+    done: list[str] = []
+
+    def spend(what: str, cost: float, result: Any = None) -> Any:
+        done.append(what)
+        clock.now += cost
+        return result
+
+    class Idle:
+        steps, load = 0, (0, 0)
+
+        def submit(self, job: JobParameters) -> Any:
+            future = SimpleNamespace(result=lambda **_: None)
+            return SimpleNamespace(progress=1.0, future=future, job=job)
+
+        def step(self) -> bool:
+            self.steps = spend("step", 10.0, self.steps + 1)
+            return self.steps < 8
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr(mixed, "encode_all", lambda _model, jobs: spend(f"encode {len(jobs)}", 0.25))
+    monkeypatch.setattr(mixed, "decode", lambda _vae, latents: spend(f"decode {len(latents)}", 0.5))
+    config = SimpleNamespace(cross_attention_dim=3)
+
+    class Unet:
+        def __call__(self, *_: Any, **__: Any) -> None:
+            spend("pass", 1.0)
+
+    unet = Unet()
+    unet.config = config  # type: ignore[attr-defined]
+    model = SimpleNamespace(
+        vae_scale_factor=4, max_length=2, device=mixed.torch.device("cpu"), dtype=mixed.torch.float32,
+        unet=unet, vae=None,
+    )  # fmt: skip
+    jobs = mixed.mixed_jobs(2, size=64)
+    limit = mixed.Limit(model, jobs)
+    watched = mixed.by_engine(Idle(), jobs, between=limit.piece)
+    assert done.count("pass") == done.count("step") == 8
+    assert done.count("encode 1") == done.count("decode 1") == len(jobs)
+    assert (watched.seconds, watched.steps) == (80.0, 8)
+    assert limit.seconds(evaluations=20) == 5 * 1.0 + 2 * 0.75
+
+
+def test_the_rival_of_uniform_work_takes_its_turns_between_the_engines_steps(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call after as many steps as it has itself; what is left at the end is rendered, too."""
+    uniform = load("engine_uniform")
+    calls: list[int] = []
+    monkeypatch.setattr(uniform, "call", lambda _, jobs: calls.append(len(jobs)))
+    monkeypatch.setattr(uniform, "seconds", lambda action: action() or 2.0)
+    rival = uniform.Rival(None, list(range(10)), 3)
+    for _ in range(4):
+        rival.after_step()
+    assert calls == [4]
+    assert rival.finish() == 3 * 2.0
+    assert calls == [4, 4, 2]
 
 
 def test_rays_actor_is_warm_before_its_first_batch(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +162,7 @@ def test_uniform_work_has_a_new_prompt_for_every_job_and_round(
     ours: list[list[JobParameters]] = []
     calls: list[list[JobParameters]] = []
 
-    def by_engine(_engine: Any, jobs: list[JobParameters]) -> Any:
+    def by_engine(_engine: Any, jobs: list[JobParameters], **_: Any) -> Any:
         ours.append(jobs)
         return SimpleNamespace(seconds=1.0)
 
@@ -239,7 +312,10 @@ def test_random_jobs_differ_in_every_option_that_changes_a_picture(load: Any) ->
 def test_overhead_is_measured_in_exact_mode_with_company_that_stays_and_that_changes(
     load: Any, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only where requests join or leave is anything encoded or decoded; rescaling takes more operations."""
+    """Only where requests join or leave is anything encoded or decoded; rescaling takes more operations.
+
+    How many there are does not depend on how many requests share a step.
+    """
     overhead = load("engine_overhead")
     made: list[Engine] = []
     costs: list[Any] = []
@@ -261,3 +337,7 @@ def test_overhead_is_measured_in_exact_mode_with_company_that_stays_and_that_cha
     assert [max(cost.coding) > 0 for cost in costs] == [False, False, True]
     assert min(costs[-1].coding) > 0
     assert steady["operations outside"] < rescaled["operations outside"]
+    wider = list(overhead.rows("demo", model, 4, 64))[:2]
+    assert [row["operations outside"] for row in wider] == [
+        row["operations outside"] for row in (steady, rescaled)
+    ]
