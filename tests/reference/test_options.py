@@ -14,6 +14,7 @@ from tests.device import DEVICE
 from tests.parity import assert_same, diffusers_scheduler, tolerance
 from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel
+from worker.stages.guidance import rescale_guided
 from worker.stages.sampler import SamplerSettings
 from worker.stages.tables import Tables
 
@@ -113,3 +114,27 @@ def test_the_option_changes_the_picture(case: str, rendered: dict[str, RenderRes
     """An option that nobody reads would match nothing above, unless the reference forgot it too."""
     (without,) = render([replace(CASES[case], options={})])
     assert rendered[case].pixels.tobytes() != without.pixels.tobytes()
+
+
+@pytest.mark.parametrize("side", [8, 64, 130])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rescaling_gives_a_row_the_same_bits_at_every_place_and_in_any_company(
+    side: int, threads: int, request: pytest.FixtureRequest
+) -> None:
+    """As long as there are as many rows: what they hold, zeros or nothing finite, is their own affair."""
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(1)
+    own = [torch.randn((1, 4, side, side), generator=generator).to(DEVICE) for _ in range(2)]
+    rescale = torch.full((8, 1, 1, 1), 0.7, device=DEVICE)
+    found = []
+    for place, others in ((0, 0.0), (3, 1.0), (7, 30.0), (4, float("nan"))):
+        guided, cond = (
+            torch.randn((8, 4, side, side), generator=generator).to(DEVICE) * others for _ in range(2)
+        )
+        guided[place : place + 1], cond[place : place + 1] = own
+        found.append(rescale_guided(guided, cond, rescale)[place])
+    assert all(torch.equal(found[0], each) for each in found[1:])
+    right = rescale_noise_cfg(*own, guidance_rescale=0.7)[0]
+    assert torch.allclose(found[0], right, rtol=1e-5, atol=1e-6)

@@ -51,12 +51,12 @@ class Batch:
         tables = [request.schedule.table for request in requests]
         self.without_table = [row for row, table in enumerate(tables) if table is None]
         self._lanes = [request.lanes for request in requests]
-        rescales = [request.parameters.options.get("guidance_rescale", 0.0) for request in requests]
-        self._rescaled = [
-            (row, rescale)
-            for row, (rescale, count) in enumerate(zip(rescales, self._lanes, strict=True))
-            if rescale and count > 1
+        rescales = [
+            request.parameters.options.get("guidance_rescale", 0.0) if request.lanes > 1 else 0.0
+            for request in requests
         ]
+        self._rescaled = any(rescales)
+        self._rescales = torch.tensor(rescales, device=model.device)[:, None, None, None]
         self.history = History.gather([request.place for request in requests])
         self._evaluations = torch.tensor([request.evaluation for request in requests], device=model.device)
         self._shared = _shared(requests, model.device)
@@ -103,7 +103,8 @@ class Batch:
                 self._model, lanes, width=self._width, rows=self._rows, parts=self._parts
             )
             output = self._shared.guided(noise_pred)
-        output = self._rescale(output, noise_pred)
+        if self._rescaled:
+            output = self._rescale(output, noise_pred)
         history = self._shared.after(self.history, self._evaluations, output, noise)
         for row in self.without_table:
             request = self.requests[row]
@@ -114,10 +115,12 @@ class Batch:
         return history
 
     def _rescale(self, output: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
-        for row, rescale in self._rescaled:
-            own, cond = slice(row, row + 1), self._shared.cond[row : row + 1]
-            output[own] = rescale_guided(output[own], noise_pred[cond], rescale)
-        return output
+        """Rescale whose guidance is; as many rows every time, so that sums do not depend on the company."""
+        rescales = pad(self._rescales, max(self._rows, len(output)) - len(self._rescales))
+        idle = len(rescales) - len(output)
+        cond = noise_pred[self._shared.cond]
+        rescaled = rescale_guided(pad(output, idle), pad(cond, idle), rescales)
+        return torch.where(rescales > 0, rescaled, pad(output, idle))[: len(output)]
 
     def accept(self, history: History) -> None:
         """Move on to the next evaluation of every request."""

@@ -29,15 +29,20 @@ def guide(uncond: torch.Tensor, cond: torch.Tensor, guidance_scale: torch.Tensor
     return uncond + guidance_scale * (cond - uncond)
 
 
-def rescale_guided(guided: torch.Tensor, cond: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
+def rescale_guided(
+    guided: torch.Tensor, cond: torch.Tensor, guidance_rescale: torch.Tensor | float
+) -> torch.Tensor:
     """Pull the guided prediction's standard deviation towards the prompt's.
 
     Section 3.4 of https://arxiv.org/abs/2305.08891; `rescale_noise_cfg` in diffusers, operation by operation.
+    How a request's deviation is summed up does not depend on what is in the other rows, but may on how many
+    rows there are.
 
     Args:
-        guided: (1, channels, h, w): one request alone, so that the sums do not depend on its company.
-        cond: noise predicted for the prompt, same shape.
-        guidance_rescale: 0 leaves `guided`, 1 takes the prompt's deviation.
+        guided: (requests, channels, h, w).
+        cond: noise predicted for the prompts, same shape.
+        guidance_rescale: 0 leaves `guided`, 1 takes the prompt's deviation; one number, or one a request,
+            (requests, 1, 1, 1).
 
     Returns:
         The rescaled prediction, same shape and dtype.
