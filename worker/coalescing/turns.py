@@ -1,11 +1,9 @@
 """Whose calls run in the next forward pass. Free of tensors, to be read and tested alone.
 
-Calls of one key are a group and share a forward pass. Groups take turns, those that hold the highest priority
-first, then the one that waited longest, as in `worker.engine.admission`: so a job whose calls agree with
-nobody's waits one forward pass per other group of its priority. A group waits from its first call on, so two
-jobs that call with prompts of two lengths and then with the same negative prompt meet there: the first one's
-second call is behind the second one's first.
-Jobs of other LoRAs have other keys, and take longer turns (`worker.engine.lora_turns`).
+Calls of one key are a group and share a forward pass. Groups take turns (`worker.engine.group_turns`): so a
+job whose calls agree with nobody's waits one forward pass per other group of its priority. A group waits from
+its first call on, so two jobs that call with prompts of two lengths and then with the same negative prompt
+meet there: the first one's second call is behind the second one's first.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
 from storage.loras import LoraSet
-from worker.engine.admission import TURNS_A_ROUND
-from worker.engine.lora_turns import LoraTurns
+from worker.engine.group_turns import GroupTurns, Standing
 
 
 class Waiting(Protocol):
@@ -41,8 +38,7 @@ class Turns:
     """The policy: call `choose` once a step with every call that waits."""
 
     def __init__(self) -> None:
-        self._turn = 0
-        self._lora_turns = LoraTurns()
+        self._turns = GroupTurns()
         self._last_turn: dict[Hashable, int] = {}
 
     def choose(self, calls: Sequence[W], *, width: Callable[[Hashable], int]) -> list[W]:
@@ -55,22 +51,20 @@ class Turns:
             width: the lanes of a forward pass of a key; the first call runs even if it takes more.
         """
         for call in calls:
-            call.since = self._turn if call.since is None else call.since
+            call.since = self._turns.count if call.since is None else call.since
         oldest = {call.key: call for call in sorted(calls, key=_waited_longest, reverse=True)}
         # Forget groups that left, so that a worker that meets many sizes does not grow.
         self._last_turn = {key: turn for key, turn in self._last_turn.items() if key in oldest}
-        sets = {call.loras for call in oldest.values()}
-        allowed = self._lora_turns.allowed(sets)
-        first = min((call for call in oldest.values() if call.loras in allowed), key=self._waits_since)
-        self._turn += 1
-        if self._turn % TURNS_A_ROUND:
-            peers = [call for call in calls if call.loras == first.loras]
-            highest = min(call.rank[0] for call in peers)
-            urgent = {call.key for call in peers if call.rank[0] == highest}
-            first = min((oldest[key] for key in urgent), key=self._waits_since)
-        key = first.key
-        self._lora_turns.note(first.loras, waiting=len(sets) > 1)
-        self._last_turn[key] = self._turn
+        priorities: dict[Hashable, int] = {}
+        for call in calls:
+            priorities[call.key] = max(-call.rank[0], priorities.get(call.key, -call.rank[0]))
+        key = self._turns.next(
+            {
+                key: Standing(priority=priorities[key], waits=self._waits_since(call), loras=call.loras)
+                for key, call in oldest.items()
+            }
+        )
+        self._last_turn[key] = self._turns.count
         chosen: list[W] = []
         free = width(key)
         for call in sorted((call for call in calls if call.key == key), key=_rank):

@@ -1,16 +1,13 @@
 """Admission: which requests get the lanes of the next step. Free of tensors, to be read and tested alone.
 
 Requests whose latents have one shape, whose prompts have one length and whose LoRAs are the same can share a
-forward pass: they are a group. Groups take turns step by step, those that hold the highest priority first,
-then the one that waited longest; those of other LoRAs only now and then (`worker.engine.lora_turns`). Within
-a group, priority goes first, then who has started; among those who wait, who has most forward passes before
-it, since a long job that starts last leaves lanes idle at the end (Graham 1969, longest processing time
-first).
+forward pass: they are a group. Groups take turns (`worker.engine.group_turns`). Within a group, priority goes
+first, then who has started; among those who wait, who has most forward passes before it, since a long job
+that starts last leaves lanes idle at the end (Graham 1969, longest processing time first).
 
 Nothing is held back for good, but by more urgent work of its own group:
 - Each step of waiting counts as one pass more, so a stream of long jobs passes a short one only for a while.
 - Lanes too few for the next request go to some that rank after it; then they stay free until it fits.
-- Now and then the turn is that of the group that waited longest, whatever its priority.
 """
 
 from __future__ import annotations
@@ -21,13 +18,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from storage.loras import LoraSet
-from worker.engine.lora_turns import LoraTurns
+from worker.engine.group_turns import GroupTurns, Standing
 
 LatentShape = tuple[int, int, int]
 Parts = tuple[tuple[str, int], ...]  # (name of a layer, lanes that it is called for at a time), sorted
 
 OVERTAKEN = 16  # starts that a request which does not fit lets by: keeping lanes free for it leaves one idle
-TURNS_A_ROUND = 16  # the last of them goes by waiting alone, the others by priority first
 
 
 class Group(NamedTuple):
@@ -131,9 +127,8 @@ class Admission:
     def __init__(self, plan: Callable[[Group], LanePlan]) -> None:
         """Remember `plan`, which tells how a group is run."""
         self._plan = plan
-        self._turn = 0
+        self._turns = GroupTurns()
         self._starts = 0
-        self._lora_turns = LoraTurns()
         # The turn since which a group waits; True after one of its own, so that a new group goes before it.
         self._waits: dict[Group, tuple[int, bool]] = {}
         self._known: dict[int, _Known] = {}  # by arrival
@@ -145,8 +140,10 @@ class Admission:
             The chosen requests and their group's plan; an empty list and None when there is no candidate.
         """
         # Forget who left, requests and groups, so that a worker that meets many does not grow.
-        self._known = {c.arrival: self._known.get(c.arrival) or _Known(since=self._turn) for c in candidates}
-        self._waits = {c.group: self._waits.get(c.group, (self._turn, False)) for c in candidates}
+        self._known = {
+            c.arrival: self._known.get(c.arrival) or _Known(since=self._turns.count) for c in candidates
+        }
+        self._waits = {c.group: self._waits.get(c.group, (self._turns.count, False)) for c in candidates}
         if not candidates:
             return [], None
         group = self._next_group(candidates)
@@ -165,7 +162,7 @@ class Admission:
     def _rank(self, candidate: Candidate) -> tuple[int, bool, int, int]:
         """Smaller goes first; who has started keeps its place, so that nothing is moved for nothing."""
         known = self._known[candidate.arrival]
-        urgency = candidate.evaluations_left + self._turn - known.since
+        urgency = candidate.evaluations_left + self._turns.count - known.since
         place = known.place if candidate.started else -urgency
         return (-candidate.priority, not candidate.started, place, candidate.arrival)
 
@@ -190,20 +187,17 @@ class Admission:
     def _next_group(self, candidates: Sequence[C]) -> Group:
         """Name the group whose turn it is, and count the turn."""
         oldest = {c.group: c for c in sorted(candidates, key=_oldest_first, reverse=True)}
-
-        def waited_longest(group: Group) -> tuple[tuple[int, bool], tuple[int, int]]:
-            return self._waits[group], _oldest_first(oldest[group])
-
-        sets = {group.loras for group in oldest}
-        allowed = self._lora_turns.allowed(sets)
-        group = min((g for g in oldest if g.loras in allowed), key=waited_longest)
-        self._turn += 1
-        if self._turn % TURNS_A_ROUND:
-            peers = [g for g in oldest if g.loras == group.loras]  # priority does not shorten turns of LoRAs
-            highest = max(oldest[g].priority for g in peers)
-            group = min((g for g in peers if oldest[g].priority == highest), key=waited_longest)
-        self._lora_turns.note(group.loras, waiting=len(sets) > 1)
-        self._waits[group] = (self._turn, True)
+        group = self._turns.next(
+            {
+                group: Standing(
+                    priority=first.priority,
+                    waits=(self._waits[group], _oldest_first(first)),
+                    loras=group.loras,
+                )
+                for group, first in oldest.items()
+            }
+        )
+        self._waits[group] = (self._turns.count, True)
         return group
 
 

@@ -1,16 +1,19 @@
 """Whose LoRAs are on: sets take turns of many forward passes. Free of tensors, to be read and tested alone.
 
 A switch costs about as much as a forward pass on a fast GPU, so a set keeps its turn until it has nothing to
-run, or until others have waited for HOLD passes of it: a set is late by at most so many for each other one.
+run, or until others of its priority have waited for HOLD passes of it: a set is late by at most so many for
+each other one. A set that holds a higher priority has the very next pass; those of lower ones have a turn of
+HOLD passes after each LOWER of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from storage.loras import LoraSet
 
 HOLD = 64  # forward passes: two jobs of 30 steps after each other
+LOWER = 15 * HOLD  # likewise: a sixteenth is left to those who are less urgent
 
 
 class LoraTurns:
@@ -19,18 +22,35 @@ class LoraTurns:
     def __init__(self) -> None:
         self._current: LoraSet | None = None
         self._passes = 0  # of the current set since others began to wait, or since its turn began
+        self._urgent = 0  # passes since one of a lower priority had its turn, or began to wait
+        self._let_in = False  # whether the current set's turn is one of those
 
-    def allowed(self, sets: Collection[LoraSet]) -> frozenset[LoraSet]:
-        """Return those of these sets, all of which have something to run, that the next pass may be for."""
-        every = frozenset(sets)
-        if len(every) < 2 or self._current not in every:  # noqa: PLR2004 - nobody to take turns with
-            return every
-        if self._passes < HOLD:
-            return frozenset({self._current})
-        return every - {self._current}
+    def allowed(self, sets: Mapping[LoraSet, int]) -> frozenset[LoraSet]:
+        """Return which sets the next pass may be for.
 
-    def note(self, loras: LoraSet, *, waiting: bool) -> None:
-        """Count a pass of a set, `waiting` if others had something to run, too."""
+        Args:
+            sets: all that have something to run, with the highest priority of each.
+        """
+        urgent, lower = _divided(sets)
+        current = frozenset(loras for loras in sets if loras == self._current)
+        if current and self._passes < HOLD and (self._let_in or current <= urgent):
+            return current
+        if lower and self._urgent >= LOWER:
+            return lower
+        return urgent - current or urgent
+
+    def note(self, loras: LoraSet, sets: Mapping[LoraSet, int]) -> None:
+        """Count a pass of a set, one of `sets` as `allowed` was asked about."""
+        urgent, lower = _divided(sets)
         if loras != self._current:
             self._current, self._passes = loras, 0
-        self._passes = self._passes + 1 if waiting else 0
+        self._passes = self._passes + 1 if len(sets) > 1 else 0
+        self._let_in = loras in lower
+        self._urgent = self._urgent + 1 if lower and loras in urgent else 0
+
+
+def _divided(sets: Mapping[LoraSet, int]) -> tuple[frozenset[LoraSet], frozenset[LoraSet]]:
+    """Return the sets of the highest priority, and all others."""
+    highest = max(sets.values())
+    urgent = frozenset(loras for loras, priority in sets.items() if priority == highest)
+    return urgent, frozenset(sets) - urgent

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.engine.admission import OVERTAKEN, TURNS_A_ROUND, Admission, Group, LanePlan
+from worker.engine.admission import OVERTAKEN, Admission, Group, LanePlan
+from worker.engine.group_turns import TURNS_A_ROUND
 
 SMALL = Group(shape=(4, 16, 16), tokens=77)
 LARGE = Group(shape=(4, 64, 64), tokens=77)

@@ -9,7 +9,8 @@ from tests.unit.worker.test_admission import SMALL, Job
 from tests.unit.worker.test_turns import Call
 from worker.coalescing.turns import Turns
 from worker.engine.admission import Admission, LanePlan
-from worker.engine.lora_turns import HOLD
+from worker.engine.group_turns import TURNS_A_ROUND
+from worker.engine.lora_turns import HOLD, LOWER
 
 A, B = (("a", 1.0),), (("b", 1.0),)
 
@@ -59,3 +60,48 @@ def test_calls_of_pipelines_take_the_same_turns() -> None:
         calls = [Call("a", ("x", A), loras=A), Call("b", ("x", B), loras=B, rank=(0, 1))]
         run.append(turns.choose(calls, width=lambda _key: 4)[0].loras)
     assert _switches(run) == 3
+
+
+def test_an_urgent_job_of_another_set_has_the_next_pass() -> None:
+    """And keeps the turn, past HOLD passes, as long as it is the more urgent one."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    mine, urgent = Job(1), Job(2, group=SMALL._replace(loras=A), priority=5)
+    assert admission.choose([mine])[0] == [mine]
+    run = [admission.choose([mine, urgent])[0] for _ in range(2 * HOLD)]
+    assert run == 2 * HOLD * [[urgent]]
+    assert admission.choose([mine])[0] == [mine]
+
+
+def test_sets_of_one_priority_share_the_time_that_less_urgent_ones_leave_them() -> None:
+    """Two urgent sets take turns; the third has a turn after LOWER passes of both, every time."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    jobs = [
+        Job(1),
+        Job(2, group=SMALL._replace(loras=A), priority=5),
+        Job(3, group=SMALL._replace(loras=B), priority=5),
+    ]
+    run = [admission.choose(jobs)[0][0].group.loras for _ in range(2 * (LOWER + HOLD))]
+    turns = [(loras, len(list(passes))) for loras, passes in itertools.groupby(run)]
+    both = LOWER // HOLD
+    urgent = [[A, B] * both, [B, A] * both]  # whose turn was cut short goes on as who waited least
+    expected = [loras for part in urgent for loras in (*part[:both], ())]
+    assert [loras for loras, _ in turns] == expected
+    assert {passes for _, passes in turns} == {HOLD}
+
+
+def test_an_urgent_job_waits_for_a_less_urgent_sets_turn_and_no_longer() -> None:
+    """That turn is one of HOLD passes after LOWER; all others are the urgent one's."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    mine, urgent = Job(1), Job(2, group=SMALL._replace(loras=A), priority=5)
+    run = [admission.choose([mine, urgent])[0][0] for _ in range(3 * (LOWER + HOLD))]
+    assert run == 3 * (LOWER * [urgent] + HOLD * [mine])
+    assert LOWER == (TURNS_A_ROUND - 1) * HOLD
+
+
+def test_calls_of_pipelines_go_by_priority_across_sets_too() -> None:
+    """An urgent call of another set is next."""
+    turns = Turns()
+    mine = Call("a", ("x", A), loras=A)
+    assert turns.choose([mine], width=lambda _key: 4) == [mine]
+    urgent = Call("b", ("x", B), loras=B, rank=(-5, 1))
+    assert turns.choose([mine, urgent], width=lambda _key: 4) == [urgent]

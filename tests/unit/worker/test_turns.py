@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from worker.coalescing.turns import Turns
-from worker.engine.admission import TURNS_A_ROUND
+from worker.engine.group_turns import TURNS_A_ROUND
 
 
 @dataclass(eq=False)
