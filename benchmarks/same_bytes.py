@@ -46,7 +46,7 @@ class Company:
 
     Attributes:
         digests: of PNG and latents, by seed.
-        occupancy: share of the lanes that were in use, over all passes, which can be narrower than R.
+        occupancy: share of R lanes that were in use, over all passes, narrower ones too.
         positions: how many of the lanes were in use at least once.
         widths: of the passes.
     """
@@ -85,6 +85,7 @@ def random_jobs(count: int) -> list[JobParameters]:
             negative_prompt=draw.choice(["", "blurry", "red background"]),
             seed=seed,
             sampler=sampler,
+            schedule=draw.choice(SAMPLERS[sampler].schedules),
             num_inference_steps=draw.randint(3, 20),
             guidance_scale=draw.choice([1.0, 3.0, 5.0, 7.5]),
             width=64,
@@ -126,7 +127,7 @@ def render(jobs: list[JobParameters], dtype: str, threads: int, most: int = HELD
             digests[seed] = _digest(held.pop(seed).future.result(timeout=0))
     return Company(
         digests=digests,
-        occupancy=float(watched.used.sum()) / sum(width * passes for width, passes in watched.widths.items()),
+        occupancy=float(watched.used.sum()) / (LANES * watched.widths.total()),
         positions=int((watched.used > 0).sum()),
         widths=set(watched.widths),
     )

@@ -20,7 +20,7 @@ from storage.models import parse_model
 from storage.served import ServedModel
 from storage.settings import Settings
 from worker.coalescing.engines import Engines
-from worker.engine.faults import is_out_of_memory
+from worker.device_faults import is_out_of_memory
 from worker.engine.tuning import Tunings
 from worker.introduction import served_model_of
 from worker.loading import open_engine

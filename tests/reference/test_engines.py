@@ -27,10 +27,10 @@ from worker.coalescing.engines import Engines
 from worker.coalescing.image_pipelines import image_pipeline
 from worker.coalescing.pictures import Kind
 from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.device_faults import is_device_fault
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.engine import Engine
 from worker.engine.errors import EngineDeadError
-from worker.engine.faults import is_device_fault
 from worker.engine.forward import Lanes, predict_noise
 from worker.engine.trial import native_group, random_lanes
 from worker.models.choice import load

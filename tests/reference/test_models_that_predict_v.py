@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import pytest
 
+from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from storage.samplers import SAMPLERS, SCHEDULE_OPTIONS
 from tests.parity import assert_same, diffusers_latents, tolerance
@@ -47,6 +48,7 @@ def _jobs() -> dict[str, JobParameters]:
     spacings = cycle(SCHEDULE_OPTIONS)
     chosen = [(name, "default") for name in names]
     chosen += [(name, next(spacings)) for name in names if SAMPLERS[name].spaced]
+    chosen.append(("euler", "beta"))  # that others cannot be asked for with zero terminal SNR
     return {
         f"{name}, {schedule}": JobParameters(
             prompt="a watercolor painting of a fox",
@@ -65,7 +67,8 @@ def _jobs() -> dict[str, JobParameters]:
 JOBS = _jobs()
 CASES = [("leading", case) for case in JOBS]
 # What does not know zero terminal SNR goes by the config as if it said nothing of it.
-CASES += [("zero SNR", case) for case, job in JOBS.items() if job.schedule == "default"]
+REFUSED = "dpmpp_2m, beta"  # there, since from 4 steps on two of them would be one
+CASES += [("zero SNR", case) for case in JOBS if case != REFUSED]
 
 
 class Rendered:
@@ -117,9 +120,18 @@ def test_a_models_own_config_gives_diffusers_picture(
     assert_same(both.alone[case], theirs, pipeline, within=tolerance(job.sampler))
 
 
+def test_steps_that_would_be_one_are_refused(model: LoadedModel) -> None:
+    """With a first sigma of 4096, beta spacing has steps that differ by less than a timestep."""
+    odd = replace(model, scheduler_config={**model.scheduler_config, **ZERO_SNR})
+    with pytest.raises(BadInputError, match="no 5 different steps with schedule beta"):
+        Engine(odd, lanes=2).submit(replace(JOBS[REFUSED], num_inference_steps=5))
+
+
 def test_all_that_can_be_asked_for_is_among_the_cases() -> None:
     """Every schedule with v prediction, and every sampler that knows zero terminal SNR."""
     assert {job.schedule for job in JOBS.values()} == {"default", *SCHEDULE_OPTIONS}
     knowing = {name for name in SAMPLERS if _takes(name, "rescale_betas_zero_snr")}
-    assert knowing <= {JOBS[case].sampler for of, case in CASES if of == "zero SNR"}
+    zero_snr = [JOBS[case] for of, case in CASES if of == "zero SNR"]
+    assert knowing <= {job.sampler for job in zero_snr}
+    assert {job.schedule for job in zero_snr if job.sampler in knowing} == {"default", *SCHEDULE_OPTIONS}
     assert {"ddim", "euler", "dpmpp_2m", "unipc"} <= knowing

@@ -12,6 +12,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from storage.parameters import JobParameters
 from tests.device import DEVICE
 from tests.parity import assert_same, diffusers_scheduler, tolerance
+from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
 from worker.models.load import LoadedModel
 from worker.stages.guidance import rescale_guided
@@ -66,6 +67,22 @@ def rendered(render: Any) -> dict[str, RenderResult]:
         return dict(zip(CASES, render(CASES.values(), lanes=8), strict=True))
 
 
+@pytest.fixture(scope="module")
+def otherwise(model: LoadedModel) -> dict[str, dict[str, RenderResult]]:
+    """Render all cases one after the other, and in throughput mode each a step after the one before."""
+    found: dict[str, dict[str, RenderResult]] = {}
+    for mode in ("exact", "throughput"):
+        engine, tickets = Engine(model, mode=mode, lanes=8), {}
+        for case, job in CASES.items():
+            tickets[case] = engine.submit(job, keep_latents=True)
+            while engine.step() and mode == "exact":
+                pass
+        while engine.step():
+            pass
+        found[mode] = {case: ticket.future.result(timeout=0) for case, ticket in tickets.items()}
+    return found
+
+
 @torch.no_grad()
 def _alone(model: LoadedModel, pipeline: Any, job: JobParameters) -> torch.Tensor:
     """Render by a plain loop over diffusers' parts."""
@@ -101,12 +118,20 @@ class _With:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_option_in_company_matches_diffusers_alone(
-    case: str, rendered: dict[str, RenderResult], model: LoadedModel, pipeline: Any
+def test_option_matches_diffusers(
+    case: str,
+    rendered: dict[str, RenderResult],
+    otherwise: dict[str, dict[str, RenderResult]],
+    model: LoadedModel,
+    pipeline: Any,
 ) -> None:
-    """Latents agree within 1e-4 and the picture within 1 of 255."""
+    """In company, alone and in throughput mode latents agree within 1e-4 and the picture within 1 of 255."""
     theirs = _alone(model, pipeline, CASES[case])
-    assert_same(rendered[case], theirs, pipeline, within=tolerance(CASES[case].sampler))
+    sampler = CASES[case].sampler
+    assert_same(rendered[case], theirs, pipeline, within=tolerance(sampler))
+    assert_same(otherwise["exact"][case], theirs, pipeline, within=tolerance(sampler))
+    within = tolerance(sampler, exact=False)
+    assert_same(otherwise["throughput"][case], theirs, pipeline, within=within)
 
 
 @pytest.mark.parametrize("case", [case for case, job in CASES.items() if job.options])

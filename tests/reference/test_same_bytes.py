@@ -17,7 +17,9 @@ from tests.device import DEVICE
 from worker.engine.engine import Engine
 from worker.engine.request import RenderResult
 from worker.engine.trial import try_lanes
+from worker.models.device import MIXED
 from worker.models.load import LoadedModel
+from worker.models.variant import Variant, run_as
 from worker.stages.picture import encode_png
 from worker.stages.tables import Tables
 
@@ -56,6 +58,7 @@ def random_jobs(
             width=draw.choice([64, 64, 72]),
             height=64,
             sampler=sampler,
+            schedule=draw.choice(SAMPLERS[sampler].schedules),
             options=options(sampler),
         )
         for sampler in samplers
@@ -133,6 +136,29 @@ def test_bytes_do_not_depend_on_the_thread(model: LoadedModel, render: Any) -> N
     threaded = [_bytes(ticket.future.result(timeout=120)) for ticket in tickets]
     engine.close()
     assert threaded == [_bytes(result) for result in render(jobs, lanes=LANES)]
+
+
+@pytest.mark.usefixtures("odd_threads")
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="products in bfloat16 beside float32 are a CPU's")
+def test_bytes_in_mixed_precision_do_not_depend_on_company(model: LoadedModel) -> None:
+    """What a worker takes where the CPU multiplies bfloat16; with three threads, layers run in parts."""
+    mixed = run_as(model, Variant(dtype=MIXED, layout="contiguous"))
+    jobs = [replace(job, width=64) for job in random_jobs(7, random.Random(7), most_steps=6)]
+    engine = Engine(mixed, lanes=LANES)
+    companies = []
+    for order, together in ((jobs, 2), (jobs[::-1], len(jobs)), (jobs, 1)):
+        tickets = {}
+        for number, job in enumerate(order):
+            tickets[job.seed] = engine.submit(job, keep_latents=True)
+            while number % together == together - 1 and engine.step():
+                pass
+            engine.step()
+        while engine.step():
+            pass
+        results = [tickets[job.seed].future.result(timeout=0) for job in jobs]
+        companies.append([_bytes(result) for result in results])
+    assert results[0].numerics["dtype"] == MIXED
+    assert companies[0] == companies[1] == companies[2]
 
 
 @pytest.mark.usefixtures("odd_threads")

@@ -47,8 +47,16 @@ for _name in ("lms", "euler_a"):
 
 # Rendered in more than one way, so of few steps; one in five without guidance, for odd numbers of lanes.
 SHORT = {
-    name: _job(name, seed=i, num_inference_steps=6 + i % 3, guidance_scale=(3.0, 7.5, 5.0, 2.0, 1.0)[i % 5])
-    for i, name in enumerate(SAMPLERS)
+    f"{name}, {schedule}": _job(
+        name,
+        schedule=schedule,
+        seed=i,
+        num_inference_steps=6 + i % 3,
+        guidance_scale=(3.0, 7.5, 5.0, 2.0, 1.0)[i % 5],
+    )
+    for i, (name, schedule) in enumerate(
+        (name, schedule) for name, sampler in SAMPLERS.items() for schedule in sampler.schedules
+    )
 }
 
 
@@ -94,11 +102,12 @@ def test_sampler_in_company_matches_diffusers_alone(
     assert_same(rendered[case], diffusers_latents(pipeline, job), pipeline, within=tolerance(job.sampler))
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("case", SHORT)
 def test_sampler_alone_and_in_throughput_mode_matches_diffusers(
-    name: str, alone: dict[str, RenderResult], throughput: dict[str, RenderResult], pipeline: Any
+    case: str, alone: dict[str, RenderResult], throughput: dict[str, RenderResult], pipeline: Any
 ) -> None:
     """Without company, and in passes whose lanes change from step to step, it is as near."""
-    theirs = diffusers_latents(pipeline, SHORT[name])
-    assert_same(alone[name], theirs, pipeline, within=tolerance(name))
-    assert_same(throughput[name], theirs, pipeline, within=tolerance(name, exact=False))
+    job = SHORT[case]
+    theirs = diffusers_latents(pipeline, job)
+    assert_same(alone[case], theirs, pipeline, within=tolerance(job.sampler))
+    assert_same(throughput[case], theirs, pipeline, within=tolerance(job.sampler, exact=False))

@@ -11,6 +11,7 @@ import torch
 
 from storage.samplers import SAMPLERS
 from worker.models.load import LoadedModel
+from worker.stages import table as table_module
 from worker.stages.history import History
 from worker.stages.noise import job_generator
 from worker.stages.sampler import SamplerSettings
@@ -60,6 +61,25 @@ def _both(config: dict[str, Any], **settings: Any) -> tuple[NoiseSchedule, Noise
     return ours, theirs
 
 
+def test_want_of_memory_is_not_taken_for_a_sampler_without_a_table(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the job's failure, which is tried again; an answer would be kept as long as the process lives."""
+    settings = SamplerSettings(
+        scheduler_config=model.scheduler_config, sampler="lms", schedule="karras", num_inference_steps=7
+    )
+    tables = Tables()
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table_module, "_agrees", fail)
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            tables[settings]
+    assert tables[settings] is not None
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("name", "schedule"), CASES)
 def test_every_sampler_has_a_table_that_says_what_its_scheduler_does(
@@ -70,6 +90,20 @@ def test_every_sampler_has_a_table_that_says_what_its_scheduler_does(
         pytest.skip("IPNDM knows epsilon prediction only, and the job is refused")
     config = model.scheduler_config | {"prediction_type": prediction}
     ours, theirs = _both(config, sampler=name, schedule=schedule, num_inference_steps=7)
+    assert ours.table is not None
+    assert ours.timesteps == theirs.timesteps
+    table, scheduler = _walk(ours), _walk(theirs)
+    assert (table - scheduler).norm() / scheduler.norm() < 1e-5
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(("name", "schedule"), CASES)
+def test_every_spacing_of_a_models_own_is_in_the_tables(
+    name: str, schedule: str, spacing: str, model: LoadedModel
+) -> None:
+    """Whatever the user asks for beside it, and for samplers that do not know it, as diffusers has it."""
+    config = model.scheduler_config | {"timestep_spacing": spacing}
+    ours, theirs = _both(config, sampler=name, schedule=schedule, num_inference_steps=6)
     assert ours.table is not None
     assert ours.timesteps == theirs.timesteps
     table, scheduler = _walk(ours), _walk(theirs)

@@ -19,10 +19,11 @@ from storage.parameters import JobParameters
 from worker.coalescing.image_pipelines import image_pipeline, other_architecture, possible_kinds
 from worker.coalescing.pictures import Kind, Pictures, kind_of
 from worker.coalescing.pipeline_engine import PipelineEngine
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.engine import Engine
 from worker.engine.errors import EngineDeadError, Released
-from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
+from worker.engine.faults import has_no_room
 from worker.engine.ticket import Ticket
 from worker.engine.watchdog import Watchdog
 from worker.models.controlnet import ControlNet

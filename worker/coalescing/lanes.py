@@ -17,8 +17,8 @@ from worker.coalescing.drawing import masks_of
 from worker.coalescing.passes import widest_call
 from worker.coalescing.proof import Sharing
 from worker.coalescing.trying import UNTRIABLE, Trials
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.admission import Parts
-from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.trial import TRIAL_SECONDS
 from worker.engine.tuning import ENOUGH, Tunings, candidates
 from worker.models.pipeline import LoadedPipeline

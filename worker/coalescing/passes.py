@@ -14,8 +14,9 @@ from worker.coalescing.drawing import masks_of
 from worker.coalescing.joining import place
 from worker.coalescing.proof import Recording, Sharing
 from worker.coalescing.trying import Trials, run_in_parts
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.admission import Parts
-from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
+from worker.engine.faults import has_no_room
 from worker.engine.planning import fewer_lanes
 from worker.engine.trial import Beat, nothing
 from worker.models.loras import LoraSwitch

@@ -30,10 +30,11 @@ from worker.coalescing.recording import sharing_that_fits
 from worker.coalescing.rendering import call_pipeline
 from worker.coalescing.request import PipelineRequest, checked_pixels, explain, prepare_request
 from worker.coalescing.turns import Turns
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.admission import LanePlan
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled, DeadlineError, EngineError, Released
-from worker.engine.faults import has_no_room, is_device_fault, is_out_of_memory
+from worker.engine.faults import has_no_room
 from worker.engine.numerics import decoder_versions, numerics_record
 from worker.engine.request import RenderResult
 from worker.engine.roster import Roster

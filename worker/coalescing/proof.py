@@ -22,8 +22,8 @@ from worker.coalescing.call import Modes, run
 from worker.coalescing.joining import place, run_joined
 from worker.coalescing.learning import learn
 from worker.coalescing.leaves import UnknownValueError, equal, leaves
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.digests import in_half_precision
-from worker.engine.faults import is_device_fault, is_out_of_memory
 
 # Relative difference of a joined result from the one alone: rounding, and nothing else.
 _NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}

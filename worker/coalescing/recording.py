@@ -16,7 +16,7 @@ from worker.coalescing.pictures import Kind, example
 from worker.coalescing.proof import Recording, Sharing, learn_sharing
 from worker.coalescing.rendering import own_copy
 from worker.coalescing.standin import StandIn, changes_of
-from worker.engine.faults import is_device_fault, is_out_of_memory
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.models.pipeline import LoadedPipeline
 from worker.models.threads import in_passing_thread
 

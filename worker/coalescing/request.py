@@ -18,8 +18,8 @@ from storage.model_defaults import fill_defaults
 from storage.parameters import JobParameters, check_options
 from worker.coalescing.arguments import call_arguments, own_scheduler
 from worker.coalescing.pictures import Pictures, fitted
+from worker.device_faults import is_out_of_memory
 from worker.engine.errors import EngineError, OutOfMemoryError, RenderError
-from worker.engine.faults import is_out_of_memory
 from worker.engine.request import RenderResult
 from worker.models.loras import loras_of
 from worker.models.pipeline import LoadedPipeline

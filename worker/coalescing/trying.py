@@ -22,9 +22,9 @@ from worker.coalescing.drawing import Draw, smallest_calls
 from worker.coalescing.joining import run_joined
 from worker.coalescing.leaves import UnknownValueError, equal, leaves
 from worker.coalescing.proof import Recording, near
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.admission import Parts
 from worker.engine.digests import draws, in_half_precision, listening
-from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.lane_layers import lane_layers
 from worker.engine.layer_search import search_parts
 from worker.engine.trial import Beat, nothing

@@ -113,12 +113,12 @@ class _Known:
     Attributes:
         since: the turn in which it was first here.
         overtaken: how many that rank after it have started while it was next and did not fit.
-        place: in the order in which requests started.
+        start: its place in the order in which requests started.
     """
 
     since: int
     overtaken: int = 0
-    place: int = 0
+    start: int = 0
 
 
 class Admission:
@@ -156,15 +156,15 @@ class Admission:
         for candidate in chosen:
             if not candidate.started:
                 self._starts += 1
-                self._known[candidate.arrival].place = self._starts
+                self._known[candidate.arrival].start = self._starts
         return chosen, plan
 
     def _rank(self, candidate: Candidate) -> tuple[int, bool, int, int]:
         """Smaller goes first; who has started keeps its place, so that nothing is moved for nothing."""
         known = self._known[candidate.arrival]
         urgency = candidate.evaluations_left + self._turns.count - known.since
-        place = known.place if candidate.started else -urgency
-        return (-candidate.priority, not candidate.started, place, candidate.arrival)
+        order = known.start if candidate.started else -urgency
+        return (-candidate.priority, not candidate.started, order, candidate.arrival)
 
     def _fill(self, members: Sequence[C], lanes: int) -> list[C]:
         """Take requests in order while their lanes fit; one that does not fit sits this step out."""

@@ -14,9 +14,9 @@ from time import perf_counter
 
 import torch
 
+from worker.device_faults import is_out_of_memory
 from worker.engine.admission import Group, Parts
 from worker.engine.digests import draws, lane_digests, listening
-from worker.engine.faults import is_out_of_memory
 from worker.engine.forward import Lanes, predict_noise
 from worker.engine.trial import TRIAL_SECONDS, Beat, Trial, native_group, nothing, random_lanes
 from worker.models.load import LoadedModel
@@ -43,7 +43,7 @@ def same_at_every_place(model: LoadedModel, trial: Trial, *, group: Group, beat:
         places = 1 if seed % 2 == 0 else max(1, full // 2 - 1)
         with within:
             here, there = (
-                _digests(model, moved, full, rows=full, parts=trial.parts, beat=beat)
+                _digests(model, moved, full, full=full, parts=trial.parts, beat=beat)
                 for moved in (lanes, lanes[-places:] + lanes[:-places])
             )
         if not torch.equal(here.roll(places, dims=1), there):
@@ -90,7 +90,7 @@ def _agreeing(
 
     def digests(lanes: Sequence[Lanes], width: int, within: AbstractContextManager[object]) -> torch.Tensor:
         with within:
-            return _digests(model, lanes, width, rows=full, parts=parts, beat=beat)
+            return _digests(model, lanes, width, full=full, parts=parts, beat=beat)
 
     drawn = [(random_lanes(model, full, group, seed=seed), within) for seed, within in draws(model.unet)]
     right = [digests(lanes, full, within) for lanes, within in drawn]
@@ -114,11 +114,11 @@ def _passes(lanes: list[Lanes], width: int) -> Iterator[tuple[list[Lanes], slice
 
 
 def _digests(
-    model: LoadedModel, lanes: Sequence[Lanes], width: int, *, rows: int, parts: Parts, beat: Beat
+    model: LoadedModel, lanes: Sequence[Lanes], width: int, *, full: int, parts: Parts, beat: Beat
 ) -> torch.Tensor:
     """Return what each layer put out for each lane, in a number each: (layers, lanes) int64."""
     beat()
     with listening(model.unet, width, silent=model.launch != "eager") as found:
-        noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, rows=rows, parts=parts)
+        noise_pred = predict_noise(model, Lanes.stack(lanes), width=width, full=full, parts=parts)
     own = [heard[: len(lanes)] for heard in found]
     return torch.stack([*own, lane_digests(noise_pred)])

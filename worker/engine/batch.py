@@ -6,6 +6,7 @@ numbers; the number of tensor operations does not depend on how many requests th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -30,23 +31,23 @@ class Batch:
     Attributes:
         requests: in the order in which they take lanes.
         history: their latents and what their samplers look back at; where steps are graphed, idle rows below.
-        without_table: rows of the requests whose noise scheduler has to be called.
+        without_table: the indices of requests whose noise scheduler has to be called.
     """
 
     def __init__(
-        self, requests: Sequence[Request], model: LoadedModel, *, lanes: int, rows: int = 0, parts: Parts = ()
+        self, requests: Sequence[Request], model: LoadedModel, *, width: int, full: int = 0, parts: Parts = ()
     ) -> None:
         """Bring requests together.
 
         Args:
             requests: admitted, at least one, all of one group.
             model: whose UNet will run.
-            lanes: the rows of a forward pass; at least those of the requests.
-            rows: see `predict_noise`.
+            width: the lanes of a forward pass; at least those of the requests, the others are idle.
+            full: R, or 0 where neither shapes nor bytes are promised; see `predict_noise`.
             parts: likewise.
         """
         self.requests = list(requests)
-        self._model, self._width, self._rows, self._parts = model, lanes, rows, parts
+        self._model, self._width, self._full, self._parts = model, width, full, parts
         self._graphed = isinstance(model.unet, GraphedUnet)
         tables = [request.schedule.table for request in requests]
         self.without_table = [row for row, table in enumerate(tables) if table is None]
@@ -57,13 +58,13 @@ class Batch:
         ]
         self._rescaled = any(rescales)
         self._rescales = torch.tensor(rescales, device=model.device)[:, None, None, None]
-        self.history = History.gather([request.place for request in requests])
+        self.history = History.gather([request.state for request in requests])
         self._evaluations = torch.tensor([request.evaluation for request in requests], device=model.device)
         self._shared = _shared(requests, model.device)
         if self._graphed:  # as many requests and lanes every time, so that one graph does for all
-            self.history = self.history.padded(lanes - len(requests))
-            self._evaluations = pad(self._evaluations, lanes - len(requests))
-            self._shared = self._shared.padded(lanes, dtype=model.dtype)
+            self.history = self.history.padded(width - len(requests))
+            self._evaluations = pad(self._evaluations, width - len(requests))
+            self._shared = self._shared.padded(width, dtype=model.dtype)
 
     def fits(self, requests: Sequence[Request]) -> bool:
         """Tell whether this is the batch of `requests` in their next step; intervals change lanes."""
@@ -100,7 +101,7 @@ class Batch:
         else:
             lanes = self._shared.lanes(history, self._evaluations)
             noise_pred = predict_noise(
-                self._model, lanes, width=self._width, rows=self._rows, parts=self._parts
+                self._model, lanes, width=self._width, full=self._full, parts=self._parts
             )
             output = self._shared.guided(noise_pred)
         if self._rescaled:
@@ -115,8 +116,8 @@ class Batch:
         return history
 
     def _rescale(self, output: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
-        """Rescale whose guidance is; as many rows every time, so that sums do not depend on the company."""
-        rescales = pad(self._rescales, max(self._rows, len(output)) - len(self._rescales))
+        """Rescale whose guidance is: among R rows every time, so that sums do not depend on the company."""
+        rescales = pad(self._rescales, max(self._full, len(output)) - len(self._rescales))
         idle = len(rescales) - len(output)
         cond = noise_pred[self._shared.cond]
         rescaled = rescale_guided(pad(output, idle), pad(cond, idle), rescales)
@@ -135,7 +136,8 @@ class Batch:
         ]
         if not any(noise is not None for noise in drawn):
             return nothing
-        rows = torch.cat([nothing[:1] if noise is None else noise for noise in drawn])
+        none = nothing[:1]
+        rows = torch.cat([none if noise is None else noise for noise in drawn])
         return pad(rows, len(nothing) - len(rows))
 
 
@@ -150,25 +152,39 @@ def _shared(requests: Sequence[Request], device: torch.device) -> Shared:
         for request, table in zip(requests, tables, strict=True)
     ]
     timesteps = [torch.tensor(request.schedule.timesteps) for request in requests]
-    # The uncond lane comes first; a request without guidance has only one, which is both.
     lanes = [request.lanes for request in requests]
-    firsts = [sum(lanes[:row]) for row in range(len(requests))]
-    lasts = [first + count - 1 for first, count in zip(firsts, lanes, strict=True)]
-    owners = [row for row, count in enumerate(lanes) for _ in range(count)]
+    uncond, cond, owners = (torch.tensor(own, device=device) for own in _lane_indices(lanes))
     scale = [cast("float", request.parameters.guidance_scale) for request in requests]
     # Where guidance does not run the prompt's lane is left, the last one.
     conditions = [request.conditions[-count:] for request, count in zip(requests, lanes, strict=True)]
     return Shared(
-        rows=torch.arange(len(requests), device=device),
+        each=torch.arange(len(requests), device=device),
         weights=_side_by_side(weights, device),
         input_scale=_side_by_side(scales, device),
         timesteps=_side_by_side(timesteps, device),
         guidance_scale=torch.tensor(scale, dtype=torch.float32, device=device)[:, None, None, None],
-        uncond=torch.tensor(firsts, device=device),
-        cond=torch.tensor(lasts, device=device),
-        owners=torch.tensor(owners, device=device),
+        uncond=uncond,
+        cond=cond,
+        owners=owners,
         condition=Condition.stack([each for own in conditions for each in own]),
     )
+
+
+def _lane_indices(lanes: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Place requests in the lanes of a forward pass: one below the other, as admission has put them in order.
+
+    A guided request has its uncond lane first and its cond lane next; without guidance one lane is both.
+
+    Args:
+        lanes: how many each request takes, 1 or 2.
+
+    Returns:
+        The uncond lane of each request, its cond lane, and of each lane the request that it belongs to.
+    """
+    ends = list(itertools.accumulate(lanes))
+    uncond = [end - count for end, count in zip(ends, lanes, strict=True)]
+    owners = [request for request, count in enumerate(lanes) for _ in range(count)]
+    return uncond, [end - 1 for end in ends], owners
 
 
 def _side_by_side(tables: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -17,18 +17,12 @@ import torch
 
 from storage.errors import BadInputError
 from storage.parameters import JobParameters
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.admission import Admission, Group, LanePlan
 from worker.engine.batch import Batch
 from worker.engine.device_turns import DeviceTurns
 from worker.engine.errors import Cancelled
-from worker.engine.faults import (
-    explain,
-    has_no_room,
-    is_device_fault,
-    is_out_of_memory,
-    not_finite,
-    too_late,
-)
+from worker.engine.faults import explain, has_no_room, not_finite, too_late
 from worker.engine.numerics import numerics_record
 from worker.engine.planning import free_graphs
 from worker.engine.plans import Plans
@@ -50,6 +44,8 @@ from worker.stages.text import TextStage
 
 log = structlog.get_logger()
 T = TypeVar("T")
+POSTPONED = 256  # steps that a new latent shape waits for more urgent requests
+BACKLOG = 2  # denoised requests that wait for their decoding, which would go on to hold a worker's places
 
 
 class Engine:
@@ -133,6 +129,7 @@ class Engine:
         self._in_lanes: list[tuple[Request, int]] = []  # accepted, a request may need others
         self._verdict: Verdict | None = None
         self._closing = False
+        self._postponed = 0  # steps for which a new latent shape has waited for more urgent requests
         self._thread: threading.Thread | None = None
 
     @property
@@ -238,7 +235,7 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Run one forward pass for the requests whose turn it is, then finish at most one picture.
+        """Run one forward pass for the requests whose turn it is, then finish the picture that is due.
 
         Nothing changes in a request until the forward pass has succeeded.
 
@@ -248,11 +245,12 @@ class Engine:
         busy = bool(self._roster.snapshot())
         try:
             self._drop_unwanted()
+            self._plan_next_group()
             chosen, plan = self._admit()
             self._in_lanes = [(request, request.lanes) for request in chosen]
             if plan is not None and chosen:
                 self._advance(chosen, plan)
-            self._finish_one()
+            self._finish_some()
         except Exception as error:  # noqa: BLE001 - whatever it is, every future has to hear of it
             self._die(error)
         return busy and not self.dead
@@ -267,7 +265,6 @@ class Engine:
 
     def _admit(self) -> tuple[list[Request], LanePlan | None]:
         """Choose who runs this step, and encode the prompts of those who join."""
-        self._plan_new_groups()
         chosen: list[Request] = []
         plan: LanePlan | None = None
 
@@ -284,11 +281,25 @@ class Engine:
         refused = [r for r in joining if not self._attempt(r, stage, self._in_room, self._encode, r)]
         return [request for request in chosen if request not in refused], plan
 
-    def _plan_new_groups(self) -> None:
-        """Find out, once per latent shape and prompt length, whether it is exact at R lanes."""
-        for request in self._roster.snapshot():
-            if request.group not in self._plans:
-                self._attempt(request, "trying out its size", self._plan, request.group)
+    def _plan_next_group(self) -> None:
+        """Find out for a new latent shape, or prompt length, whether it is exact at R lanes.
+
+        That takes dozens of forward passes, so one for more urgent requests goes first.
+        """
+        requests = [request for request in self._roster.snapshot() if not request.denoised]
+        new = [request for request in requests if request.group not in self._plans]
+        urgent = max((r.priority for r in requests if r.group in self._plans), default=-math.inf)
+        if not new or (max(r.priority for r in new) < urgent and self._postponed < POSTPONED):
+            self._postponed += bool(new)
+            return
+        self._postponed = 0
+        group = min(new, key=lambda request: (-request.priority, request.arrival)).group
+        try:
+            self._plan(group)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is so for all who ask for this size
+            for request in new:
+                if request.group.kind == group.kind:
+                    self._fail(request, error, stage="trying out its size")
 
     def _plan(self, group: Group) -> None:
         self._turn_on(group.kind)  # with the weights of its kind: a plan must not go by who comes first
@@ -378,8 +389,9 @@ class Engine:
             # and what is compiled or captured is so for one shape.
             fixed = self.mode == "exact" or self.model.launch != "eager"
             needed = sum(request.lanes for request in chosen)
-            lanes = plan.width(needed) if fixed else needed
-            batch = Batch(chosen, self.model, lanes=lanes, rows=plan.lanes if fixed else 0, parts=plan.parts)
+            width = plan.width(needed) if fixed else needed
+            full = plan.lanes if fixed else 0
+            batch = Batch(chosen, self.model, width=width, full=full, parts=plan.parts)
             self._batches[chosen[0].group] = batch
         return batch
 
@@ -403,18 +415,18 @@ class Engine:
         for request in verdict.requests:
             request.note_end()
 
-    def _finish_one(self) -> None:
-        """Decode the oldest denoised request, if any, and hand over its picture."""
-        denoised = [request for request in self._roster.snapshot() if request.denoised]
-        if not denoised:
-            return
-        self._hear()
-        request = next((request for request in denoised if not request.future.done()), None)
-        if request is None:
-            return
-        result = self._attempt(request, "decoding", self._in_room, self._picture, request)
-        if result is not None:
-            self._roster.settle(request, result)
+    def _finish_some(self) -> None:
+        """Decode the oldest denoised request, if any; more only where they end faster than one a step."""
+        while denoised := [request for request in self._roster.snapshot() if request.denoised]:
+            self._hear()
+            request = next((request for request in denoised if not request.future.done()), None)
+            if request is None:
+                return
+            result = self._attempt(request, "decoding", self._in_room, self._picture, request)
+            if result is not None:
+                self._roster.settle(request, result)
+            if len(denoised) <= BACKLOG + 1:
+                return
 
     def _picture(self, request: Request) -> RenderResult:
         self._watchdog.beat()

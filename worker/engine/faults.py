@@ -1,44 +1,15 @@
-"""Whose fault an exception is: the request's, the memory's, or the device's."""
+"""What an exception means to a request: the error for its future, in a sentence."""
 
 from __future__ import annotations
 
-import torch
-
+from worker.device_faults import is_out_of_memory
 from worker.engine.errors import DeadlineError, EngineError, OutOfMemoryError, RenderError
 from worker.engine.request import Request
-
-# torch has a class for these only since 2.8, and Metal raises plain RuntimeErrors.
-_DEVICE_WORDS = (
-    "CUDA error",
-    "cuDNN error",
-    "CUBLAS_STATUS",
-    "HIP error",
-    "MPS backend",
-    "device-side assert",
-)
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the device or the host had too little memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
 def has_no_room() -> bool:
     """Say that nothing on the device can make room: the engine's own model is all that is there."""
     return False
-
-
-def is_device_fault(error: BaseException) -> bool:
-    """Tell whether the device itself failed, so that nothing on it can be trusted any more."""
-    if is_out_of_memory(error) or "NOT_SUPPORTED" in str(error):  # cuDNN's and cuBLAS's word for a refusal
-        return False
-    accelerator_error = getattr(torch, "AcceleratorError", ())
-    if isinstance(error, accelerator_error):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_WORDS)
 
 
 def explain(request: Request, error: Exception, *, stage: str, lanes: int) -> EngineError:

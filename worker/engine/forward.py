@@ -17,7 +17,7 @@ from worker.stages.history import pad
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lanes:
-    """The rows of a forward pass.
+    """The lanes of a forward pass, one below the other.
 
     Attributes:
         sample: the scaled latents, (lanes, channels, h, w) float32 on the device.
@@ -44,23 +44,23 @@ class Lanes:
 
 
 def predict_noise(
-    model: LoadedModel, lanes: Lanes, *, width: int, rows: int = 0, parts: Parts = ()
+    model: LoadedModel, lanes: Lanes, *, width: int, full: int = 0, parts: Parts = ()
 ) -> torch.Tensor:
     """Run the UNet once over `lanes`, padded with idle lanes of zeros to `width`.
 
     Args:
         model: whose UNet runs.
         lanes: at least one, all of one latent shape and prompt length.
-        width: the rows of the forward pass; at least `len(lanes)`.
-        rows: those of layers that see one row a lane, where there are to be more: R.
+        width: the lanes of the forward pass, idle ones included; at least `len(lanes)`.
+        full: R, which layers that see one row a lane are filled up to; 0 leaves them as they are.
         parts: layers that are called for some lanes at a time.
 
     Returns:
         noise_pred, (len(lanes), channels, h, w) float32: updates are float32 whatever the model's dtype.
     """
     idle = width - len(lanes)
-    special = rows > width or parts
-    with lane_layers(model.unet, width, rows=rows, parts=parts) if special else nullcontext():
+    special = full > width or parts
+    with lane_layers(model.unet, width, full=full, parts=parts) if special else nullcontext():
         noise_pred: torch.Tensor = model.unet(
             pad(lanes.sample, idle).to(model.dtype),
             pad(lanes.timesteps, idle),

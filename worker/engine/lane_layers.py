@@ -31,12 +31,12 @@ class LaneLayers:
 
     Attributes:
         width: the lanes of the forward pass that runs; inside of a part, the part's.
-        rows: how many rows a layer over lanes runs with at least; 0 leaves everything as it is.
+        full: how many rows a layer over lanes runs with at least, R; 0 leaves everything as it is.
         divided: which layers are called in parts, each for so many lanes.
     """
 
     def __init__(self, unet: torch.nn.Module) -> None:
-        self.width = self.rows = 0
+        self.width = self.full = 0
         self.divided: dict[torch.nn.Module, int] = {}
         self._named = dict(unet.named_modules())
         self._stood_before: set[torch.nn.Module] = set()
@@ -68,9 +68,9 @@ class LaneLayers:
         values = (*given, *named.values())
         if size and self.width != size and any(over_lanes(value, self.width) for value in values):
             return self._in_parts(size, forward, given, named)
-        if self.rows and given and type(layer) is torch.nn.Linear:
+        if self.full and given and type(layer) is torch.nn.Linear:
             (inputs,) = given
-            more = self.rows - len(inputs)
+            more = self.full - len(inputs)
             if more > 0 and inputs.dim() == 2:  # noqa: PLR2004  (lanes, features)
                 return functional.linear(pad(inputs, more), layer.weight, layer.bias)[: len(inputs)]
         return forward(*given, **named)
@@ -119,21 +119,21 @@ def layers_over_lanes(unet: Any) -> LaneLayers:
 
 
 @contextmanager
-def lane_layers(unet: Any, width: int, *, rows: int = 0, parts: Parts = ()) -> Iterator[None]:
+def lane_layers(unet: Any, width: int, *, full: int = 0, parts: Parts = ()) -> Iterator[None]:
     """Run a UNet's layers in this `with` as its lanes ask for.
 
     Args:
         unet: see above.
         width: lanes of the forward pass.
-        rows: that layers over lanes run with at least.
+        full: R, the rows that layers over lanes run with at least.
         parts: which layers are called in parts.
     """
     own = layers_over_lanes(unet)
     try:
-        own.width, own.rows = width, rows
+        own.width, own.full = width, full
         for name, lanes in parts:
             own.divide(name, lanes)
         yield
     finally:
-        own.width = own.rows = 0
+        own.width = own.full = 0
         own.divided.clear()

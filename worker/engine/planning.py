@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from storage.worker_options import FEWEST_LANES
+from worker.device_faults import is_out_of_memory
 from worker.engine.admission import Group, LanePlan
 from worker.engine.agreement import NARROWER, agreeing
-from worker.engine.faults import is_out_of_memory
 from worker.engine.lane_parts import exact_trial
 from worker.engine.trial import Beat, nothing, try_lanes
 from worker.models.graphed import GraphedUnet

@@ -64,13 +64,13 @@ class Request:
         texts: what is encoded for it, `negative prompt` (where it is guided) and `prompt`, in this order.
         guided: the forward passes in which classifier-free guidance runs, so that it needs two lanes.
         schedule: its sampler's table, or its noise scheduler.
-        place: where its latents and what its sampler looks back at are: a history, and its row there. Until
+        state: where its latents and what its sampler looks back at are: a history, and its row there. Until
             it is admitted that is unscaled noise on the CPU.
         timestep_cond: guidance scale as a UNet takes it, (1, time_cond_proj_dim) float32, CPU; else None.
         conditions: of its lanes, `[uncond, cond]` or `[cond]`; none until admitted.
         evaluation: how many forward passes it has had.
         record: what of its last forward pass' plan determines its bytes.
-        spent: seconds that its steps have taken, those that it sat out left aside.
+        spent: seconds that its steps have taken since its first, those that it sat out left aside.
         shrunk: a sentence about the lanes that it lost, or "".
         started_at: monotonic time of its admission; None while it waits.
     """
@@ -81,7 +81,7 @@ class Request:
     texts: dict[str, Text]
     guided: range
     schedule: NoiseSchedule
-    place: tuple[History, int]
+    state: tuple[History, int]
     timestep_cond: torch.Tensor | None
     keep_latents: bool
     on_progress: Callable[[float], None] | None
@@ -100,7 +100,7 @@ class Request:
     @property
     def latents(self) -> torch.Tensor:
         """(1, channels, h, w) float32."""
-        history, row = self.place
+        history, row = self.state
         return history.latents[0][row : row + 1]
 
     @property
@@ -136,7 +136,7 @@ class Request:
         """Bring all that it holds onto the device, and scale its noise to the sampler's first sigma."""
         scaled = History.start(self.latents.to(device) * self.schedule.init_noise_sigma)
         self.schedule.move_noise(device)
-        self.place = (scaled, 0)  # last: where memory runs out it is done again, and nothing is scaled twice
+        self.state = (scaled, 0)  # last: where memory runs out it is done again, and nothing is scaled twice
 
     def hear(self, conditions: Sequence[Condition], model: LoadedModel) -> None:
         """Take the conditions of its texts, in their order, and add what does not come from a text."""
@@ -167,12 +167,12 @@ class Request:
             on_progress=self.on_progress,
             tables=tables,
         )
-        self.schedule, self.place, self.evaluation = fresh.schedule, fresh.place, 0
+        self.schedule, self.state, self.evaluation, self.spent = fresh.schedule, fresh.state, 0, 0.0
         self.move_to(model.device)
 
     def accept(self, history: History, row: int) -> None:
         """Move on by one forward pass, which led to a row of `history`, and tell the submitter."""
-        self.place = (history, row)
+        self.state = (history, row)
         self.evaluation += 1
         if self.on_progress is not None:
             self.on_progress(self.progress)
@@ -216,7 +216,7 @@ def prepare_request(
         texts=texts,
         guided=guided,
         schedule=schedule,
-        place=(History.start(noise), 0),
+        state=(History.start(noise), 0),
         timestep_cond=None if cond_width is None else guidance_embedding(guidance_scale, cond_width),
         keep_latents=keep_latents,
         on_progress=on_progress,

@@ -29,7 +29,7 @@ class Shared:
     """What stays the same as long as the same requests share the steps.
 
     Attributes:
-        rows: 0, 1, 2 …, (requests,) int64.
+        each: 0, 1, 2 …, (requests,) int64.
         weights: of the tables, (requests, evaluations, 2, TERMS) float32.
         input_scale: likewise, (requests, evaluations) float32.
         timesteps: the UNet's, (requests, evaluations) float32.
@@ -39,7 +39,7 @@ class Shared:
         condition: of the lanes.
     """
 
-    rows: torch.Tensor
+    each: torch.Tensor
     weights: torch.Tensor
     input_scale: torch.Tensor
     timesteps: torch.Tensor
@@ -69,7 +69,7 @@ class Shared:
             width: R, which is the most requests that there can be.
             dtype: of the UNet, which embeddings are brought to.
         """
-        more, idle = width - len(self.rows), width - len(self.owners)
+        more, idle = width - len(self.each), width - len(self.owners)
 
         def table(own: torch.Tensor) -> torch.Tensor:
             return pad(pad(own.transpose(0, 1), EVALUATIONS - own.shape[1]).transpose(0, 1), more)
@@ -78,7 +78,7 @@ class Shared:
             return torch.cat([own, own.new_full((count,), width - 1)])
 
         return Shared(
-            rows=torch.arange(width, device=self.rows.device),
+            each=torch.arange(width, device=self.each.device),
             weights=table(self.weights),
             input_scale=table(self.input_scale),
             timesteps=table(self.timesteps),
@@ -129,7 +129,7 @@ class Shared:
 
     def _now(self, table: torch.Tensor, evaluations: torch.Tensor) -> torch.Tensor:
         """Gather what each request has for its next evaluation."""
-        return table[self.rows, evaluations.clamp(max=table.shape[1] - 1)]
+        return table[self.each, evaluations.clamp(max=table.shape[1] - 1)]
 
 
 _PLAIN = [field.name for field in fields(Shared) if field.name != "condition"]
@@ -198,7 +198,7 @@ def predict(model: LoadedModel, lanes: Lanes, *, width: int, parts: Parts = ()) 
     count = len(lanes)
     each = torch.arange(count, device=lanes.sample.device)
     shared = Shared(
-        rows=each,
+        each=each,
         weights=lanes.timesteps.new_zeros((count, 1, 2, TERMS)),
         input_scale=lanes.timesteps.new_ones((count, 1)),
         timesteps=lanes.timesteps[:, None],

@@ -19,8 +19,8 @@ import torch
 from storage.devices import usable_cores
 from storage.errors import BadInputError
 from storage.worker_options import FEWEST_LANES, check_together
+from worker.device_faults import is_device_fault, is_out_of_memory
 from worker.engine.admission import Parts
-from worker.engine.faults import is_device_fault, is_out_of_memory
 from worker.engine.lane_parts import exact_trial
 from worker.engine.planning import free_memory
 from worker.engine.trial import TRIAL_SECONDS, Trial, native_group, try_lanes

@@ -113,11 +113,18 @@ def fast_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
 
 
 def make_repeatable() -> None:
-    """Switch off what makes a device's results depend on the moment: autotuning and reduced precision."""
+    """Switch off what makes a device's results depend on the moment: autotuning and reduced precision.
+
+    And pin which kernels attention is chosen from; which of them it is goes by shapes, dtype and versions.
+    """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.enable_flash_sdp(enabled=True)
+    torch.backends.cuda.enable_mem_efficient_sdp(enabled=True)
+    torch.backends.cuda.enable_math_sdp(enabled=True)
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # versions of torch prefer it or not
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:

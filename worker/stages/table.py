@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 import torch
 from torch.overrides import TorchFunctionMode
 
+from worker.device_faults import is_out_of_memory
 from worker.stages.history import LATENT_LAGS, NOISE_LAGS, OUTPUT_LAGS, TERMS, History
+
+log = structlog.get_logger()
 
 TOLERANCE = 2e-5  # relative, of a table against its scheduler on random tensors
 
@@ -94,6 +98,9 @@ def probe(build: Callable[[], Any], step_arguments: Callable[[Any], dict[str, An
 
     Returns:
         The table, or None when the scheduler is not such a recurrence, or not closely enough.
+
+    Raises:
+        MemoryError, RuntimeError: when memory ran out, which says nothing of the scheduler.
     """
     scheduler = build()
     if any(scheduler.config.get(option) for option in _NOT_LINEAR):
@@ -101,8 +108,12 @@ def probe(build: Callable[[], Any], step_arguments: Callable[[Any], dict[str, An
     try:
         table = _Prober(scheduler, step_arguments(scheduler)).read()
         return table if table is not None and _agrees(table, build(), step_arguments(scheduler)) else None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return None  # a class that wants real latents gets them, when it is called itself
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        # A class that wants real latents gets them, when it is called itself.
+        log.info("a noise scheduler has no table", scheduler=type(scheduler).__name__, reason=str(error))
+        return None
 
 
 class _Prober:

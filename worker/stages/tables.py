@@ -87,7 +87,7 @@ class _Reader:
             return None
 
     def _keep(self, answer: SamplerTable | None) -> None:
-        # That there is none may have been a passing fault, of the memory for example.
+        # That there is none may be a matter of this process: a library that is missing, for example.
         if self._path is None or answer is None:
             return
         written = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")

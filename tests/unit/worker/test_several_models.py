@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from tests.pipelines import tiny
 from worker.coalescing.pipeline_engine import PipelineEngine
 from worker.engine import lane_parts, tuning
 from worker.engine.engine import Engine
+from worker.engine.errors import EngineDeadError
+from worker.exits import Exit
 from worker.models import memory
 from worker.orders import ChildOrder
 from worker.process import WorkerProcess
@@ -116,6 +119,34 @@ def test_pictures_are_those_of_a_worker_of_one_model(mill: Mill, max_loaded: int
         assert set(render(process, name)) == {alone[name]}
         loaded = [model.name for model in process.shelf.known if model.loaded]
         assert loaded == ([name] if max_loaded == 1 or process.shelf.known[1].bytes == 0 else ["sd", "xl"])
+
+
+def test_a_broken_device_ends_the_process_for_the_supervisor(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, from the engine's thread, with the code that has its jobs rendered alone."""
+    process = mill.start("sd")
+    codes: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr("worker.process.os._exit", codes.put)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(process.engine.model.unet, "forward", fail)
+    ticket = process.engine.submit(JOB)
+    assert codes.get(timeout=60) == Exit.ENGINE
+    assert isinstance(ticket.future.exception(timeout=60), EngineDeadError)
+
+
+def test_patience_with_devices_and_jobs_comes_from_the_settings(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PROMPTMILL_DEADLINE is for a job's steps, PROMPTMILL_STALL for the watchdog."""
+    monkeypatch.setenv("PROMPTMILL_DEADLINE", "66")
+    monkeypatch.setenv("PROMPTMILL_STALL", "77")
+    engine = mill.start("sd").engine
+    assert isinstance(engine.main, Engine)
+    assert (engine.main._deadline, engine.main._watchdog._limit) == (66, 77)
 
 
 def test_an_unloaded_model_leaves_nothing_behind(mill: Mill) -> None:

@@ -15,7 +15,7 @@ from storage.errors import BadInputError
 from storage.parameters import JobParameters
 from worker.engine import engine as engine_module
 from worker.engine import request as request_module
-from worker.engine.batch import Batch
+from worker.engine.batch import Batch, _lane_indices
 from worker.engine.engine import Engine
 from worker.engine.errors import (
     Cancelled,
@@ -580,6 +580,99 @@ def test_a_new_size_that_does_not_fit_gets_fewer_lanes(model: LoadedModel, unet:
         huge.future.result(timeout=0)
 
 
+def test_more_urgent_requests_do_not_wait_for_a_new_size_to_be_tried_out(
+    model: LoadedModel, unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for them, but not for ever; a new size that is as urgent as they are is tried out at once."""
+    monkeypatch.setattr(engine_module, "POSTPONED", 5)
+    engine = Engine(model, lanes=4)
+    engine.submit(_job(num_inference_steps=3), priority=1)
+    larger = engine.submit(_job(width=128))
+    unet.widths.clear()
+    for _ in range(3):
+        engine.step()
+    assert len(unet.widths) == 3
+    _run(engine)
+    assert larger.future.done()
+
+    engine.submit(_job(num_inference_steps=50), priority=1)
+    engine.submit(_job(width=256))
+    unet.widths.clear()
+    for _ in range(5):
+        engine.step()
+    assert len(unet.widths) == 5
+    engine.step()
+    assert len(unet.widths) > 2 * 5
+
+    urgent = engine.submit(_job(width=512, num_inference_steps=1), priority=1)
+    engine.step()
+    assert urgent._request.group in engine._plans
+    _run(engine)
+
+
+def test_a_new_size_without_room_is_tried_out_once_for_all_who_wait_for_it(
+    model: LoadedModel, unet: Any
+) -> None:
+    """All of them fail with the same sentence, and those of the native size go on."""
+    unet.fits = 8 * 64
+    engine = Engine(model, lanes=4)
+    going = engine.submit(_job())
+    engine.step()
+    unet.widths.clear()
+    asked = engine.submit(_job(width=1024, height=1024))
+    for _ in range(3):
+        engine.step()
+    cost = len(unet.widths)
+    assert asked.future.done()
+    unet.widths.clear()
+    others = [engine.submit(_job(width=1024, height=1024, seed=seed)) for seed in range(5)]
+    going = engine.submit(_job())
+    for _ in range(3):
+        engine.step()
+    assert len(unet.widths) <= cost
+    assert {str(each.future.exception(timeout=0)) for each in others} == {str(asked.future.exception())}
+    assert isinstance(asked.future.exception(), OutOfMemoryError)
+    _run(engine)
+    assert going.future.result(timeout=0)
+
+
+def test_pictures_do_not_pile_up_where_requests_end_faster_than_one_a_step(model: LoadedModel) -> None:
+    """Four requests of one step end in each; lanes are full in all of them."""
+    engine = Engine(model, lanes=4)
+    tickets = [
+        engine.submit(_job(seed=seed, num_inference_steps=1, guidance_scale=1.0)) for seed in range(16)
+    ]
+    waiting = []
+    for _ in range(4):
+        engine.step()
+        waiting.append(sum(ticket._request.denoised and not ticket.future.done() for ticket in tickets))
+    assert engine.steps == 4
+    assert waiting == 4 * [engine_module.BACKLOG]
+    _run(engine)
+    assert [ticket.future.result(timeout=0).seconds["decode"] > 0 for ticket in tickets] == 16 * [True]
+
+
+def test_starting_again_gives_all_the_time_that_a_request_may_take(model: LoadedModel, unet: Any) -> None:
+    """Steps that were thrown away for want of memory do not count against its deadline."""
+    unet.fits, unet.before = 8 * 64, _by_width
+    engine = Engine(model, lanes=8)
+    ticket = engine.submit(_job(num_inference_steps=6))
+    for _ in range(3):
+        engine.step()
+    before = ticket._request.spent
+    assert before > 0
+    unet.fits = 4 * 64
+    engine.step()
+    assert (ticket._request.spent, ticket._request.evaluation) == (0.0, 0)
+    _run(engine)
+    assert ticket.future.result(timeout=0).numerics["lanes"] == 4
+
+
+def test_lanes_are_placed_in_the_order_of_admission() -> None:
+    """One request below the other; who is guided has its uncond lane first."""
+    assert _lane_indices([2, 1, 2]) == ([0, 2, 3], [1, 2, 4], [0, 0, 1, 2, 2])
+
+
 def test_the_guidance_scale_goes_to_a_unet_that_takes_it(model: LoadedModel, unet: Any) -> None:
     """A distilled model has one lane a picture, its embedded scale beside it."""
     seen: list[torch.Tensor] = []
@@ -632,14 +725,14 @@ def test_nothing_changes_when_the_forward_pass_fails(engine: Engine, unet: Any) 
     """A step is transactional: after a failed pass the latents are the ones before it."""
     ticket = engine.submit(_job())
     engine.step()
-    before = ticket._request.place
+    before = ticket._request.state
 
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     unet.before = fail
     engine.step()
-    assert ticket._request.place is before
+    assert ticket._request.state is before
     assert ticket._request.evaluation == 1
 
 

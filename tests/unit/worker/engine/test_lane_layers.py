@@ -45,7 +45,7 @@ def test_layers_over_lanes_get_rows_of_zeros_beside_them(rows: list[tuple[int, i
     net, lanes = Net(), torch.randn(2, 8)
     expected = net(lanes)
     rows.clear()
-    with lane_layers(net, 2, rows=16):
+    with lane_layers(net, 2, full=16):
         inside = net(lanes)
     assert rows == [(2, 16), (3, 2)]
     rows.clear()
@@ -58,7 +58,7 @@ def test_layers_over_lanes_get_rows_of_zeros_beside_them(rows: list[tuple[int, i
 def test_a_pass_that_is_wide_enough_is_left_alone(rows: list[tuple[int, int]]) -> None:
     """R rows are R rows."""
     net = Net()
-    with lane_layers(net, 2, rows=4):
+    with lane_layers(net, 2, full=4):
         net(torch.randn(6, 8))
     assert rows == [(2, 6), (3, 6)]
 
@@ -67,13 +67,13 @@ def test_a_pass_that_is_wide_enough_is_left_alone(rows: list[tuple[int, int]]) -
 def test_a_copy_stands_for_itself(rows: list[tuple[int, int]]) -> None:
     """Variants of a model are copies of it: each has its own weights and its own rows."""
     net = Net()
-    with lane_layers(net, 2, rows=4):
+    with lane_layers(net, 2, full=4):
         net(torch.randn(2, 8))
     other = copy.deepcopy(net)
     other.lane.weight.zero_()
     other.lane.bias.zero_()
     rows.clear()
-    with lane_layers(net, 2, rows=4):
+    with lane_layers(net, 2, full=4):
         assert not other.lane(torch.ones(2, 8)).any()
     assert rows == [(2, 2)]
 
@@ -82,7 +82,7 @@ def test_a_copy_stands_for_itself(rows: list[tuple[int, int]]) -> None:
 def test_after_an_error_everything_is_as_it_was(rows: list[tuple[int, int]]) -> None:
     """A failed forward pass is tried again in another mode, perhaps."""
     net = Net()
-    with pytest.raises(RuntimeError), lane_layers(net, 2, rows=4):
+    with pytest.raises(RuntimeError), lane_layers(net, 2, full=4):
         raise RuntimeError("out of memory")
     net(torch.randn(2, 8))
     assert rows == [(2, 2), (3, 2)]

@@ -292,7 +292,7 @@ def test_two_groups_of_one_unet_have_parts_of_their_own(made: Any) -> None:
     net = made(conv).unet
     with lane_layers(net, 4, parts=(("layers.0", 2),)):
         net(torch.ones(4, 4, 2, 2))
-    with lane_layers(net, 4, rows=8):
+    with lane_layers(net, 4, full=8):
         net(torch.ones(4, 4, 2, 2))
     with pytest.raises(KeyError), lane_layers(net, 4, parts=(("nowhere", 2),)):
         pass
