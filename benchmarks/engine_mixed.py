@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 import importlib.util
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -71,26 +72,33 @@ def nothing() -> None:
 
 
 def by_engine(
-    engine: Engine, jobs: list[JobParameters], *, between: Callable[[], object] = nothing
+    engine: Engine, jobs: list[JobParameters], *, between: Callable[[], object] = nothing, every: int = 1
 ) -> Watched:
     """Submit everything, step until all is done.
 
     Args:
         engine: not started.
         jobs: to be rendered.
-        between: called after every step, and not counted.
+        between: called after so many steps each time, and not counted; the device has done them by then.
+        every: how many.
     """
     before, began = engine.steps, time.perf_counter()
     tickets = [engine.submit(job) for job in jobs]
     taken, queue, busy = time.perf_counter() - began, 0.0, True
-    while busy:
+    for step in itertools.count(1):
+        if not busy:
+            break
+        due = step % every == 0
         began = time.perf_counter()
         busy = engine.step()
+        if due:
+            settle(engine.model)
         taken += time.perf_counter() - began
         if queue == 0.0 and engine.load[0] == 0:
             done = sum(t.progress * (j.num_inference_steps or 0) for t, j in zip(tickets, jobs, strict=True))
             queue = 2 * done / taken
-        between()
+        if due:
+            between()
     for ticket in tickets:
         ticket.future.result(timeout=0)
     return Watched(taken, queue, engine.steps - before)
@@ -163,17 +171,14 @@ class Limit:
         self._sample = torch.randn((LANES, 4, side, side), **alike)
         self._embeds = torch.randn((LANES, model.max_length, model.unet.config.cross_attention_dim), **alike)
         self._timesteps = torch.full((LANES,), 500.0, device=model.device)
-        self._calls = 0
         self._passes: list[float] = []
         self._coded: list[float] = []
 
     def piece(self) -> None:
-        """Do as many passes as there were calls, some together, and what the next job needs beside."""
-        self._calls += 1
-        if self._calls % PASSES == 0:
-            self._passes.append(seconds(self._forward) / PASSES)
-            if len(self._coded) < len(self._jobs):
-                self._coded.append(seconds(self._code))
+        """Do some passes together, and what the next job needs beside."""
+        self._passes.append(seconds(self._forward) / PASSES)
+        if len(self._coded) < len(self._jobs):
+            self._coded.append(seconds(self._code))
 
     @torch.no_grad()
     def _forward(self) -> None:
@@ -208,7 +213,7 @@ def measure(name: str, model: LoadedModel, jobs: list[JobParameters], rounds: in
 
     def watch(new: list[JobParameters]) -> float:
         limit = Limit(model, new)
-        watched.append(by_engine(engine, new, between=limit.piece))
+        watched.append(by_engine(engine, new, between=limit.piece, every=PASSES))
         limits.append(limit.seconds(evaluations))
         return watched[-1].seconds
 

@@ -229,7 +229,7 @@ def rival_step(model: LoadedModel, lanes: int, size: int, *, rescale: float = 0.
             uncond, cond = output.chunk(2)
             guided = guide(uncond, cond, 7.5)
             if rescale:
-                guided = rescale_guided(guided, cond, rescale)
+                guided = rescale_guided(guided, cond, rescale, 1 - rescale)
             requests[i] = (schedule, schedule.step(guided, evaluation, latents))
         settle(model)
         taken.append(time.perf_counter() - began)

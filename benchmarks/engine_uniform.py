@@ -34,8 +34,8 @@ def measure(
     ours, theirs = [], []
     for take in range(rounds):
         new = [fresh(job, take) for job in jobs]
-        rival = Rival(pipeline, new, steps)
-        ours.append(by_engine(engine, new, between=rival.after_step).seconds)
+        rival = Rival(pipeline, new)
+        ours.append(by_engine(engine, new, between=rival.render, every=steps).seconds)
         theirs.append(rival.finish())
     return {
         "model": name,
@@ -49,15 +49,14 @@ def measure(
 class Rival:
     """diffusers' pipeline, which renders R / 2 jobs in each of its turns."""
 
-    def __init__(self, pipeline: Any, jobs: list[JobParameters], steps: int) -> None:
+    def __init__(self, pipeline: Any, jobs: list[JobParameters]) -> None:
         batches = [jobs[start : start + LANES // 2] for start in range(0, len(jobs), LANES // 2)]
         self._calls = [partial(call, pipeline, batch) for batch in batches]
-        self._steps, self._after, self._taken = steps, 0, 0.0
+        self._taken = 0.0
 
-    def after_step(self) -> None:
-        """Render once the engine has made as many steps as a call does."""
-        self._after += 1
-        if self._after % self._steps == 0 and self._calls:
+    def render(self) -> None:
+        """Make a call, if any is left."""
+        if self._calls:
             self._taken += seconds(self._calls.pop(0))
 
     def finish(self) -> float:

@@ -42,7 +42,7 @@ def row(
     full = lanes  # two requests for every pair of lanes, so that the queue matters too
     for number in range(rounds + 1):
         for count in (full, 1):
-            for mode in MODES:
+            for mode in MODES if number % 2 else reversed(MODES):
                 time = seconds(partial(render, engines[mode], count, size))
                 if number:  # the first round warms up
                     taken.setdefault((mode, count), []).append(time)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,8 +49,8 @@ def seconds(action: Callable[[], Any]) -> float:
 
 
 def median(values: list[float]) -> float:
-    """Return the middle value."""
-    return sorted(values)[len(values) // 2]
+    """Return the middle value; of two, what is between them."""
+    return statistics.median(values)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Settings:
         database_url, redis_url, store_url: None for what is embedded; a path of `store_url` is made absolute.
         lease: seconds without a heartbeat until a worker is declared dead, 3 or more.
         stall: seconds without an answer until a device hangs, 1 or more.
-        deadline: seconds that one job's steps may take, 1 or more.
+        deadline: seconds that one job's steps may take since it last began, 1 or more.
         models: each NAME=REPO_OR_PATH[@REVISION].
         loras: each NAME=PATH.
 

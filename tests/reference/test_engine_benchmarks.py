@@ -89,7 +89,7 @@ def test_the_limits_work_is_done_between_the_engines_steps_and_off_its_clock(
         return result
 
     class Idle:
-        steps, load = 0, (0, 0)
+        steps, load, model = 0, (0, 0), None
 
         def submit(self, job: JobParameters) -> Any:
             future = SimpleNamespace(result=lambda **_: None)
@@ -100,6 +100,7 @@ def test_the_limits_work_is_done_between_the_engines_steps_and_off_its_clock(
             return self.steps < 8
 
     monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr(mixed, "settle", lambda _model: spend("settled", 0.0))
     monkeypatch.setattr(mixed, "encode_all", lambda _model, jobs: spend(f"encode {len(jobs)}", 0.25))
     monkeypatch.setattr(mixed, "decode", lambda _vae, latents: spend(f"decode {len(latents)}", 0.5))
     config = SimpleNamespace(cross_attention_dim=3)
@@ -116,8 +117,11 @@ def test_the_limits_work_is_done_between_the_engines_steps_and_off_its_clock(
     )  # fmt: skip
     jobs = mixed.mixed_jobs(2, size=64)
     limit = mixed.Limit(model, jobs)
-    watched = mixed.by_engine(Idle(), jobs, between=limit.piece)
+    watched = mixed.by_engine(Idle(), jobs, between=limit.piece, every=mixed.PASSES)
     assert done.count("pass") == done.count("step") == 8
+    # What the engine launched is done on its own clock, and not on the limit's.
+    assert done.count("settled") == 2 * 2
+    assert [done[at - 1] for at, what in enumerate(done) if what == "settled"] == ["step", "pass"] * 2
     assert done.count("encode 1") == done.count("decode 1") == len(jobs)
     assert (watched.seconds, watched.steps) == (80.0, 8)
     assert limit.seconds(evaluations=20) == 5 * 1.0 + 2 * 0.75
@@ -126,16 +130,17 @@ def test_the_limits_work_is_done_between_the_engines_steps_and_off_its_clock(
 def test_the_rival_of_uniform_work_takes_its_turns_between_the_engines_steps(
     load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call after as many steps as it has itself; what is left at the end is rendered, too."""
+    """One call at a time; what is left at the end is rendered, too."""
     uniform = load("engine_uniform")
     calls: list[int] = []
     monkeypatch.setattr(uniform, "call", lambda _, jobs: calls.append(len(jobs)))
     monkeypatch.setattr(uniform, "seconds", lambda action: action() or 2.0)
-    rival = uniform.Rival(None, list(range(10)), 3)
-    for _ in range(4):
-        rival.after_step()
+    rival = uniform.Rival(None, list(range(10)))
+    rival.render()
     assert calls == [4]
     assert rival.finish() == 3 * 2.0
+    assert calls == [4, 4, 2]
+    rival.render()
     assert calls == [4, 4, 2]
 
 

@@ -159,7 +159,7 @@ def test_rescaling_gives_a_row_the_same_bits_at_every_place_and_in_any_company(
             torch.randn((8, 4, side, side), generator=generator).to(DEVICE) * others for _ in range(2)
         )
         guided[place : place + 1], cond[place : place + 1] = own
-        found.append(rescale_guided(guided, cond, rescale)[place])
+        found.append(rescale_guided(guided, cond, rescale, 1 - rescale)[place])
     assert all(torch.equal(found[0], each) for each in found[1:])
     right = rescale_noise_cfg(*own, guidance_rescale=0.7)[0]
     assert torch.allclose(found[0], right, rtol=1e-5, atol=1e-6)

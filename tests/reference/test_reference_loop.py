@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from storage.parameters import JobParameters
 from tests.device import DEVICE
@@ -23,7 +24,7 @@ PROMPT = "A watercolor painting of an otter"
 
 @torch.no_grad()
 def _reference_loop(
-    model: LoadedModel, *, guidance_scale: float
+    model: LoadedModel, *, guidance_scale: float, rescale: float = 0.0
 ) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
     """Render the canonical job by the loop as it was written down, with this model's constants."""
 
@@ -47,6 +48,8 @@ def _reference_loop(
         x = scheduler.scale_model_input(x, t)
         uncond, cond = model.unet(x, t, encoder_hidden_states=embeds).sample.chunk(2)
         noise = uncond + guidance_scale * (cond - uncond)
+        if rescale:
+            noise = rescale_noise_cfg(noise, cond, guidance_rescale=rescale)
         latents = scheduler.step(noise, t, latents).prev_sample
     image = model.vae.decode(latents / model.vae.config.scaling_factor).sample
     image = (image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).cpu().numpy()
@@ -62,6 +65,18 @@ def test_reference_mode_is_the_reference_loop(guidance_scale: float, model: Load
     )
     ours, _ = render([job, neighbour], mode="reference")
     latents, pixels = _reference_loop(model, guidance_scale=guidance_scale)
+    assert torch.equal(ours.latents, latents)
+    assert np.array_equal(ours.pixels, pixels)
+
+
+@pytest.mark.parametrize("rescale", [0.9, 0.85, 0.7, 1.0])
+def test_reference_mode_rescales_as_diffusers_does(rescale: float, model: LoadedModel, render: Any) -> None:
+    """In every bit, for shares that float32 has and for those that it rounds."""
+    options = {"guidance_rescale": rescale}
+    (ours,) = render(
+        [JobParameters(prompt=PROMPT, seed=32, guidance_scale=4.0, options=options)], mode="reference"
+    )
+    latents, pixels = _reference_loop(model, guidance_scale=4.0, rescale=rescale)
     assert torch.equal(ours.latents, latents)
     assert np.array_equal(ours.pixels, pixels)
 

@@ -93,7 +93,7 @@ class PipelineEngine:
             make_room: as in `Engine`.
             crowded: likewise.
             stall: seconds without a sign of life after which the device counts as hanging.
-            deadline: seconds that the forward passes of a request may take together.
+            deadline: seconds that the forward passes of a request may take together, since it last began.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this launch.

@@ -104,7 +104,7 @@ class PipelineRequest:
     def begin_again(self) -> None:
         """Go back to the first step."""
         self.keys, self.parts, self.calls, self.width = set(), set(), 0, 0
-        self.steps, self.first_call = (0, 1), None
+        self.steps, self.first_call, self.spent = (0, 1), None, 0.0
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of `encode`, `denoise` (first call to last answer) and `decode`."""

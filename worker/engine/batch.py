@@ -57,7 +57,8 @@ class Batch:
             for request in requests
         ]
         self._rescaled = any(rescales)
-        self._rescales = torch.tensor(rescales, device=model.device)[:, None, None, None]
+        shares = [(rescale, 1 - rescale) for rescale in rescales]
+        self._rescales = torch.tensor(shares, device=model.device)[:, :, None, None, None]
         self.history = History.gather([request.state for request in requests])
         self._evaluations = torch.tensor([request.evaluation for request in requests], device=model.device)
         self._shared = _shared(requests, model.device)
@@ -120,8 +121,8 @@ class Batch:
         rescales = pad(self._rescales, max(self._full, len(output)) - len(self._rescales))
         idle = len(rescales) - len(output)
         cond = noise_pred[self._shared.cond]
-        rescaled = rescale_guided(pad(output, idle), pad(cond, idle), rescales)
-        return torch.where(rescales > 0, rescaled, pad(output, idle))[: len(output)]
+        rescaled = rescale_guided(pad(output, idle), pad(cond, idle), rescales[:, 0], rescales[:, 1])
+        return torch.where(rescales[:, 0] > 0, rescaled, pad(output, idle))[: len(output)]
 
     def accept(self, history: History) -> None:
         """Move on to the next evaluation of every request."""

@@ -45,7 +45,6 @@ from worker.stages.text import TextStage
 log = structlog.get_logger()
 T = TypeVar("T")
 POSTPONED = 256  # steps that a new latent shape waits for more urgent requests
-BACKLOG = 2  # denoised requests that wait for their decoding, which would go on to hold a worker's places
 
 
 class Engine:
@@ -98,7 +97,8 @@ class Engine:
             crowded: whether other models are on the device, which can leave it: then too little memory for
                 what was tuned is an error.
             stall: seconds after which a forward pass, an encoding or a decode counts as a device that hangs.
-            deadline: seconds that the steps of a request may take together; then it fails, before the next.
+            deadline: seconds that the steps of a request may take together, since it last began; then it
+                fails, before the next.
 
         Raises:
             BadInputError: when the mode cannot run with these lanes, this dtype or this device.
@@ -129,7 +129,8 @@ class Engine:
         self._in_lanes: list[tuple[Request, int]] = []  # accepted, a request may need others
         self._verdict: Verdict | None = None
         self._closing = False
-        self._postponed = 0  # steps for which a new latent shape has waited for more urgent requests
+        self._steps_begun = 0
+        self._new: dict[Group, int] = {}  # kinds that have no plan yet: the step in which they were met
         self._thread: threading.Thread | None = None
 
     @property
@@ -159,6 +160,7 @@ class Engine:
 
         Raises:
             BadInputError: when the job cannot be rendered with this model; one sentence says why.
+            MemoryError, RuntimeError: when the host's memory ran out.
             Released: when the engine drains or is closed.
             EngineDeadError: when the engine has died.
         """
@@ -235,7 +237,7 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Run one forward pass for the requests whose turn it is, then finish the picture that is due.
+        """Run one forward pass for the requests whose turn it is, then finish pictures of those who are done.
 
         Nothing changes in a request until the forward pass has succeeded.
 
@@ -284,22 +286,31 @@ class Engine:
     def _plan_next_group(self) -> None:
         """Find out for a new latent shape, or prompt length, whether it is exact at R lanes.
 
-        That takes dozens of forward passes, so one for more urgent requests goes first.
+        That can take dozens of forward passes, so more urgent requests go first for a while.
         """
         requests = [request for request in self._roster.snapshot() if not request.denoised]
         new = [request for request in requests if request.group not in self._plans]
+        self._steps_begun += 1
+        self._new = {r.group.kind: self._new.get(r.group.kind, self._steps_begun) for r in new}
         urgent = max((r.priority for r in requests if r.group in self._plans), default=-math.inf)
-        if not new or (max(r.priority for r in new) < urgent and self._postponed < POSTPONED):
-            self._postponed += bool(new)
+        due = [
+            request
+            for request in new
+            if request.priority >= urgent
+            or self._plans.takes_no_passes
+            or self._steps_begun - self._new[request.group.kind] >= POSTPONED
+        ]
+        if not due:
             return
-        self._postponed = 0
-        group = min(new, key=lambda request: (-request.priority, request.arrival)).group
+        first = min(due, key=lambda request: (-request.priority, request.arrival))
         try:
-            self._plan(group)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is so for all who ask for this size
-            for request in new:
-                if request.group.kind == group.kind:
-                    self._fail(request, error, stage="trying out its size")
+            self._plan(first.group)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a future has to hear of it
+            alike = [request for request in new if request.group.kind == first.group.kind]
+            # What does not fit fits none of them; anything else may be a matter of the moment.
+            hopeless = is_out_of_memory(error) and first.group not in self._plans
+            for request in alike if hopeless else [first]:
+                self._fail(request, error, stage="trying out its size")
 
     def _plan(self, group: Group) -> None:
         self._turn_on(group.kind)  # with the weights of its kind: a plan must not go by who comes first
@@ -416,17 +427,16 @@ class Engine:
             request.note_end()
 
     def _finish_some(self) -> None:
-        """Decode the oldest denoised request, if any; more only where they end faster than one a step."""
-        while denoised := [request for request in self._roster.snapshot() if request.denoised]:
+        """Decode the oldest of the denoised requests, up to half of them: so they do not pile up."""
+        waiting = [r for r in self._roster.snapshot() if r.denoised and not r.cancelled.is_set()]
+        if waiting:
             self._hear()
-            request = next((request for request in denoised if not request.future.done()), None)
-            if request is None:
-                return
+        for request in waiting[: (len(waiting) + 1) // 2]:
+            if request.future.done() or self._closing:
+                continue
             result = self._attempt(request, "decoding", self._in_room, self._picture, request)
             if result is not None:
                 self._roster.settle(request, result)
-            if len(denoised) <= BACKLOG + 1:
-                return
 
     def _picture(self, request: Request) -> RenderResult:
         self._watchdog.beat()

@@ -42,6 +42,7 @@ def numerics_record(model: LoadedModel | LoadedPipeline, *, mode: str) -> dict[s
         "layout": model.layout,
         "launch": model.launch,
         "attention": _attention_backend(denoiser),
+        **({"attention_kernels": _attention_kernels()} if model.device.type == "cuda" else {}),
         "device": device_name(model.device),
         "device_type": model.device.type,
         "threads": torch.get_num_threads(),
@@ -56,6 +57,18 @@ def _attention_backend(denoiser: Any) -> str:
     """Name the denoiser's attention processors, one name unless somebody mixed them."""
     processors = getattr(denoiser, "attn_processors", {})
     return "+".join(sorted({type(processor).__name__ for processor in processors.values()})) or "own"
+
+
+def _attention_kernels() -> list[str]:
+    """Name the kernels that a GPU's attention is chosen from, see `make_repeatable`."""
+    backends: Any = torch.backends.cuda  # torch has no types for some of these
+    allowed = {
+        "flash": backends.flash_sdp_enabled(),
+        "efficient": backends.mem_efficient_sdp_enabled(),
+        "cudnn": backends.cudnn_sdp_enabled(),
+        "math": backends.math_sdp_enabled(),
+    }
+    return [name for name, is_allowed in allowed.items() if is_allowed]
 
 
 def _compiler(model: LoadedModel | LoadedPipeline) -> str:

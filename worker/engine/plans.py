@@ -32,6 +32,11 @@ class Plans:
         plan = LanePlan(lanes=lanes, alone=mode == "reference", narrower=narrower, parts=parts)
         self._plans = {native_group(model): plan}
 
+    @property
+    def takes_no_passes(self) -> bool:
+        """Whether a new group is run like all others, with nothing to find out."""
+        return self._mode == "reference" or (self._mode == "throughput" and self._model.launch == "eager")
+
     def __contains__(self, group: Group) -> bool:
         """Tell whether a group has a plan."""
         return group.kind in self._plans
@@ -49,7 +54,7 @@ class Plans:
         return self[group].record if group in self else LanePlan(lanes=self._lanes).record
 
     def add(self, group: Group) -> None:
-        """Find out how a new group is run; it takes a few forward passes, with its LoRAs turned on.
+        """Find out how a new group is run, LoRAs turned on; exact mode takes dozens of passes for it.
 
         Raises:
             torch.OutOfMemoryError: when not even two lanes of it fit.

@@ -30,7 +30,10 @@ def guide(uncond: torch.Tensor, cond: torch.Tensor, guidance_scale: torch.Tensor
 
 
 def rescale_guided(
-    guided: torch.Tensor, cond: torch.Tensor, guidance_rescale: torch.Tensor | float
+    guided: torch.Tensor,
+    cond: torch.Tensor,
+    guidance_rescale: torch.Tensor | float,
+    rest: torch.Tensor | float,
 ) -> torch.Tensor:
     """Pull the guided prediction's standard deviation towards the prompt's.
 
@@ -43,13 +46,14 @@ def rescale_guided(
         cond: noise predicted for the prompts, same shape.
         guidance_rescale: 0 leaves `guided`, 1 takes the prompt's deviation; one number, or one a request,
             (requests, 1, 1, 1).
+        rest: 1 - `guidance_rescale`, likewise; rounded to float32 only here, as diffusers does.
 
     Returns:
         The rescaled prediction, same shape and dtype.
     """
     dims = list(range(1, cond.ndim))
     rescaled = guided * (cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
-    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
+    return guidance_rescale * rescaled + rest * guided
 
 
 def guided_evaluations(interval: Sequence[float] | None, evaluations: int) -> range:

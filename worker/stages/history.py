@@ -43,16 +43,16 @@ class History:
         )
 
     @classmethod
-    def gather(cls, places: Sequence[tuple[History, int]]) -> History:
+    def gather(cls, states: Sequence[tuple[History, int]]) -> History:
         """Put rows of other histories below each other."""
 
         def rows(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-            return torch.cat([t[row : row + 1] for t, (_, row) in zip(tensors, places, strict=True)])
+            return torch.cat([t[row : row + 1] for t, (_, row) in zip(tensors, states, strict=True)])
 
         def registers(of: Iterable[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
             return tuple(rows(lag) for lag in zip(*of, strict=True))
 
-        histories = [history for history, _ in places]
+        histories = [history for history, _ in states]
         return cls(
             latents=registers(history.latents for history in histories),
             outputs=registers(history.outputs for history in histories),

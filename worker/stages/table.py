@@ -112,7 +112,8 @@ def probe(build: Callable[[], Any], step_arguments: Callable[[Any], dict[str, An
         if is_out_of_memory(error):
             raise
         # A class that wants real latents gets them, when it is called itself.
-        log.info("a noise scheduler has no table", scheduler=type(scheduler).__name__, reason=str(error))
+        name = type(scheduler).__name__
+        log.info("a noise scheduler has no table", action="table", scheduler=name, reason=str(error))
         return None
 
 

@@ -98,6 +98,28 @@ def test_an_urgent_job_waits_for_a_less_urgent_sets_turn_and_no_longer() -> None
     assert LOWER == (TURNS_A_ROUND - 1) * HOLD
 
 
+def test_a_more_urgent_job_ends_a_less_urgent_sets_turn() -> None:
+    """It was let in before others, and not before one that comes with a higher priority than theirs."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    mine, urgent = Job(1), Job(2, group=SMALL._replace(loras=A), priority=5)
+    for _ in range(LOWER):
+        admission.choose([mine, urgent])
+    assert admission.choose([mine, urgent])[0] == [mine]
+    latest = Job(3, group=SMALL._replace(loras=B), priority=9)
+    assert admission.choose([mine, urgent, latest])[0] == [latest]
+
+
+def test_passes_that_only_less_urgent_sets_waited_for_do_not_count() -> None:
+    """A peer that comes late finds a turn that has just begun."""
+    admission = Admission(lambda _: LanePlan(lanes=4))
+    low, mine = Job(1), Job(2, group=SMALL._replace(loras=A), priority=5)
+    for _ in range(3 * HOLD):
+        assert admission.choose([low, mine])[0] == [mine]
+    peer = Job(3, group=SMALL._replace(loras=B), priority=5)
+    run = [admission.choose([low, mine, peer])[0][0] for _ in range(HOLD + 1)]
+    assert run == [mine] * HOLD + [peer]
+
+
 def test_calls_of_pipelines_go_by_priority_across_sets_too() -> None:
     """An urgent call of another set is next."""
     turns = Turns()
