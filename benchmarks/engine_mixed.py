@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import heapq
 import importlib.util
-import itertools
 import math
 import time
 from collections import defaultdict
@@ -43,6 +42,7 @@ from report import median, seconds, show
 
 from storage.parameters import JobParameters
 from worker.engine.engine import Engine
+from worker.engine.trial import nothing
 from worker.models.load import LoadedModel
 from worker.stages.decode import decode
 from worker.stages.tables import Tables
@@ -67,10 +67,6 @@ class Watched:
     steps: int
 
 
-def nothing() -> None:
-    """Do nothing between two steps."""
-
-
 def by_engine(
     engine: Engine, jobs: list[JobParameters], *, between: Callable[[], object] = nothing, every: int = 1
 ) -> Watched:
@@ -84,10 +80,9 @@ def by_engine(
     """
     before, began = engine.steps, time.perf_counter()
     tickets = [engine.submit(job) for job in jobs]
-    taken, queue, busy = time.perf_counter() - began, 0.0, True
-    for step in itertools.count(1):
-        if not busy:
-            break
+    taken, queue, busy, step = time.perf_counter() - began, 0.0, True, 0
+    while busy:
+        step += 1
         due = step % every == 0
         began = time.perf_counter()
         busy = engine.step()

@@ -62,7 +62,7 @@ class Rival:
     def finish(self) -> float:
         """Render what is left; returns the seconds of all calls."""
         while self._calls:
-            self._taken += seconds(self._calls.pop(0))
+            self.render()
         return self._taken
 
 

@@ -69,10 +69,9 @@ def matmul_peak(model: LoadedModel, dtype: torch.dtype) -> float:
 
 
 def speed(
-    model: LoadedModel, ways: list[tuple[Variant, str]], lanes: tuple[int, ...]
+    model: LoadedModel, flop: float, ways: list[tuple[Variant, str]], lanes: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Time every variant at every R."""
-    flop = sum(flop_of_a_lane(model).values())
+    """Time every variant at every R; `flop` is what a lane takes."""
     peaks = {way.dtype: matmul_peak(model, products_of(way)) for way, _ in ways}
     rows: list[dict[str, Any]] = []
     for way, launch in ways:
@@ -101,9 +100,16 @@ def speed(
     return rows
 
 
-def where(model: LoadedModel, way: Variant, lanes: int) -> list[dict[str, Any]]:
-    """Divide a forward pass's time by kinds of operation, and relate each to the matrix product's peak."""
-    flop, peak = flop_of_a_lane(model), matmul_peak(model, products_of(way))
+def where(model: LoadedModel, flop: dict[str, float], way: Variant, lanes: int) -> list[dict[str, Any]]:
+    """Divide a forward pass's time by kinds of operation, and relate each to the matrix product's peak.
+
+    Args:
+        model: in float32, or as a GPU's worker loads it.
+        flop: what a lane takes, by kind.
+        way: in which it runs.
+        lanes: R.
+    """
+    peak = matmul_peak(model, products_of(way))
     variant = as_it_is(model, way)
     batch = Lanes.stack(random_lanes(variant, lanes, native_group(variant)))
     predict_noise(variant, batch, width=lanes)
@@ -193,13 +199,14 @@ def main() -> None:
         ways += [(Variant(dtype=dtypes[-1], layout="contiguous"), launch) for launch in launches]
     measured = larger_model(model) if options.quick else sd_sized(model)
     lanes = (2, 4, 8) if model.device.type == "cpu" else (2, 8, 16, 32)
-    table = speed(measured, ways, (2, 8) if options.quick else lanes)
+    flop = flop_of_a_lane(measured)
+    table = speed(measured, sum(flop.values()), ways, (2, 8) if options.quick else lanes)
     show(table, as_json=False)
     print()
     times = [
         row
-        for dtype in (dtypes[0], *dtypes[1:][-1:])
-        for row in where(measured, Variant(dtype=dtype, layout="contiguous"), 2 if dtype == "float32" else 8)
+        for dtype, count in {dtypes[-1]: 8, "float32": 2}.items()
+        for row in where(measured, flop, Variant(dtype=dtype, layout="contiguous"), count)
     ]
     jobs = [
         JobParameters(
