@@ -55,12 +55,13 @@ class Turns:
         oldest = {call.key: call for call in sorted(calls, key=_waited_longest, reverse=True)}
         # Forget groups that left, so that a worker that meets many sizes does not grow.
         self._last_turn = {key: turn for key, turn in self._last_turn.items() if key in oldest}
-        priorities: dict[Hashable, int] = {}
-        for call in calls:
-            priorities[call.key] = max(-call.rank[0], priorities.get(call.key, -call.rank[0]))
         key = self._turns.next(
             {
-                key: Standing(priority=priorities[key], waits=self._waits_since(call), loras=call.loras)
+                key: Standing(
+                    priority=max(-other.rank[0] for other in calls if other.key == key),
+                    waits=self._waits_since(call),
+                    loras=call.loras,
+                )
                 for key, call in oldest.items()
             }
         )

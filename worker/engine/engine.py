@@ -129,8 +129,7 @@ class Engine:
         self._in_lanes: list[tuple[Request, int]] = []  # accepted, a request may need others
         self._verdict: Verdict | None = None
         self._closing = False
-        self._steps_begun = 0
-        self._new: dict[Group, int] = {}  # kinds that have no plan yet: the step in which they were met
+        self._new: dict[Group, int] = {}  # kinds that have no plan yet: `steps` when they were met
         self._thread: threading.Thread | None = None
 
     @property
@@ -290,15 +289,14 @@ class Engine:
         """
         requests = [request for request in self._roster.snapshot() if not request.denoised]
         new = [request for request in requests if request.group not in self._plans]
-        self._steps_begun += 1
-        self._new = {r.group.kind: self._new.get(r.group.kind, self._steps_begun) for r in new}
+        self._new = {r.group.kind: self._new.get(r.group.kind, self.steps) for r in new}
         urgent = max((r.priority for r in requests if r.group in self._plans), default=-math.inf)
         due = [
             request
             for request in new
             if request.priority >= urgent
             or self._plans.takes_no_passes
-            or self._steps_begun - self._new[request.group.kind] >= POSTPONED
+            or self.steps - self._new[request.group.kind] >= POSTPONED
         ]
         if not due:
             return
